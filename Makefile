@@ -1,0 +1,112 @@
+# Every verb of the kit. `make help` lists them; `make export deploy` is the whole way from nothing to a live recommendation.
+
+DOMAIN ?= ecommerce
+DATA ?= data
+VAR ?= var
+PRECISION ?= int8
+HOST ?= 127.0.0.1
+GRPC_PORT ?= 8001
+HTTP_PORT ?= 8000
+METRICS_PORT ?= 8002
+TEXT ?= I want to buy a blue shirt
+HISTORY ?=
+K ?= 10
+RELEASE ?=
+USERS ?= 8
+DURATION ?= 20
+PYTHON ?= python3
+# Settings of the domain's YAML to change for once: SET="training.seed=1 export.calibration_texts=64"
+SET ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+CONFIG := configs/$(DOMAIN).yaml
+SERVER := $(if $(filter 0.0.0.0,$(HOST)),127.0.0.1,$(HOST)):$(GRPC_PORT)
+ENDPOINTS := --host $(HOST) --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
+# People's words go through the environment, where no quote or dollar sign of theirs can become part of a command.
+TUNE := $(PY) -m training
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help setup data train export deploy status logs recommend stop loadtest bench test lint format lock clean running
+
+help:  ## List the verbs
+	@echo "Usage: make <verb> [VARIABLE=value …]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) SET"
+
+setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
+
+$(INSTALLED): pyproject.toml client/pyproject.toml requirements/constraints.txt requirements/no-deps.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Error: Python 3.10 to 3.13 is needed, this is %d.%d; name another with PYTHON=" % v)'
+	@echo "setting up $(VENV): a few minutes the first time …"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e client -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	@touch $@
+
+data: setup  ## Check the dataset under DATA and show what is in it
+	@$(TUNE) data --config $(CONFIG) --data $(DATA) $(SET)
+
+train: setup  ## Tune the instruction model: dataset to run
+	@$(TUNE) train --config $(CONFIG) --data $(DATA) --var $(VAR) $(SET)
+
+export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
+	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)
+
+deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
+	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export
+	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS)
+	@$(MAKE) --no-print-directory recommend
+	@echo
+	@echo 'Ask more:  make recommend TEXT="a warm winter jacket for my son" K=5      Stop:  make stop'
+
+status: setup  ## Say what runs, what answers, and how much memory it takes
+	@$(PY) -m serving status --var $(VAR)
+
+logs: setup  ## Show the end of the server's log
+	@$(PY) -m serving logs --var $(VAR)
+
+running: setup
+	@$(PY) -m serving status --var $(VAR) > /dev/null 2>&1 || $(MAKE) --no-print-directory deploy
+
+recommend: export TEXT := $(value TEXT)
+recommend: export HISTORY := $(value HISTORY)
+recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
+	@$(PY) -m instructrec_client "$$TEXT" --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN)
+
+stop: setup  ## Stop the server once it has answered what is in flight
+	@$(PY) -m serving stop --var $(VAR)
+
+loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds) and hold it against the domain's SLA
+	@$(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
+		--instructions "$$($(PY) -m serving instructions --domain $(DOMAIN) --var $(VAR))" --output-dir $(VAR)/loadtest
+
+bench: running  ## Measure the live service against its own encoder, as ratios of one run
+	@$(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
+		--release "$$($(PY) -m serving instructions --domain $(DOMAIN) --var $(VAR) --folder)" --output-dir $(VAR)/bench
+
+test: setup  ## Run all tests, those against the real server included
+	@$(PY) -m pytest
+
+lint: setup  ## Check style, docstrings and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@MYPYPATH=serving $(VENV)/bin/mypy --config-file pyproject.toml model_repository/tokenizer/1/model.py
+	@MYPYPATH=serving $(VENV)/bin/mypy --config-file pyproject.toml model_repository/topk/1/model.py
+
+format:  ## Put the code into its style
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+lock: setup  ## Pin every dependency anew (requirements/constraints.in says which pins are ours, and why)
+	@$(PY) -m pip install --quiet uv
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-index-url --no-emit-package instructrec-client \
+		--custom-compile-command 'make lock' -c requirements/constraints.in pyproject.toml client/pyproject.toml -o requirements/constraints.txt
+
+clean:  ## Stop the server and remove all that was produced (VAR)
+	@test ! -x $(PY) || test ! -e $(VAR)/server.json || $(PY) -m serving stop --var $(VAR)
+	rm -rf $(VAR)

@@ -1,0 +1,51 @@
+"""Client of an InstructRec server: an instruction and a history in, ranked items with their reasons out.
+
+Example:
+    from instructrec_client import Client
+
+    with Client("127.0.0.1:8001", domain="ecommerce", timeout=0.5) as client:
+        answer = client.recommend("I want to buy a blue shirt", history=["10012"], k=5)
+"""
+
+from ._async_client import AsyncClient
+from ._client import Client
+from ._errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InstructRecError,
+    InvalidRequest,
+    ModelNotFound,
+    ProtocolError,
+    QueueFull,
+    ServerError,
+    ServerUnavailable,
+)
+from ._models import Item, Reason, Recommendations
+from ._timeout import Timeout
+from ._transport import Tls
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientClosed",
+    "DeadlineExceeded",
+    "InstructRecError",
+    "InvalidRequest",
+    "Item",
+    "ModelNotFound",
+    "ProtocolError",
+    "QueueFull",
+    "Reason",
+    "Recommendations",
+    "ServerError",
+    "ServerUnavailable",
+    "Timeout",
+    "Tls",
+]
+
+__version__ = "0.1.0"
+
+# Users see, pickle and document the names where they import them from, not where they are written.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,102 @@
+"""The asyncio client: `Client` with awaited calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ._base import BaseClient, Traceback
+from ._errors import DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
+from ._models import Recommendations
+from ._timeout import Deadline, Timeout
+from ._transport import AsyncGrpcTransport, AsyncTransport
+from ._validation import check_request
+from ._wire import WireRequest, decode, encode
+
+__all__ = ["AsyncClient"]
+
+
+class AsyncClient(BaseClient):
+    """`Client` for asyncio: the same calls, awaited. Belongs to one event loop; its tasks may share it.
+
+    Example:
+        async with AsyncClient("127.0.0.1:8001", domain="ecommerce") as client:
+            answer = await client.recommend("I want to buy a blue shirt", k=5)
+    """
+
+    _transport: AsyncTransport | None = None
+
+    async def recommend(
+        self,
+        instruction: str,
+        *,
+        history: Sequence[str] = (),
+        k: int = 10,
+        timeout: Timeout | float | None = None,
+    ) -> Recommendations:
+        """See `Client.recommend`."""
+        return (await self.recommend_batch([instruction], histories=[history], k=k, timeout=timeout))[0]
+
+    async def recommend_batch(
+        self,
+        instructions: Sequence[str],
+        *,
+        histories: Sequence[Sequence[str]] | None = None,
+        k: int = 10,
+        timeout: Timeout | float | None = None,
+    ) -> list[Recommendations]:
+        """See `Client.recommend_batch`."""
+        deadline = self._deadline(timeout)
+        check_request(instructions, histories, k)
+        transport = self._connected()
+        answers: list[Recommendations] = []
+        for request in encode(instructions, histories, k):
+            answers += await self._send(transport, request, deadline)
+        return answers
+
+    async def ready(self, *, timeout: Timeout | float | None = None) -> bool:
+        """See `Client.ready`."""
+        remaining = self._deadline(timeout).remaining()
+        try:
+            return await self._connected().model_ready(self.domain, remaining)
+        except (DeadlineExceeded, ModelNotFound, ServerUnavailable):
+            return False
+
+    async def close(self) -> None:
+        """See `Client.close`."""
+        with self._lock:
+            self._closed = True
+            transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        """Return the client."""
+        self._require_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: Traceback
+    ) -> None:
+        """Close the client."""
+        await self.close()
+
+    def _connect(self) -> AsyncTransport:
+        return AsyncGrpcTransport(self._endpoint)
+
+    def _connected(self) -> AsyncTransport:
+        with self._lock:
+            self._require_open()
+            if self._transport is None:
+                self._transport = self._connect()
+            return self._transport
+
+    async def _send(self, transport: AsyncTransport, request: WireRequest, deadline: Deadline) -> list[Recommendations]:
+        attempts = self._attempts(deadline)
+        while True:
+            remaining = attempts.remaining()
+            try:
+                return decode(await transport.infer(self.domain, request.inputs, remaining), request)
+            except InstructRecError as error:
+                pause = attempts.pause_after(error)
+            await asyncio.sleep(pause)

@@ -1,0 +1,79 @@
+"""What both clients are made of, without their input and output."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from ._errors import ClientClosed
+from ._retry import Attempts
+from ._timeout import Deadline, Timeout
+from ._transport import ChannelArgs, Endpoint, Tls
+
+__all__ = ["BaseClient", "Traceback"]
+
+Traceback = TracebackType | None
+
+
+class BaseClient:
+    """The settings of a client, and the decisions that need no connection."""
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        domain: str = "ecommerce",
+        timeout: Timeout | float = Timeout(),  # noqa: B008 - frozen
+        retries: int = 2,
+        channel_args: ChannelArgs | None = None,
+        tls: Tls | bool | None = None,
+    ) -> None:
+        """Keep the settings; nothing is connected before the first call.
+
+        Args:
+            url: The server's gRPC endpoint: `host:port` without `http://`, or gRPC's `dns:///host:port`.
+            domain: The domain to ask, which is the name of its model on the server.
+            timeout: The default deadline of a call: a `Timeout`, or seconds. It covers connecting and all retries.
+            retries: How often a call is repeated when the server is unavailable or its queue is full; never otherwise.
+            channel_args: gRPC channel options, added to the client's own and winning over them.
+            tls: A `Tls`, or True for an encrypted connection that trusts the system's roots. None connects without TLS.
+
+        Raises:
+            ValueError: An argument makes no sense; the message says which.
+        """
+        if not url or url.startswith(("http://", "https://", "grpc://")):
+            raise ValueError(f"url is the gRPC endpoint as host:port, without a scheme, got {url!r}")
+        if not domain:
+            raise ValueError("domain is empty: give the name of the model to ask")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is a whole number from 0, got {retries!r}")
+        self._endpoint = Endpoint(url, channel_args, tls)
+        self._domain = domain
+        self._timeout = Timeout.of(timeout)
+        self._retries = retries
+        self._closed = False
+        self._lock = threading.Lock()  # guards _closed and the connection
+
+    @property
+    def url(self) -> str:
+        """The server's gRPC endpoint."""
+        return self._endpoint.url
+
+    @property
+    def domain(self) -> str:
+        """The domain that is asked."""
+        return self._domain
+
+    def __repr__(self) -> str:
+        """Show whom this client asks."""
+        return f"{type(self).__name__}({self.url!r}, domain={self.domain!r}, timeout={self._timeout.total:g})"
+
+    def _deadline(self, timeout: Timeout | float | None) -> Deadline:
+        return Deadline(self._timeout if timeout is None else Timeout.of(timeout))
+
+    def _attempts(self, deadline: Deadline) -> Attempts:
+        return Attempts(deadline, self._retries)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("the client is closed: make a new one")

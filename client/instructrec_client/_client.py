@@ -1,0 +1,138 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ._base import BaseClient, Traceback
+from ._errors import DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
+from ._models import Recommendations
+from ._timeout import Deadline, Timeout
+from ._transport import GrpcTransport, Transport
+from ._validation import check_request
+from ._wire import WireRequest, decode, encode
+
+__all__ = ["Client"]
+
+
+class Client(BaseClient):
+    """Asks one domain of an InstructRec server. Threads may share one client.
+
+    It connects with the first call, so it may be made before a process forks. gRPC keeps one connection for each
+    client: one client talks to one server, unless `channel_args` say otherwise (`grpc.lb_policy_name`). Logs nothing.
+
+    Example:
+        with Client("127.0.0.1:8001", domain="ecommerce") as client:
+            answer = client.recommend("I want to buy a blue shirt", k=5)
+    """
+
+    _transport: Transport | None = None
+
+    def recommend(
+        self,
+        instruction: str,
+        *,
+        history: Sequence[str] = (),
+        k: int = 10,
+        timeout: Timeout | float | None = None,
+    ) -> Recommendations:
+        """Return the best `k` items for an instruction.
+
+        Args:
+            instruction: What the person wants, in their own words. A server cuts what exceeds its model's length.
+            history: Ids of items the person chose before, newest first. Unknown ids are ignored.
+            k: How many items, 1 to 100.
+            timeout: The deadline of this call; the client's own where None.
+
+        Raises:
+            InvalidRequest: An argument breaks the contract.
+            DeadlineExceeded: There was no answer in time.
+            ServerUnavailable: The server is not there or cannot serve now, also after the retries.
+            ModelNotFound: The server does not have the domain.
+            ServerError: The server failed.
+            ProtocolError: The answer is not what the contract says.
+            ClientClosed: The client is closed.
+        """
+        return self.recommend_batch([instruction], histories=[history], k=k, timeout=timeout)[0]
+
+    def recommend_batch(
+        self,
+        instructions: Sequence[str],
+        *,
+        histories: Sequence[Sequence[str]] | None = None,
+        k: int = 10,
+        timeout: Timeout | float | None = None,
+    ) -> list[Recommendations]:
+        """Return one answer for each instruction, in their order.
+
+        Up to 32 instructions travel in one request; more are split into several, sent one after another.
+
+        Args:
+            instructions: As for `recommend`.
+            histories: One history for each instruction, or None.
+            k: How many items for each instruction.
+            timeout: The deadline of the whole call, all its requests together.
+
+        Raises:
+            InstructRecError: As for `recommend`. The call returns all answers or none.
+        """
+        deadline = self._deadline(timeout)
+        check_request(instructions, histories, k)
+        transport = self._connected()
+        answers: list[Recommendations] = []
+        for request in encode(instructions, histories, k):
+            answers += self._send(transport, request, deadline)
+        return answers
+
+    def ready(self, *, timeout: Timeout | float | None = None) -> bool:
+        """Return whether the server says that the domain's model is ready; False as well when no server answers.
+
+        Only an answer to `recommend` proves that it works: a server can call itself ready with a broken step.
+
+        Raises:
+            ServerError: What answers is no inference server.
+            ClientClosed: The client is closed.
+        """
+        remaining = self._deadline(timeout).remaining()
+        try:
+            return self._connected().model_ready(self.domain, remaining)
+        except (DeadlineExceeded, ModelNotFound, ServerUnavailable):
+            return False
+
+    def close(self) -> None:
+        """Close the connection. Calls that are under way end with `ClientClosed`."""
+        with self._lock:
+            self._closed = True
+            transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def __enter__(self) -> Client:
+        """Return the client."""
+        self._require_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Traceback) -> None:
+        """Close the client."""
+        self.close()
+
+    def _connect(self) -> Transport:
+        return GrpcTransport(self._endpoint)
+
+    def _connected(self) -> Transport:
+        with self._lock:
+            self._require_open()
+            if self._transport is None:
+                self._transport = self._connect()
+            return self._transport
+
+    def _send(self, transport: Transport, request: WireRequest, deadline: Deadline) -> list[Recommendations]:
+        attempts = self._attempts(deadline)
+        while True:
+            remaining = attempts.remaining()
+            try:
+                return decode(transport.infer(self.domain, request.inputs, remaining), request)
+            except InstructRecError as error:
+                pause = attempts.pause_after(error)
+            time.sleep(pause)

@@ -1,0 +1,62 @@
+"""Everything that a call can raise.
+
+InstructRecError
+├── InvalidRequest        the request is wrong: correct it, do not repeat it
+├── DeadlineExceeded      no answer in time
+├── ServerUnavailable     nothing answers there, or it is going away
+│   └── QueueFull         the server is there and refuses more work
+├── ModelNotFound         the server does not have this domain
+├── ServerError           the server failed
+├── ProtocolError         the answer is not what the contract says
+└── ClientClosed          the client was used after close()
+"""
+
+# ruff: noqa: N818
+
+__all__ = [
+    "ClientClosed",
+    "DeadlineExceeded",
+    "InstructRecError",
+    "InvalidRequest",
+    "ModelNotFound",
+    "ProtocolError",
+    "QueueFull",
+    "ServerError",
+    "ServerUnavailable",
+]
+
+
+class InstructRecError(Exception):
+    """Base of every error that a call to the server raises."""
+
+
+class InvalidRequest(InstructRecError):
+    """The request breaks the contract: found by the client before sending, or by the server (INVALID_ARGUMENT)."""
+
+
+class DeadlineExceeded(InstructRecError):
+    """The call's deadline passed, or would pass before the next attempt."""
+
+
+class ServerUnavailable(InstructRecError):
+    """Nothing answers at the address, or what answers cannot serve now (UNAVAILABLE), also after the retries."""
+
+
+class QueueFull(ServerUnavailable):
+    """The server's queue is full: it refuses work so as to keep its latency. Send less, or add servers."""
+
+
+class ModelNotFound(InstructRecError):
+    """The server has no model with the domain's name (NOT_FOUND)."""
+
+
+class ServerError(InstructRecError):
+    """The server answered with a fault of its own, which its log explains."""
+
+
+class ProtocolError(InstructRecError):
+    """The answer lacks a tensor, or one has the wrong type or shape: client and server are of different versions."""
+
+
+class ClientClosed(InstructRecError):
+    """The client was used after it was closed."""

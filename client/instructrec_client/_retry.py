@@ -1,0 +1,69 @@
+"""When to ask again: the decisions of both clients, without their input and output."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from ._errors import DeadlineExceeded, InstructRecError, ServerUnavailable
+from ._timeout import Deadline
+
+__all__ = ["Attempts"]
+
+FIRST_PAUSE = 0.05
+"""Upper end of the first pause, in seconds; each further one is twice as long."""
+LONGEST_PAUSE = 1.0
+"""Upper end of any pause, in seconds."""
+
+
+class Attempts:
+    """The attempts at one request: up to `retries` more after the first, all before one deadline.
+
+    Only an unavailable server is asked again: every other error would come again, or has used up the time. Repeating
+    is safe, a recommendation changes nothing on the server.
+
+    Args:
+        deadline: Shared by all attempts and the pauses between them.
+        retries: How many attempts may follow the first.
+        uniform: Draws a number between two others.
+    """
+
+    def __init__(
+        self, deadline: Deadline, retries: int, uniform: Callable[[float, float], float] = random.uniform
+    ) -> None:
+        """Start with no attempt made."""
+        self._deadline = deadline
+        self._retries = retries
+        self._uniform = uniform
+        self._failed = 0
+
+    def remaining(self) -> float:
+        """Return the seconds that the next attempt may take.
+
+        Raises:
+            DeadlineExceeded: None are left.
+        """
+        return self._deadline.remaining()
+
+    def pause_after(self, error: InstructRecError) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Raises:
+            InstructRecError: `error` itself, where it is final.
+            DeadlineExceeded: The deadline passed, or would before the pause is over; caused by `error`.
+        """
+        if isinstance(error, DeadlineExceeded):
+            raise self._deadline.exceeded() from error
+        if not isinstance(error, ServerUnavailable) or self._failed >= self._retries:
+            raise error
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failed)
+        self._failed += 1
+        # Jitter keeps clients that were refused together from coming back together.
+        pause = self._uniform(longest / 2, longest)
+        try:
+            left = self._deadline.remaining()
+        except DeadlineExceeded as exceeded:
+            raise exceeded from error
+        if pause >= left:
+            raise self._deadline.exceeded() from error
+        return pause

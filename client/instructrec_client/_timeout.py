@@ -1,0 +1,69 @@
+"""How long a call may take: the value a caller gives, and the deadline it becomes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._errors import DeadlineExceeded
+
+__all__ = ["Deadline", "Timeout"]
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """The time a whole call may take, all its retries included.
+
+    Attributes:
+        total: Seconds, above zero.
+
+    Raises:
+        ValueError: `total` is not a finite number above zero.
+    """
+
+    total: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        number = isinstance(self.total, (int, float)) and not isinstance(self.total, bool)
+        if not number or not math.isfinite(self.total) or self.total <= 0:
+            raise ValueError(f"a timeout is a number of seconds above 0, got {self.total!r}")
+
+    @classmethod
+    def of(cls, value: Timeout | float) -> Timeout:
+        """Return `value` as a Timeout; a number means seconds."""
+        return value if isinstance(value, Timeout) else cls(value)
+
+
+class Deadline:
+    """The moment until which one call may go on.
+
+    Args:
+        timeout: The time from now.
+        clock: Seconds from a monotonic clock.
+    """
+
+    def __init__(self, timeout: Timeout, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the time."""
+        self.timeout = timeout
+        self._clock = clock
+        self._end = clock() + timeout.total
+
+    def remaining(self) -> float:
+        """Return the seconds left.
+
+        Raises:
+            DeadlineExceeded: None are left.
+        """
+        left = self._end - self._clock()
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> DeadlineExceeded:
+        """Return the error that says this deadline passed."""
+        return DeadlineExceeded(
+            f"no answer within {self.timeout.total:g} s: give timeout=… more seconds, or ask for less at once"
+        )

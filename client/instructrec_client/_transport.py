@@ -1,0 +1,236 @@
+"""The one place that talks gRPC: channel options, TLS, and Triton's statuses turned into this package's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc.aio
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.grpc import InferInput, InferResult
+from tritonclient.utils import InferenceServerException
+
+from ._errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InstructRecError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    ServerError,
+    ServerUnavailable,
+)
+
+__all__ = ["AsyncGrpcTransport", "AsyncTransport", "ChannelArgs", "Endpoint", "GrpcTransport", "Tls", "Transport"]
+
+Result = TypeVar("Result")
+
+ChannelArgs = Sequence[tuple[str, str | int]]
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""Far above the largest answer (32 rows of 100 items), and low enough to stop a runaway one."""
+
+CHANNEL_ARGS: dict[str, str | int] = {
+    # tritonclient drops its own defaults, message sizes among them, as soon as channel_args are given: so all are here.
+    "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+    # Finds a dead connection under traffic; no pings without calls, which a server may punish by closing.
+    "grpc.keepalive_time_ms": 20_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.keepalive_permit_without_calls": 0,
+    # gRPC waits 1 s, then up to 120 s, between attempts to connect and fails every call meanwhile. A server that
+    # restarts is found again sooner with these.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+}
+
+CLOSED_IN_USE = "the client was closed while it was in use"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """An encrypted connection: PEM files, read when the client connects.
+
+    Attributes:
+        root_certificates: Whom to trust; the system's roots where None.
+        private_key: The client's own key, for mutual TLS.
+        certificate_chain: The client's own certificates, for mutual TLS.
+
+    Raises:
+        ValueError: Only one of the key and its certificates is given.
+    """
+
+    root_certificates: str | os.PathLike[str] | None = None
+    private_key: str | os.PathLike[str] | None = None
+    certificate_chain: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that key and certificates come together."""
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError("mutual TLS needs both private_key and certificate_chain")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to connect."""
+
+    url: str
+    channel_args: ChannelArgs | None = None
+    tls: Tls | bool | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of tritonclient's clients."""
+        merged = {**CHANNEL_ARGS, **dict(self.channel_args or ())}
+        options: dict[str, Any] = {"url": self.url, "channel_args": list(merged.items())}
+        if self.tls:
+            options["ssl"] = True
+            if isinstance(self.tls, Tls):
+                options.update(vars(self.tls))
+        return options
+
+
+class Transport(Protocol):
+    """What the client needs of a connection."""
+
+    def infer(self, model: str, inputs: list[InferInput], timeout: float) -> InferResult:
+        """Send one request and return its answer.
+
+        Args:
+            model: The model's name.
+            inputs: The input tensors.
+            timeout: Seconds, above zero.
+
+        Raises:
+            InstructRecError: There is no answer.
+        """
+
+    def model_ready(self, model: str, timeout: float) -> bool:
+        """Return whether the server says that the model is ready.
+
+        Raises:
+            InstructRecError: The server does not say.
+        """
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class AsyncTransport(Protocol):
+    """`Transport` with awaited calls."""
+
+    async def infer(self, model: str, inputs: list[InferInput], timeout: float) -> InferResult:
+        """See `Transport.infer`."""
+
+    async def model_ready(self, model: str, timeout: float) -> bool:
+        """See `Transport.model_ready`."""
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+
+
+class GrpcTransport:
+    """A `Transport` over tritonclient.
+
+    Raises:
+        OSError: A TLS file cannot be read.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Make the channel; gRPC connects with the first call."""
+        self._url = endpoint.url
+        self._client = tritonclient.grpc.InferenceServerClient(**endpoint.options())
+
+    def infer(self, model: str, inputs: list[InferInput], timeout: float) -> InferResult:
+        """See `Transport.infer`."""
+        with _typed_errors(self._url, model):
+            return self._client.infer(model, inputs, client_timeout=timeout, timeout=_microseconds(timeout))
+
+    def model_ready(self, model: str, timeout: float) -> bool:
+        """See `Transport.model_ready`."""
+        with _typed_errors(self._url, model):
+            return bool(self._client.is_model_ready(model, client_timeout=timeout))
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._client.close()
+
+
+class AsyncGrpcTransport:
+    """An `AsyncTransport` over tritonclient; belongs to the event loop that made it.
+
+    Raises:
+        OSError: A TLS file cannot be read.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Make the channel; gRPC connects with the first call."""
+        self._url = endpoint.url
+        self._client = tritonclient.grpc.aio.InferenceServerClient(**endpoint.options())
+        self._closed = False
+
+    async def infer(self, model: str, inputs: list[InferInput], timeout: float) -> InferResult:
+        """See `Transport.infer`."""
+        return await self._call(
+            model, self._client.infer(model, inputs, client_timeout=timeout, timeout=_microseconds(timeout))
+        )
+
+    async def model_ready(self, model: str, timeout: float) -> bool:
+        """See `Transport.model_ready`."""
+        return bool(await self._call(model, self._client.is_model_ready(model, client_timeout=timeout)))
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        self._closed = True
+        await self._client.close()
+
+    async def _call(self, model: str, call: Awaitable[Result]) -> Result:
+        with _typed_errors(self._url, model):
+            try:
+                return await call
+            except asyncio.CancelledError:
+                if self._closed:  # gRPC cancels the calls of a channel that closes: the task itself was not cancelled
+                    raise ClientClosed(CLOSED_IN_USE) from None
+                raise
+
+
+@contextmanager
+def _typed_errors(url: str, model: str) -> Iterator[None]:
+    try:
+        yield
+    except InferenceServerException as error:
+        raise _error_of(error, url, model) from error
+    except (ValueError, grpc.aio.UsageError) as error:
+        if "closed" not in str(error):
+            raise
+        raise ClientClosed(CLOSED_IN_USE) from error
+
+
+def _microseconds(seconds: float) -> int:
+    # 0 would mean "no limit" to Triton.
+    return max(1, int(seconds * 1e6))
+
+
+def _error_of(error: InferenceServerException, url: str, model: str) -> InstructRecError:  # noqa: PLR0911 - one a status
+    """Return the error of this package that says what a gRPC status means here."""
+    status = str(error.status()).removeprefix("StatusCode.")
+    details = error.message() or "no details"
+    if status == "INVALID_ARGUMENT":
+        return InvalidRequest(f"the server refused the request: {details}")
+    if status == "RESOURCE_EXHAUSTED" and "Sent message larger" in details:
+        return InvalidRequest(f"the request is too large to send ({details}): shorten its text or history")
+    if status == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(f"{url} did not answer in time")
+    if status == "UNAVAILABLE" and "Exceeds maximum queue size" in details:
+        return QueueFull(f"the queue of {url} is full: send less at once, or add servers")
+    if status == "UNAVAILABLE":
+        return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
+    if status == "NOT_FOUND":
+        return ModelNotFound(f"{url} does not serve {model!r} ({details}): check the domain, or deploy it there")
+    if status == "CANCELLED":
+        return ClientClosed(CLOSED_IN_USE)
+    return ServerError(f"{url} failed with {status} ({details}): see the server's log")

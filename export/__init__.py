@@ -1,0 +1,1 @@
+"""From a run to a release: ONNX graphs, INT8, verification."""

@@ -1,0 +1,40 @@
+"""What can go wrong between a run and a release.
+
+```
+ExportError              a graph could not be made, quantised or read
+└── VerificationError    a graph was made, and is not close enough to torch
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from export.report import VerificationReport
+
+__all__ = ["ExportError", "VerificationError"]
+
+
+class ExportError(click.ClickException):
+    """A graph could not be made, quantised or read. The command line prints the message as one line and exits 1."""
+
+
+class VerificationError(ExportError):
+    """A graph is not close enough to the torch model, so no release may be made of it.
+
+    Attributes:
+        report: Every check with its measured value and its bar.
+    """
+
+    def __init__(self, report: VerificationReport) -> None:
+        """Builds the message from the checks that failed and, where it is known, the layer that diverges first."""
+        failed = "; ".join(
+            f"{check.name} is {check.measured:.6g}, the bar is {check.relation} {check.bar:.6g}"
+            for check in report.failed
+        )
+        place = f" First divergence: {report.first_divergence}." if report.first_divergence else ""
+        super().__init__(f"The graph {report.graph} failed its verification: {failed}.{place} No release was made.")
+        self.report = report

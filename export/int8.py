@@ -1,0 +1,195 @@
+"""An FP32 encoder graph to static INT8, for ONNX Runtime and OpenVINO on a CPU.
+
+Only the inputs of matrix products with a constant weight are quantised: weights to S8 with a scale for each output
+channel, activations to U8 with one scale and zero point a tensor, fixed by calibration. So an answer depends neither on
+its neighbours in the batch nor on padding. Attention products, LayerNorm, softmax and pooling stay in FP32: quantising
+those is what ruins accuracy.
+
+Before that, SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves the outliers of an activation into the weight:
+x W = (x / s)(s W), s_j = max|x_j|^a / max|w_j|^(1 - a). Products with the same input (query, key, value) share one s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.calibration import Activation, observe
+from export.errors import ExportError
+from export.graph_file import load_graph, save_graph
+from export.qdq import QuantizedInput, rewrite, rounded
+from export.tokens import Batch
+
+__all__ = ["Int8Report", "Int8Settings", "ProductReport", "quantize_encoder"]
+
+Floats = npt.NDArray[np.float32]
+
+
+class Int8Settings(BaseModel):
+    """How an encoder graph is quantised.
+
+    Attributes:
+        smoothing: SmoothQuant's exponent a; 0 switches it off.
+        max_relative_error: A product whose squared error on the calibration sample, over the squared output, is above
+            this stays in FP32. 0 leaves every product in FP32.
+        float_down_projection: Leaves every product that narrows (the second half of a feed-forward block, the most
+            sensitive kind) in FP32: closer to torch, larger and slower.
+        embedding_tables: Holds embedding tables of at least `table_rows` rows as S8 with a scale for each row.
+        table_rows: See above.
+        reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose 16-bit sums would saturate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    smoothing: float = Field(default=0.85, ge=0, le=1)
+    max_relative_error: float = Field(default=0.01, ge=0)
+    float_down_projection: bool = False
+    embedding_tables: bool = True
+    table_rows: int = Field(default=4096, ge=1)
+    reduce_range: bool = False
+
+
+class ProductReport(BaseModel):
+    """One matrix product: its node, its relative squared error on the calibration sample, and whether it is INT8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    relative_error: float
+    quantized: bool
+
+
+class Int8Report(BaseModel):
+    """What quantisation did.
+
+    Attributes:
+        settings: The settings it ran with.
+        products: Every matrix product with a constant weight, in graph order.
+        tables: Names of the embedding tables held as S8.
+        bytes_fp32: Size of the FP32 graph's file.
+        bytes_int8: Size of the INT8 graph's file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: Int8Settings
+    products: tuple[ProductReport, ...]
+    tables: tuple[str, ...]
+    bytes_fp32: int
+    bytes_int8: int
+
+
+def quantize_encoder(
+    fp32: Path, int8: Path, calibration: Iterable[Batch], settings: Int8Settings | None = None
+) -> Int8Report:
+    """Makes the INT8 graph of an FP32 encoder graph. Equal input gives equal bytes.
+
+    Args:
+        fp32: The graph that `export_encoder` wrote.
+        int8: The file to make.
+        calibration: Real texts as token ids and masks, each [batch, length]; see `tokens.calibration_batches`.
+        settings: The defaults when None.
+
+    Raises:
+        ExportError: The graph has no matrix product with a constant weight, or calibration has no text or meets a value
+            that is not finite.
+    """
+    settings = settings or Int8Settings()
+    graph = load_graph(fp32)
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    sharing: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in constants and len(constants[node.input[1]].dims) == 2:
+            sharing.setdefault(node.input[0], []).append(node)
+    if not sharing:
+        raise ExportError(f"{fp32}: there is no matrix product with a constant weight to quantise. Is it an encoder?")
+    activations = observe(graph, list(sharing), calibration)
+    groups = [
+        _quantize(
+            nodes, [numpy_helper.to_array(constants[node.input[1]]) for node in nodes], activations[source], settings
+        )
+        for source, nodes in sharing.items()
+    ]
+    chosen = [group for group in groups if _is_worth_it(group, settings)]
+    tables = _tables(graph, constants, settings)
+    rewrite(graph, chosen, tables)
+    save_graph(graph, int8)
+    names = {node.name for group in chosen for node in group.nodes}
+    return Int8Report(
+        settings=settings,
+        products=tuple(
+            ProductReport(name=node.name, relative_error=error, quantized=node.name in names)
+            for group in groups
+            for node, error in zip(group.nodes, group.errors, strict=True)
+        ),
+        tables=tuple(tables),
+        bytes_fp32=fp32.stat().st_size,
+        bytes_int8=int8.stat().st_size,
+    )
+
+
+def _is_worth_it(group: QuantizedInput, settings: Int8Settings) -> bool:
+    inputs, outputs = group.weight_codes[0].shape
+    if settings.float_down_projection and inputs > outputs:
+        return False
+    return max(group.errors) < settings.max_relative_error
+
+
+def _quantize(
+    nodes: list[onnx.NodeProto], weights: list[Floats], activation: Activation, settings: Int8Settings
+) -> QuantizedInput:
+    together = np.concatenate(weights, axis=1)
+    smoothing = _smoothing(activation, together, settings.smoothing)
+    low = min(float((activation.low / smoothing).min()), 0.0)  # zero must have an exact code
+    high = max(float((activation.high / smoothing).max()), 0.0)
+    scale = np.float32((high - low) / 255 or 1.0)
+    zero_point = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+    inverse = (1 / smoothing).astype(np.float32)
+    codes = np.clip(np.rint(activation.sample * inverse / scale) + zero_point, 0, 255)
+    restored = (codes - zero_point) * scale
+    codes_of_weights, scales, errors = [], [], []
+    for weight in weights:
+        weight_codes, weight_scale = rounded(
+            weight * smoothing[:, None], axis=0, top=63 if settings.reduce_range else 127
+        )
+        exact = activation.sample @ weight
+        error = float(
+            np.square(exact - restored @ (weight_codes * weight_scale)).mean() / max(np.square(exact).mean(), 1e-30)
+        )
+        codes_of_weights.append(weight_codes)
+        scales.append(weight_scale)
+        errors.append(error)
+    return QuantizedInput(nodes[0].input[0], nodes, inverse, scale, zero_point, codes_of_weights, scales, errors)
+
+
+def _smoothing(activation: Activation, weight: Floats, exponent: float) -> Floats:
+    """SmoothQuant's s [C], with a geometric mean of 1 so that weights keep their magnitude."""
+    if exponent == 0:
+        return np.ones(len(weight), dtype=np.float32)
+    largest_input = np.maximum(np.maximum(np.abs(activation.low), np.abs(activation.high)), 1e-9)
+    largest_weight = np.maximum(np.abs(weight).max(axis=1), 1e-9)
+    logarithm = exponent * np.log(largest_input) - (1 - exponent) * np.log(largest_weight)
+    smoothing: Floats = np.exp(logarithm - logarithm.mean()).astype(np.float32)
+    return smoothing
+
+
+def _tables(
+    graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings
+) -> dict[str, Floats]:
+    if not settings.embedding_tables:
+        return {}
+    return {
+        node.input[0]: numpy_helper.to_array(constants[node.input[0]])
+        for node in graph.graph.node
+        if node.op_type == "Gather"
+        and node.input[0] in constants
+        and constants[node.input[0]].data_type == TensorProto.FLOAT
+        and len(constants[node.input[0]].dims) == 2
+        and constants[node.input[0]].dims[0] >= settings.table_rows
+    }

@@ -1,0 +1,94 @@
+"""From the readable `model_repository/*/config.pbtxt` to the configs of one release: names, dims, versions, warm-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc import model_config_pb2
+
+from export.settings import ServingSettings
+from serving.live_repository import CONFIG_NAME, format_config, parse_config
+
+MODEL_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
+STEPS = ("tokenizer", "encoder", "head", "topk")
+WARMUP_FOLDER = "warmup"  # where Triton looks for `input_data_file`, beside config.pbtxt
+
+
+def committed_config(name: str) -> model_config_pb2.ModelConfig:
+    """The committed config of a step or of the ensemble."""
+    return parse_config((MODEL_REPOSITORY / name / CONFIG_NAME).read_text(encoding="utf-8"))
+
+
+def step_name(domain: str, step: str) -> str:
+    """What Triton calls a domain's step."""
+    return f"{domain}_{step}"
+
+
+class ConfigWriter:
+    """Specialises the committed configs for one release."""
+
+    def __init__(
+        self, domain: str, settings: ServingSettings, buckets: tuple[int, ...], hidden_size: int, labels: int
+    ) -> None:
+        """Take what the configs depend on.
+
+        Args:
+            domain: the ensemble's name.
+            settings: batch size, queue, instances.
+            buckets: lengths in tokens.
+            hidden_size: width H of the instruction vector.
+            labels: number K of labels.
+        """
+        self.domain = domain
+        self.settings = settings
+        self.buckets = buckets
+        self._dims = {"instruction_vector": [hidden_size], "logits": [labels]}
+
+    def step(self, step: str) -> str:
+        """A step's config.pbtxt; the same text for the same settings, so that an unchanged step is recognised."""
+        config = committed_config(step)
+        config.name = step_name(self.domain, step)
+        config.max_batch_size = self.settings.max_batch_size
+        for tensor in (*config.input, *config.output):
+            if tensor.name in self._dims:
+                tensor.dims[:] = self._dims[tensor.name]
+        if step == "tokenizer":
+            queue = config.dynamic_batching.default_queue_policy
+            queue.max_queue_size = self.settings.max_queue_size
+            queue.default_timeout_microseconds = self.settings.queue_timeout_ms * 1_000
+            config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
+        if step == "encoder":
+            config.instance_group[0].count = self.settings.encoder_instances
+            config.parameters["intra_op_thread_count"].string_value = str(self.settings.encoder_threads)
+            self._add_warmup(config)
+        return format_config(config)
+
+    def _add_warmup(self, config: model_config_pb2.ModelConfig) -> None:
+        for bucket in self.buckets:
+            for rows in (1, self.settings.max_batch_size):
+                sample = config.model_warmup.add()
+                sample.name = f"length {bucket}, batch {rows}"
+                sample.batch_size = rows
+                for tensor in config.input:
+                    entry = sample.inputs[tensor.name]
+                    entry.data_type = tensor.data_type
+                    entry.dims[:] = [bucket]
+                    entry.input_data_file = f"ones_{bucket}"
+
+    def write_warmup_data(self, model_folder: Path) -> None:
+        """Write the encoder's warm-up tensors: a row of ones is a valid text and a full attention mask alike."""
+        folder = model_folder / WARMUP_FOLDER
+        folder.mkdir()
+        for bucket in self.buckets:
+            (folder / f"ones_{bucket}").write_bytes(np.ones(bucket, dtype=np.int64).tobytes())
+
+    def ensemble(self, versions: dict[str, int]) -> str:
+        """The ensemble's config.pbtxt, with every step's version pinned."""
+        config = committed_config("ensemble")
+        config.name = self.domain
+        config.max_batch_size = self.settings.max_batch_size
+        for entry in config.ensemble_scheduling.step:
+            entry.model_version = versions[entry.model_name]
+            entry.model_name = step_name(self.domain, entry.model_name)
+        return format_config(config)

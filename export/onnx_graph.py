@@ -1,0 +1,240 @@
+"""The torch model as ONNX graphs in FP32: the encoder by tracing, the instruction head node by node.
+
+Opset 20 and IR 10 load in every stock Triton image since 24.10.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from transformers import AttentionInterface
+
+from export.errors import ExportError
+from export.graph_file import save_graph
+
+if TYPE_CHECKING:
+    from training.model import InstructionModel
+
+__all__ = ["HIDDEN_STATE", "IR_VERSION", "OPSET", "VECTOR", "EncoderGraph", "export_encoder", "export_head"]
+
+OPSET = 20
+IR_VERSION = 10
+VECTOR = "instruction_vector"  # "embedding" would collide with a node inside the graph
+HIDDEN_STATE = "hidden_state_{}"
+"""Name, within the encoder graph, of the hidden state after layer i (0: after the embedding tables)."""
+
+_MASKED = -1e4  # far below any attention score, and still finite in FP16
+_ATTENTION = "instructrec_export"
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: Any,  # noqa: ANN401
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention in five nodes. The scale is applied before the first product, as TensorRT needs."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return torch.matmul(torch.softmax(scores, dim=-1), value).transpose(1, 2), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+
+
+class EncoderGraph(nn.Module):
+    """What is traced: encoder, pooling and normalisation, with everything explicit that transformers would derive.
+
+    Padding is on the right. A row of padding alone gives a vector of zeros.
+    """
+
+    def __init__(self, model: InstructionModel) -> None:
+        """Wraps a model; its weights are shared, not copied."""
+        super().__init__()
+        self.encoder = model.encoder
+        self.pooling = model.pooling
+        self.causal = any(getattr(module, "is_causal", False) for module in self.encoder.modules())
+        self.accepted = set(inspect.signature(self.encoder.forward).parameters)
+        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        padding_index = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind it
+        self.first_position = 0 if padding_index is None else padding_index + 1
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns the vector [B, H] and the hidden states [B, L, H], the one of the embedding tables first."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        blocked = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
+        if self.causal:
+            future = (positions[:, None, None, :] > positions[:, None, :, None]).to(torch.float32)
+            blocked = torch.maximum(blocked, future)
+        arguments = {
+            "position_ids": positions + self.first_position,
+            "token_type_ids": torch.zeros(1, 1, dtype=torch.int64, device=input_ids.device),
+            "use_cache": False,
+        }
+        states = self.encoder(
+            input_ids=input_ids,
+            attention_mask=blocked * _MASKED,
+            output_hidden_states=True,
+            **{name: value for name, value in arguments.items() if name in self.accepted},
+        )
+        vector = self._pool(states.last_hidden_state.to(torch.float32), attention_mask.to(torch.float32), positions)
+        # Not `functional.normalize`: its expansion keeps ONNX Runtime from some of its fusions.
+        length = torch.sqrt((vector * vector).sum(dim=1, keepdim=True).clamp(min=1e-24))
+        return (vector / length, *states.hidden_states)
+
+    def _pool(self, states: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "cls":
+            return states[:, 0]
+        count = mask.sum(dim=1, keepdim=True)
+        if self.pooling == "last":
+            last = (positions == count - 1).to(torch.float32)
+            return (states * last[:, :, None]).sum(dim=1)
+        return (states * mask[:, :, None]).sum(dim=1) / count.clamp(min=1.0)
+
+
+def export_encoder(model: InstructionModel, path: Path) -> None:
+    """Writes the encoder, its pooling and the L2 normalisation as one FP32 graph.
+
+    Inputs: `input_ids` INT64 [batch, length], `attention_mask` INT64 [batch, length] (1: text, 0: padding on the right).
+    Output: `instruction_vector` FP32 [batch, H]. The same weights give the same bytes on any machine.
+
+    Args:
+        model: The model, in any mode; it is left as it was.
+        path: The file to make.
+
+    Raises:
+        ExportError: The pooling is unknown, or this kind of encoder cannot be traced.
+    """
+    if model.pooling not in ("mean", "cls", "last"):
+        raise ExportError(f"Pooling {model.pooling!r} cannot be exported. Choose mean, cls or last.")
+    with _ready_to_trace(model.encoder):
+        wrapper = EncoderGraph(model).eval()
+        try:
+            graph = _trace(wrapper, model.max_length)
+        except Exception as error:  # the tracer raises whatever the encoder's own code raises
+            kind = model.encoder.config.model_type
+            reason = str(error).strip().split("\n", maxsplit=1)[0]
+            raise ExportError(f"An encoder of type {kind!r} could not be traced to ONNX: {reason}") from error
+    _keep_only_the_vector(graph)
+    _anonymise(graph)
+    save_graph(graph, path)
+
+
+def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], path: Path) -> None:
+    """Writes the instruction head, u = W h + b, as a graph.
+
+    Input: `instruction_vector` FP32 [batch, H]. Output: `logits` FP32 [batch, K].
+
+    Args:
+        weight: W, shape [K, H].
+        bias: b, shape [K].
+        path: The file to make.
+
+    Raises:
+        ExportError: The shapes do not agree, or a value is not finite.
+    """
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise ExportError(f"The head's weight {weight.shape} and bias {bias.shape} must have shapes [K, H] and [K].")
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ExportError("The head has a weight that is not finite. Train it again.")
+    labels, hidden = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", [VECTOR, "weight", "bias"], ["logits"], name="head", transB=1)],
+        "head",
+        [helper.make_tensor_value_info(VECTOR, TensorProto.FLOAT, ["batch", hidden])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [
+            numpy_helper.from_array(np.ascontiguousarray(weight, dtype=np.float32), "weight"),
+            numpy_helper.from_array(np.ascontiguousarray(bias, dtype=np.float32), "bias"),
+        ],
+    )
+    save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
+
+
+@contextmanager
+def _ready_to_trace(encoder: Any) -> Iterator[None]:  # noqa: ANN401 - a transformers model, whose class is the config's
+    """Gives the encoder the attention above and no dropout, and puts both back."""
+    attention, training = encoder.config._attn_implementation, encoder.training
+    tracer_log = logging.getLogger("torch.onnx")
+    level = tracer_log.level
+    try:
+        encoder.set_attn_implementation(_ATTENTION)
+        tracer_log.setLevel(logging.ERROR)  # it warns of torchvision, which has no part in this
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tracer_log.setLevel(level)
+        encoder.set_attn_implementation(attention)
+        encoder.train(training)
+
+
+def _trace(wrapper: EncoderGraph, max_length: int) -> onnx.ModelProto:
+    ids = torch.ones(2, min(8, max_length), dtype=torch.int64)  # neither dimension may be 1, or it becomes a constant
+    layers = len(wrapper(ids, ids)) - 1
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=max_length)}
+    program = torch.onnx.export(
+        wrapper,
+        (ids, ids.clone()),
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=(shape, shape),
+        input_names=["input_ids", "attention_mask"],
+        output_names=[VECTOR, *(HIDDEN_STATE.format(layer) for layer in range(layers))],
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("The tracer returned no graph.")
+    graph: onnx.ModelProto = program.model_proto
+    graph.ir_version = IR_VERSION
+    return graph
+
+
+def _keep_only_the_vector(graph: onnx.ModelProto) -> None:
+    """Hidden states were outputs to get a name that verification can find again; the server has no use for them."""
+    del graph.graph.output[1:]
+    needed = {VECTOR}
+    kept = []
+    for node in reversed(graph.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(reversed(kept))
+
+
+def _anonymise(graph: onnx.ModelProto) -> None:
+    """Names nodes after their module, and removes the trace's notes: they hold paths of this machine."""
+    for node in graph.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        if len(scopes) > 1:
+            node.name = f"{scopes[-2]}/{node.name}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info, *graph.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.graph.metadata_props[:], graph.metadata_props[:], graph.graph.value_info[:]
+    graph.doc_string = graph.graph.doc_string = ""
+    graph.graph.name = "encoder"

@@ -1,0 +1,120 @@
+"""Writes Q/DQ into a graph: quantised inputs and weights of matrix products, and quantised embedding tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+__all__ = ["QuantizedInput", "rewrite", "rounded"]
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class QuantizedInput:
+    """One tensor that matrix products take, quantised together with the weights they multiply it by.
+
+    Attributes:
+        source: The tensor's name; its shape is [batch, length, C].
+        nodes: The matrix products.
+        inverse_smoothing: What the tensor is multiplied by before it is quantised, [C].
+        scale: The scale of its U8 codes.
+        zero_point: The code of zero.
+        weight_codes: S8 codes of each product's smoothed weight, [C, outputs].
+        weight_scales: A scale for each output of each product, [outputs].
+        errors: Relative squared error of each product on the calibration sample.
+    """
+
+    source: str
+    nodes: list[onnx.NodeProto]
+    inverse_smoothing: Floats
+    scale: np.float32
+    zero_point: np.uint8
+    weight_codes: list[npt.NDArray[np.int8]]
+    weight_scales: list[Floats]
+    errors: list[float]
+
+
+def rounded(values: Floats, axis: int, top: int = 127) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Symmetric S8 codes of a matrix, and their scales.
+
+    Args:
+        values: [rows, columns].
+        axis: 0 for a scale a column, 1 for a scale a row.
+        top: The greatest code.
+    """
+    scale = (np.abs(values).max(axis=axis, keepdims=True) / top).astype(np.float32)
+    scale[scale == 0] = 1
+    return np.clip(np.rint(values / scale), -top, top).astype(np.int8), scale.squeeze(axis)
+
+
+def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[str, Floats]) -> None:
+    """Puts quantised inputs, weights and embedding tables in place of the FP32 ones, in the graph itself.
+
+    Args:
+        graph: The graph that the groups' nodes belong to.
+        groups: What to quantise of the matrix products.
+        tables: Embedding tables [V, H] to quantise, by name.
+    """
+    constants: list[onnx.TensorProto] = []
+    before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
+    for group in groups:
+        before[group.nodes[0].name] = _quantized_input(group, constants)
+        for node, codes, scale in zip(group.nodes, group.weight_codes, group.weight_scales, strict=True):
+            name = node.input[1]
+            constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
+            constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
+            before.setdefault(node.name, []).append(
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{name}/codes", f"{name}/scale"],
+                    [f"{name}/restored"],
+                    name=f"{node.name}/weight",
+                    axis=1,
+                )
+            )
+            node.input[0], node.input[1] = f"{group.source}/restored", f"{name}/restored"
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.graph.node:
+        if node.op_type == "Gather" and node.input[0] in tables:
+            nodes.extend(_quantized_lookup(node, tables[node.input[0]], constants))
+        else:
+            nodes.extend([*before.get(node.name, []), node])
+    used = {name for node in nodes for name in node.input}
+    constants.extend(tensor for tensor in graph.graph.initializer if tensor.name in used)
+    renewed = helper.make_graph(nodes, graph.graph.name, graph.graph.input, graph.graph.output, constants)
+    graph.graph.CopyFrom(renewed)
+
+
+def _quantized_input(group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    source, nodes = group.source, []
+    smooth = source
+    if (group.inverse_smoothing != 1).any():
+        smooth = f"{source}/smooth"
+        constants.append(numpy_helper.from_array(group.inverse_smoothing, f"{source}/inverse_smoothing"))
+        nodes.append(helper.make_node("Mul", [source, f"{source}/inverse_smoothing"], [smooth], name=smooth))
+    constants.append(numpy_helper.from_array(np.array(group.scale), f"{source}/scale"))
+    constants.append(numpy_helper.from_array(np.array(group.zero_point), f"{source}/zero_point"))
+    parameters = [f"{source}/scale", f"{source}/zero_point"]
+    codes, restored = f"{source}/codes", f"{source}/restored"
+    nodes.append(helper.make_node("QuantizeLinear", [smooth, *parameters], [codes], name=f"{source}/quantize"))
+    nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [restored], name=f"{source}/dequantize"))
+    return nodes
+
+
+def _quantized_lookup(node: onnx.NodeProto, table: Floats, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """A row's codes times the row's scale. DequantizeLinear cannot do this: the scale follows the token."""
+    name = node.input[0]
+    codes, scale = rounded(table, axis=1)
+    constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
+    constants.append(numpy_helper.from_array(scale[:, None], f"{name}/scale"))
+    return [
+        helper.make_node("Gather", [f"{name}/codes", node.input[1]], [f"{name}/row_codes"], name=f"{name}/row_codes"),
+        helper.make_node("Gather", [f"{name}/scale", node.input[1]], [f"{name}/row_scale"], name=f"{name}/row_scale"),
+        helper.make_node("Cast", [f"{name}/row_codes"], [f"{name}/row"], name=f"{name}/row", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}/row", f"{name}/row_scale"], [node.output[0]], name=f"{name}/row_restored"),
+    ]

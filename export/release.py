@@ -1,0 +1,232 @@
+"""Assemble a release: verified graphs, the catalogue, the steps' code, their configs, and a manifest over all of it."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import VerificationError
+from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
+from export.model_config import MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
+from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from serving.files import sha256_of
+from serving.layout import Layout
+from serving.live_repository import CONFIG_NAME
+from serving.manifest import Manifest, Step, files_below
+from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
+from serving.steps.catalogue import ScoreWeights, write_catalogue
+from training.atomic import new_folder
+from training.config import DomainConfig
+from training.run import Run
+
+STEPS_CODE = Path(__file__).resolve().parent.parent / "serving" / "steps"
+SAMPLE_INSTRUCTIONS = 500
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_release` gives back.
+
+    Attributes:
+        release: the release.
+        is_new: False if the newest release was made of just the same.
+    """
+
+    release: Release
+    is_new: bool
+
+
+def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Precision) -> Exported:
+    """Make a run into the domain's next release, unless the newest is of the same run, settings and code.
+
+    Args:
+        run: what training made.
+        config: the domain's config as it is now; of it, the sections `serving` and `export` count here.
+        layout: where releases lie.
+        precision: of the encoder's graph.
+
+    Raises:
+        VerificationError: the graph differs from torch by more than the budget; no release is made, the report is kept in the log folder.
+        ExportError: the run cannot be exported.
+    """
+    serving = read_section(ServingSettings, "serving", config.serving)
+    settings = read_section(ExportSettings, "export", config.export)
+    folder = layout.releases(run.domain)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder):
+        store = ReleaseStore(folder)
+        numbers = store.numbers()
+        previous = store.open(numbers[-1]) if numbers else None
+        fingerprint = _fingerprint(run, precision, serving, settings)
+        if previous is not None and previous.manifest.export_fingerprint == fingerprint:
+            return Exported(previous, is_new=False)
+        number = numbers[-1] + 1 if numbers else 1
+        with tempfile.TemporaryDirectory(prefix=".graphs-", dir=folder) as scratch:
+            graphs = _build_graphs(run, precision, serving, settings, Path(scratch), layout)
+            with new_folder(folder / str(number)) as staged:
+                builder = _ReleaseBuilder(run, serving, number, previous, staged)
+                manifest = builder.build(graphs, precision, fingerprint)
+                manifest.write(staged)
+        return Exported(store.open(number), is_new=True)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """One export a domain at a time; a dead exporter's lock is gone with it."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build_graphs(
+    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, scratch: Path, layout: Layout
+) -> EncoderGraphs:
+    try:
+        return build_encoder(run, precision, serving, settings, scratch)
+    except VerificationError as error:
+        report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(error.report.markdown(), encoding="utf-8")
+        error.message += f" (report: {report})"
+        raise
+
+
+def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings) -> str:
+    """Of everything that determines a release's content: the run, the settings, and the code that makes and is shipped in it."""
+    digest = hashlib.sha256()
+    for part in (
+        run.run_id,
+        run.manifest.fingerprint,
+        precision,
+        serving.model_dump_json(),
+        settings.model_dump_json(),
+    ):
+        digest.update(part.encode() + b"\0")
+    roots = (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY)
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            if path.suffix in {".py", ".pbtxt"}:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _ReleaseBuilder:
+    """Fills one release folder."""
+
+    def __init__(self, run: Run, serving: ServingSettings, number: int, previous: Release | None, folder: Path) -> None:
+        self.run = run
+        self.serving = serving
+        self.number = number
+        self.previous = previous
+        self.folder = folder
+        self.models = folder / MODELS_FOLDER
+
+    def build(self, graphs: EncoderGraphs, precision: Precision, fingerprint: str) -> Manifest:
+        """Write everything but the manifest, and return the manifest."""
+        run = self.run
+        configs = ConfigWriter(run.domain, self.serving, graphs.buckets, graphs.hidden_size, len(run.labels))
+        steps = {}
+        for step in STEPS:
+            staged = self.models / step_name(run.domain, step) / "new"
+            staged.mkdir(parents=True)
+            self._fill(step, staged, graphs, configs)
+            config = configs.step(step)
+            (staged.parent / CONFIG_NAME).write_text(config, encoding="utf-8")
+            steps[step] = self._number_step(step, staged)
+        ensemble = self.models / run.domain
+        (ensemble / str(self.number)).mkdir(parents=True)
+        (ensemble / str(self.number) / "release").write_text(
+            f"{self.number}\n"
+        )  # Triton wants the folder; not every store keeps empty ones
+        (ensemble / CONFIG_NAME).write_text(
+            configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
+        )
+        (self.folder / "verification.md").write_text(graphs.markdown(), encoding="utf-8")
+        self._write_instructions()
+        return Manifest(
+            domain=run.domain,
+            release=self.number,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            run_id=run.run_id,
+            run_fingerprint=run.manifest.fingerprint,
+            export_fingerprint=fingerprint,
+            precision=precision,
+            items=len(run.catalogue()),
+            labels=len(run.labels),
+            metrics=run.manifest.metrics,
+            verification=graphs.checks(),
+            steps=steps,
+            files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
+        )
+
+    def _fill(self, step: str, folder: Path, graphs: EncoderGraphs, configs: ConfigWriter) -> None:
+        if step == "encoder":
+            shutil.copy2(graphs.path, folder / "model.onnx")
+            configs.write_warmup_data(folder.parent)
+        elif step == "head":
+            build_head(self.run, folder / "model.onnx")
+        else:
+            self._copy_code(step, folder)
+            if step == "tokenizer":
+                graphs.tokenizer.save(str(folder / "tokenizer.json"))
+            else:
+                self._write_catalogue(folder)
+
+    def _copy_code(self, step: str, folder: Path) -> None:
+        shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
+        shutil.copytree(STEPS_CODE, folder / "steps", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in (folder, folder / "steps"):
+            # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that name prevents it.
+            (package / "__pycache__").touch()
+
+    def _write_catalogue(self, folder: Path) -> None:
+        items = self.run.catalogue()
+        row_of = {label: row for row, label in enumerate(self.run.labels)}
+        weights = self.run.score_weights
+        write_catalogue(
+            folder,
+            release=str(self.number),
+            item_ids=[item.item_id for item in items],
+            titles=[item.title for item in items],
+            item_vectors=self.run.item_vectors(),
+            label_index=np.array([row_of[item.label] for item in items], dtype=np.int32),
+            prior=np.array([item.prior for item in items], dtype=np.float32),
+            labels=self.run.labels,
+            score_weights=ScoreWeights(**weights.model_dump()),
+        )
+
+    def _number_step(self, step: str, staged: Path) -> Step:
+        """Give a step its version: that of the previous release if its content is the same, else this release's number."""
+        digest = _digest(staged.parent)
+        version = self.number
+        if self.previous is not None and (before := self.previous.manifest.steps.get(step)) and before.digest == digest:
+            version = before.version
+        staged.rename(staged.with_name(str(version)))
+        return Step(model=step_name(self.run.domain, step), version=version, digest=digest)
+
+    def _write_instructions(self) -> None:
+        """A sample of the domain's real instructions, some with a history, for probes and load tests."""
+        rows = [{"text": text, "history": []} for text in held_out_texts(self.run, SAMPLE_INSTRUCTIONS)]
+        item_ids = [item.item_id for item in self.run.catalogue()]
+        chooser = np.random.default_rng(0)
+        for row in rows[1::2]:
+            row["history"] = [item_ids[i] for i in chooser.integers(0, len(item_ids), size=chooser.integers(1, 11))]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (self.folder / INSTRUCTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + sha256_of(path).encode())
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""What a verification measured, against which bars."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+__all__ = ["FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
+
+
+class VerificationBudget(BaseModel):
+    """How far a graph may be from torch.
+
+    Attributes:
+        mean_cosine: Least mean cosine over the texts.
+        min_cosine: Least cosine of any text.
+        shape_cosine: Least cosine of any row at any (batch, length), texts cut short and joined to full length included.
+        max_absolute: Greatest difference of any component of any vector.
+        label_agreement: Least share of texts whose best label is the same.
+        top_k: How many items the overlap compares.
+        top_k_overlap: Least mean share of the best `top_k` items in common.
+        invariance: Greatest difference that batch neighbours or padding may make to any component.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean_cosine: float
+    min_cosine: float
+    shape_cosine: float
+    max_absolute: float
+    label_agreement: float
+    top_k: int = 10
+    top_k_overlap: float
+    invariance: float = 1e-5
+
+
+FP32_BUDGET = VerificationBudget(
+    mean_cosine=0.99999,
+    min_cosine=0.99999,
+    shape_cosine=0.99999,
+    max_absolute=1e-4,
+    label_agreement=0.999,
+    top_k_overlap=0.999,
+)
+INT8_BUDGET = VerificationBudget(
+    mean_cosine=0.998,
+    min_cosine=0.99,
+    shape_cosine=0.98,
+    max_absolute=0.06,
+    label_agreement=0.97,
+    top_k_overlap=0.93,
+)
+
+
+class Check(BaseModel):
+    """One measured value against its bar."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    measured: float
+    relation: Literal["at least", "at most"]
+    bar: float
+    passed: bool
+
+    @classmethod
+    def at_least(cls, name: str, measured: float, bar: float) -> Check:
+        """A check that a value reaches its bar."""
+        return cls(name=name, measured=measured, relation="at least", bar=bar, passed=bool(measured >= bar))
+
+    @classmethod
+    def at_most(cls, name: str, measured: float, bar: float) -> Check:
+        """A check that a value stays within its bar."""
+        return cls(name=name, measured=measured, relation="at most", bar=bar, passed=bool(measured <= bar))
+
+
+class VerificationReport(BaseModel):
+    """Every check of one graph.
+
+    Attributes:
+        graph: The graph's file name.
+        texts: How many texts were compared.
+        shapes: The (batch, length) shapes that were run.
+        checks: The checks, in the order they were made.
+        first_divergence: Where the graph leaves torch first, when a check of the numbers failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # `passed` is written, and computed again when read
+
+    graph: str
+    texts: int
+    shapes: tuple[tuple[int, int], ...]
+    checks: tuple[Check, ...]
+    first_divergence: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def markdown(self) -> str:
+        """The report as a Markdown section."""
+        lines = [f"### {self.graph}: {'passed' if self.passed else 'FAILED'}", ""]
+        lines += [f"{self.texts} texts; shapes " + ", ".join(f"{batch}×{length}" for batch, length in self.shapes), ""]
+        lines += ["| check | measured | bar | passed |", "|---|---|---|---|"]
+        lines += [
+            f"| {check.name} | {check.measured:.6g} | {check.relation} {check.bar:.6g} | {'yes' if check.passed else 'NO'} |"
+            for check in self.checks
+        ]
+        if self.first_divergence:
+            lines += ["", f"First divergence: {self.first_divergence}."]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""The `serving:` and `export:` sections of a domain's YAML, as export reads them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from export.errors import ExportError
+
+Precision = Literal["fp32", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServingSettings(_Section):
+    """How the steps are served; written into their config.pbtxt.
+
+    Attributes:
+        length_buckets: ascending padded lengths, in tokens; the last is cut to the encoder's limit.
+        max_batch_size: rows in one execution of a step, and in one request.
+        max_queue_size: requests that may wait; what comes on top is refused at once.
+        queue_timeout_ms: how long a request may wait unless its client asks for less.
+        encoder_instances: encoder sessions side by side.
+        encoder_threads: threads of each; instances × threads must not exceed the cores.
+    """
+
+    length_buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
+    max_batch_size: int = Field(default=32, ge=32, le=1024)
+    max_queue_size: int = Field(default=256, ge=1)
+    queue_timeout_ms: int = Field(default=5_000, ge=1)
+    encoder_instances: int = Field(default=1, ge=1)
+    encoder_threads: int = Field(default=1, ge=1)
+
+    @field_validator("length_buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+            raise ValueError("must be positive lengths in ascending order")
+        return buckets
+
+    def buckets_up_to(self, limit: int) -> tuple[int, ...]:
+        """The buckets of an encoder that reads at most `limit` tokens; the last bucket is that limit or below it."""
+        kept = tuple(bucket for bucket in self.length_buckets if bucket < limit)
+        return (*kept, min(limit, self.length_buckets[-1])) if kept != self.length_buckets else kept
+
+
+class ExportSettings(_Section):
+    """How graphs are made and verified.
+
+    Attributes:
+        calibration_texts: how many training instructions the INT8 ranges are measured on.
+        verification_texts: how many instructions a graph is held against torch on.
+    """
+
+    calibration_texts: int = Field(default=256, ge=1)
+    verification_texts: int = Field(default=256, ge=2)
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+def read_section(kind: type[Section], name: str, values: dict[str, Any]) -> Section:
+    """Validate a section of the config.
+
+    Raises:
+        ExportError: an unknown key or a bad value; the message names it.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *(str(part) for part in first["loc"])])
+        known = ", ".join(kind.model_fields)
+        raise ExportError(f"config: {where}: {first['msg']} (the section knows {known})") from None

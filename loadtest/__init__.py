@@ -1,0 +1,1 @@
+"""Proves, or disproves, that a server keeps its latency SLA under load."""

@@ -1,0 +1,148 @@
+"""What is left of a run: report.json for machines, report.md for people, report.html from Locust."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from loadtest.closed_loop import HTML_FILE, SUMMARY_FILE, ClosedLoop
+from loadtest.errors import LoadTestError
+from loadtest.sla import Sla, Verdict
+from loadtest.summary import OpenLoopSummary, Summary
+
+__all__ = ["Report", "criteria_table", "report_folder", "write_report"]
+
+
+class Report(BaseModel):
+    """One run: what was asked for, what was measured, and the verdict.
+
+    Attributes:
+        schema_version: Of this layout.
+        created: When the run began, with its time zone.
+        settings: The closed-loop load.
+        sla: The bars.
+        closed_loop: What the closed loop measured.
+        closed_loop_verdict: The bars against that.
+        open_loop: What the open loop measured, if it ran.
+        open_loop_verdict: The bars against that, throughput left out: the rate was given.
+        met: Whether every criterion was met.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    created: datetime
+    settings: ClosedLoop
+    sla: Sla
+    closed_loop: Summary
+    closed_loop_verdict: Verdict
+    open_loop: OpenLoopSummary | None
+    open_loop_verdict: Verdict | None
+    met: bool
+
+
+@contextmanager
+def report_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes `target` at the end, and vanishes after an error.
+
+    Raises:
+        LoadTestError: `target` exists and is not an empty folder, or its parent cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LoadTestError(f"{target}: is there already: name another folder with --output-dir, or wait a second")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise LoadTestError(f"{target}: cannot write there: {error.strerror}") from error
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp lets nobody else in
+        folder.replace(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json and report.md beside Locust's report.html."""
+    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it is part of report.json
+
+
+def criteria_table(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """Return the criteria as rows of text: load, criterion, bar, measured, result; the first row is the heading."""
+    rows = [("load", "criterion", "bar", "measured", "result")]
+    for load, verdict in (("closed loop", report.closed_loop_verdict), ("open loop", report.open_loop_verdict)):
+        rows += [
+            (
+                load,
+                criterion.name,
+                f"{criterion.side} {criterion.bar:g}",
+                "no answer" if criterion.measured is None else f"{criterion.measured:.4g}",
+                "met" if criterion.met else "missed",
+            )
+            for criterion in (verdict.criteria if verdict else ())
+        ]
+    return rows
+
+
+def _markdown(report: Report) -> str:
+    settings = report.settings
+    lines = [
+        f"# Load test of {settings.domain}: SLA {'met' if report.met else 'missed'}",
+        "",
+        f"{report.created:%Y-%m-%d %H:%M:%S %Z}, {settings.url}: {settings.users} users, {settings.spawn_rate:g} more each "
+        f"second, for {settings.duration_s:g} s, {settings.k} items a request.",
+        "",
+        *_markdown_table(criteria_table(report)),
+        "",
+        "## Measured",
+        "",
+        *_markdown_table(_measured_table(report)),
+        "",
+        f"Latencies are of right answers. [Locust's report]({HTML_FILE}) has the course of the closed loop.",
+    ]
+    failures = [
+        (load, reason, str(count))
+        for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop))
+        for reason, count in (summary.errors.items() if summary else ())
+    ]
+    if failures:
+        lines += ["", "## Failures", "", *_markdown_table([("load", "what went wrong", "requests"), *failures])]
+    return "\n".join(lines) + "\n"
+
+
+def _measured_table(report: Report) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "release")
+    ]
+    for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
+        if summary is None:
+            continue
+        quantiles = (summary.p50_ms, summary.p95_ms, summary.p99_ms, summary.max_ms)
+        rows.append(
+            (
+                load
+                if not isinstance(summary, OpenLoopSummary)
+                else f"{load}, {summary.rate:g}/s, {summary.late} late",
+                str(summary.requests),
+                str(summary.failures),
+                f"{summary.requests_per_second:.1f}",
+                *("–" if value is None else f"{value:.2f}" for value in quantiles),
+                ", ".join(summary.releases) or "–",
+            )
+        )
+    return rows
+
+
+def _markdown_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    heading, *body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [heading, "|" + "---|" * len(rows[0]), *body]

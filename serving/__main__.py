@@ -1,0 +1,110 @@
+"""Command line of the serving room: `python -m serving deploy|status|logs|stop`."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import process_tree
+from .deploy import deploy as make_live
+from .embedded import Endpoints
+from .errors import ServerError
+from .layout import Layout
+from .live_repository import LiveRepository
+from .probe import probe_release
+from .releases import ReleaseStore
+from .server import Server, tail
+
+var_option = click.option("--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all that is produced lies.")
+domain_option = click.option("--domain", default="ecommerce", show_default=True)
+PORT = click.IntRange(1, 65535)
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Gather the commands."""
+
+
+@main.command()
+@var_option
+@domain_option
+@click.option("--release", "number", type=int, help="Number of the release; the newest if left out.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 opens the server to the network.")
+@click.option("--grpc-port", type=PORT, default=8001, show_default=True)
+@click.option("--http-port", type=PORT, default=8000, show_default=True)
+@click.option("--metrics-port", type=PORT, default=8002, show_default=True)
+def deploy(var: Path, domain: str, number: int | None, **endpoints: Any) -> None:
+    """Make a release live; start the server if none runs."""
+    store = ReleaseStore(Layout(var).releases(domain))
+    release = store.latest() if number is None else store.open(number)
+    click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
+    deployment = make_live(Layout(var), release, Endpoints(**endpoints))
+    done = {
+        "started": "server started",
+        "published": "published to the running server",
+        "unchanged": "is live already, nothing to do",
+    }[deployment.action]
+    click.echo(
+        f"release {deployment.answer.release} answers at {deployment.endpoints.grpc_url} "
+        f"(first answer in {deployment.answer.milliseconds:.0f} ms): {done}"
+    )
+
+
+@main.command()
+@var_option
+def status(var: Path) -> None:
+    """Say what runs and what answers; exit with 1 if something does not."""
+    layout = Layout(var)
+    state = Server(layout).state()
+    if state is None:
+        raise ServerError(f"no server runs for {layout.var}; run `make deploy`")
+    tree = process_tree.processes(layout.shared_memory_prefix)
+    uptime = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(state.started)
+    click.echo(f"server     process {state.pid}, {len(tree)} processes, up {str(uptime).split('.', maxsplit=1)[0]}")
+    click.echo(f"memory     {process_tree.proportional_memory_bytes(tree) >> 20} MB (proportional set size of the whole tree)")
+    listening = state.endpoints
+    click.echo(f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, metrics {listening.metrics_port}")
+    repository = LiveRepository(layout.live)
+    for domain in repository.domains():
+        live = repository.live_release(domain)
+        if live is not None:
+            answer = probe_release(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
+            click.echo(f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms")
+
+
+@main.command()
+@var_option
+@domain_option
+def instructions(var: Path, domain: str) -> None:
+    """Print where the live release keeps its sample of the domain's instructions, for load tests."""
+    layout = Layout(var)
+    live = LiveRepository(layout.live).live_release(domain)
+    if live is None:
+        raise ServerError(f"no release of {domain} is live in {layout.var}; run `make deploy`")
+    click.echo(ReleaseStore(layout.releases(domain)).open(live.number).instructions)
+
+
+@main.command()
+@var_option
+@click.option("--lines", type=int, default=50, show_default=True)
+def logs(var: Path, lines: int) -> None:
+    """Print the end of the server's log."""
+    path = Layout(var).server_log
+    click.echo(tail(path, lines))
+    click.echo(f"(follow it: tail -f {path})", err=True)
+
+
+@main.command()
+@var_option
+def stop(var: Path) -> None:
+    """Stop the server after it has answered what is in flight, and leave nothing behind."""
+    server = Server(Layout(var))
+    with server.lock():
+        click.echo(server.stop())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Make a release live: on a server that runs, without a failed or a mixed answer; else by starting one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from .embedded import Endpoints
+from .errors import PublishError, ServerError
+from .layout import Layout
+from .live_repository import LiveRelease, LiveRepository
+from .probe import ProbeAnswer, probe_release
+from .releases import Release
+from .server import Server, ServerState
+
+PROBE_PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What `deploy` did.
+
+    Attributes:
+        action: "started" a server, "published" to a running one, or "unchanged": the release was live already.
+        endpoints: where the server listens.
+        answer: the release's first real answer.
+    """
+
+    action: str
+    endpoints: Endpoints
+    answer: ProbeAnswer
+
+
+def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment:
+    """Make a release the one that answers.
+
+    Args:
+        layout: where everything lies.
+        release: what to make live.
+        endpoints: where a server is to listen; a running one keeps its own.
+
+    Raises:
+        ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
+        PreflightError: no server runs and none can be started; nothing was started.
+        PublishError: the release failed on the server; the one before it answers.
+        ServerError: the server failed.
+    """
+    server = Server(layout)
+    with server.lock():
+        release.manifest.verify(release.path)
+        repository = LiveRepository(layout.live)
+        state = server.state()
+        if state is None:
+            return _start(server, repository, release, endpoints)
+        if state.endpoints != endpoints:
+            raise ServerError(
+                f"a server of {layout.var} runs already at {state.endpoints.grpc_url}, with other ports or host; run `make stop` first, "
+                "or choose another VAR"
+            )
+        return _publish(server, state, repository, release)
+
+
+def _start(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
+    domain = release.manifest.domain
+    live = repository.live_release(domain)
+    repository.stage(release)
+    before = repository.switch(release)
+    domains = repository.domains()
+    try:
+        state = server.start(endpoints, domains)
+        server.wait_until_ready(state, domains)
+        answer = _first_answer(state, release)
+    except BaseException:
+        repository.restore(domain, before)
+        server.stop(drain_seconds=1)
+        raise
+    repository.retire(domain, _kept(repository, domain, live))
+    return Deployment("started", state.endpoints, answer)
+
+
+def _publish(server: Server, state: ServerState, repository: LiveRepository, release: Release) -> Deployment:
+    domain, url = release.manifest.domain, state.endpoints.grpc_url
+    live = repository.live_release(domain)
+    if live is not None and live.number == release.number:
+        return Deployment("unchanged", state.endpoints, probe_release(url, release))
+    changed = repository.stage(release)
+    with grpc.InferenceServerClient(url) as client:
+        for model in changed:
+            _load(client, model)
+        for step in release.manifest.steps.values():
+            if not client.is_model_ready(step.model, str(step.version)):
+                raise PublishError(f"{step.model} version {step.version} does not get ready: {server.first_error()}; {_still(live)}")
+        before = repository.switch(release)
+        try:
+            _load(client, domain)
+            answer = _first_answer(state, release)
+        except BaseException as error:
+            repository.restore(domain, before)
+            if before is not None:
+                _load(client, domain)
+            if isinstance(error, ServerError):
+                raise PublishError(f"release {release.number} failed its probe: {error.message}; {_still(live)}") from None
+            raise
+        repository.retire(domain, _kept(repository, domain, live))
+    return Deployment("published", state.endpoints, answer)
+
+
+def _load(client: grpc.InferenceServerClient, model: str) -> None:
+    try:
+        client.load_model(model, client_timeout=120)
+    except InferenceServerException as error:
+        raise PublishError(f"Triton refuses {model}: {error.message()}; what was live before still answers") from None
+
+
+def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
+    """Probe until the release answers: just after a load, requests may meet the old one for an instant."""
+    deadline = time.monotonic() + PROBE_PATIENCE_SECONDS
+    while True:
+        try:
+            return probe_release(state.endpoints.grpc_url, release)
+        except ServerError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _kept(repository: LiveRepository, domain: str, before: LiveRelease | None) -> list[LiveRelease]:
+    """The releases whose files stay: what is live now, and what was live before it, one step away."""
+    now = repository.live_release(domain)
+    return [release for release in (now, before) if release is not None]
+
+
+def _still(live: LiveRelease | None) -> str:
+    return f"release {live.number} still answers" if live else "nothing was live before"

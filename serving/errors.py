@@ -1,0 +1,30 @@
+"""What can go wrong while publishing and serving.
+
+ServingError
+├── ReleaseError        a release is missing, incomplete or damaged
+├── PublishError        a release could not be made live; the one before it still answers
+├── ServerError         the server does not run, does not start or does not answer
+└── PreflightError      the machine lacks what the server needs: a port, shared memory, a library
+"""
+
+import click
+
+
+class ServingError(click.ClickException):
+    """Base of this room's errors; a command line prints its message in one line and exits with 1."""
+
+
+class ReleaseError(ServingError):
+    """A release is missing, incomplete or damaged."""
+
+
+class PublishError(ServingError):
+    """A release could not be made live; the one before it still answers."""
+
+
+class ServerError(ServingError):
+    """The server does not run, does not start or does not answer."""
+
+
+class PreflightError(ServingError):
+    """The machine lacks what the server needs: a free port, shared memory, a library."""

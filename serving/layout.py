@@ -1,0 +1,56 @@
+"""Where everything that is produced lies: one folder, `VAR`, so that two can live side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below `VAR`.
+
+    Attributes:
+        var: the folder itself.
+    """
+
+    var: Path
+
+    def __post_init__(self) -> None:
+        """Make the folder absolute: the server outlives the command that started it, and its working folder."""
+        object.__setattr__(self, "var", self.var.absolute())
+
+    def releases(self, domain: str) -> Path:
+        """A domain's numbered releases."""
+        return self.var / "releases" / domain
+
+    @property
+    def live(self) -> Path:
+        """The live repository: the folder that Triton reads."""
+        return self.var / "live"
+
+    @property
+    def backends(self) -> Path:
+        """Triton's backend directory, assembled from the wheel and our Python-based backends."""
+        return self.var / "cache" / "backends"
+
+    @property
+    def server_state(self) -> Path:
+        """What is known of the server that was started last."""
+        return self.var / "server.json"
+
+    @property
+    def server_log(self) -> Path:
+        """The server's log."""
+        return self.var / "logs" / "triton.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a server is started, stopped or published to; the kernel drops it when its holder dies."""
+        return self.var / "serving.lock"
+
+    @property
+    def shared_memory_prefix(self) -> str:
+        """How the names of this server's shared memory regions start: they tell ours from any other's."""
+        return f"instructrec_{hashlib.sha256(str(self.var).encode()).hexdigest()[:12]}_"

@@ -1,0 +1,116 @@
+"""A release's manifest: what is in it, where it came from, and the sha256 of every file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ReleaseError
+from .files import sha256_of, write_atomically
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class Step(BaseModel):
+    """One model of the ensemble, as a release pins it.
+
+    Attributes:
+        model: the name Triton knows it by, `<domain>_<step>`.
+        version: its version folder: the number of the release that first carried this content.
+        digest: sha256 over its config and the files of its version folder; equal digests are the same step.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    version: int = Field(ge=1)
+    digest: str
+
+
+class Manifest(BaseModel):
+    """What a release is; see DESIGN.md.
+
+    Attributes:
+        schema_version: of this file.
+        domain: the ensemble's name.
+        release: the release's number, from 1.
+        created: when, ISO 8601 in UTC.
+        run_id: the run whose weights these are.
+        run_fingerprint: of the data, config and encoder that made the run.
+        export_fingerprint: of everything that determined the release's content; exporting the same again makes no new release.
+        precision: of the encoder's graph.
+        items: how many the catalogue has.
+        labels: how many the head knows.
+        metrics: of the run, for the history of releases.
+        verification: by graph, each check that it passed, with the figure measured.
+        steps: the models, by step name.
+        files: sha256 by path below the release folder, of every file but this one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    domain: str
+    release: int = Field(ge=1)
+    created: str
+    run_id: str
+    run_fingerprint: str
+    export_fingerprint: str
+    precision: str
+    items: int
+    labels: int
+    metrics: dict[str, Any]
+    verification: dict[str, dict[str, float]]
+    steps: dict[str, Step]
+    files: dict[str, str]
+
+    @classmethod
+    def read(cls, release_folder: Path) -> Manifest:
+        """Read a release folder's manifest.
+
+        Raises:
+            ReleaseError: it is missing, not valid, or written by a newer version.
+        """
+        path = release_folder / MANIFEST_NAME
+        try:
+            manifest = cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ReleaseError(f"{release_folder} has no {MANIFEST_NAME}: it is no release; run `make export`") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ReleaseError(f"{path}: {where}: {first['msg']}; export the release again") from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise ReleaseError(
+                f"{path} has schema version {manifest.schema_version}; this version reads {SCHEMA_VERSION}: export the release again"
+            )
+        return manifest
+
+    def write(self, release_folder: Path) -> None:
+        """Write the manifest into a release folder, in one step."""
+        write_atomically(release_folder / MANIFEST_NAME, self.model_dump_json(indent=1).encode() + b"\n")
+
+    def verify(self, release_folder: Path) -> None:
+        """Hold every file against its sha256.
+
+        Raises:
+            ReleaseError: a file is missing, changed, or not in the manifest.
+        """
+        present = files_below(release_folder)
+        for name, expected in self.files.items():
+            if name not in present:
+                raise ReleaseError(f"{release_folder}: {name} is missing; export the release again")
+            if sha256_of(release_folder / name) != expected:
+                raise ReleaseError(f"{release_folder}: {name} does not have the sha256 of the manifest; export the release again")
+        extra = sorted(present - set(self.files))
+        if extra:
+            raise ReleaseError(f"{release_folder}: {extra[0]} is not in the manifest; remove it or export the release again")
+
+
+def files_below(folder: Path) -> set[str]:
+    """Relative paths of all files below a release folder, its manifest left out."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - {MANIFEST_NAME}

@@ -1,0 +1,81 @@
+"""Ask the ensemble for a real recommendation: the only readiness that can be trusted.
+
+Triton goes on saying READY when a Python stub was killed or a pinned version is missing; an inference does not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from .errors import ServerError
+from .releases import Release
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """What the ensemble answered.
+
+    Attributes:
+        release: the release that says it answered.
+        model_version: the ensemble's version, which is the release's number.
+        milliseconds: how long the answer took, as the caller saw it.
+    """
+
+    release: str
+    model_version: str
+    milliseconds: float
+
+
+def probe(url: str, domain: str, text: str, *, timeout_seconds: float = 5.0) -> ProbeAnswer:
+    """Send one instruction and check the shape and order of the answer.
+
+    Args:
+        url: `host:port` of Triton's gRPC service.
+        domain: the ensemble.
+        text: an instruction of the domain.
+        timeout_seconds: how long to wait.
+
+    Raises:
+        ServerError: no answer, an error, or an answer that breaks the wire contract.
+    """
+    instruction = grpc.InferInput("instruction", [1, 1], "BYTES")
+    instruction.set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
+    history = grpc.InferInput("history", [1, 0], "BYTES")
+    history.set_data_from_numpy(np.empty((1, 0), dtype=np.object_))
+    top_k = grpc.InferInput("top_k", [1, 1], "INT32")
+    top_k.set_data_from_numpy(np.array([[10]], dtype=np.int32))
+    started = time.perf_counter()
+    try:
+        with grpc.InferenceServerClient(url) as client:
+            result = client.infer(domain, [instruction, history, top_k], client_timeout=timeout_seconds)
+    except InferenceServerException as error:
+        raise ServerError(f"{domain} at {url} does not answer: {error.message()}") from None
+    elapsed = (time.perf_counter() - started) * 1_000
+    score, items = result.as_numpy("score"), result.as_numpy("item_id")
+    if items.size == 0 or not np.isfinite(score).all() or (np.diff(score) > 0).any():
+        raise ServerError(f"{domain} at {url} answered without items, or with scores that are not finite and descending")
+    release = result.as_numpy("release").reshape(-1)[0].decode("utf-8")
+    return ProbeAnswer(release=release, model_version=result.get_response().model_version, milliseconds=elapsed)
+
+
+def probe_release(url: str, release: Release, *, timeout_seconds: float = 5.0) -> ProbeAnswer:
+    """Probe with a release's own first instruction and insist that this very release answers.
+
+    Raises:
+        ServerError: see `probe`; or another release answered.
+    """
+    with release.instructions.open(encoding="utf-8") as stream:
+        text = json.loads(stream.readline())["text"]
+    answer = probe(url, release.manifest.domain, text, timeout_seconds=timeout_seconds)
+    expected = str(release.number)
+    if (answer.release, answer.model_version) != (expected, expected):
+        raise ServerError(
+            f"{release.manifest.domain} at {url}: release {answer.release} (version {answer.model_version}) answers, expected {expected}"
+        )
+    return answer

@@ -1,0 +1,82 @@
+"""The numbered releases of a domain: `VAR/releases/<domain>/<n>/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .errors import ReleaseError
+from .manifest import Manifest
+
+MODELS_FOLDER = "models"
+"""Within a release: the models, laid out as in a Triton model repository."""
+INSTRUCTIONS_FILE = "instructions.jsonl"
+"""Within a release: real instructions of the domain, for probes and load tests; one `{"text": …, "history": [ids]}` a line."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on disk.
+
+    Attributes:
+        path: its folder, named after its number.
+    """
+
+    path: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its manifest, read once."""
+        return Manifest.read(self.path)
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return int(self.path.name)
+
+    @property
+    def models(self) -> Path:
+        """Its models, one folder each."""
+        return self.path / MODELS_FOLDER
+
+    @property
+    def instructions(self) -> Path:
+        """Its sample of the domain's instructions."""
+        return self.path / INSTRUCTIONS_FILE
+
+
+class ReleaseStore:
+    """Finds the releases of one domain; `export/` adds to them, nothing changes them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the domain's releases folder; it need not exist yet."""
+        self.folder = folder
+
+    def numbers(self) -> list[int]:
+        """The releases' numbers, ascending; half-written ones do not count."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def open(self, number: int) -> Release:
+        """The release of that number.
+
+        Raises:
+            ReleaseError: there is none.
+        """
+        if number not in (numbers := self.numbers()):
+            known = ", ".join(map(str, numbers)) or "none"
+            raise ReleaseError(f"there is no release {number} in {self.folder} (there: {known}); run `make export`")
+        return Release(self.folder / str(number))
+
+    def latest(self) -> Release:
+        """The newest release.
+
+        Raises:
+            ReleaseError: there is none yet.
+        """
+        numbers = self.numbers()
+        if not numbers:
+            raise ReleaseError(f"there is no release in {self.folder}; run `make export`")
+        return self.open(numbers[-1])

@@ -1,0 +1,197 @@
+"""Start, watch and stop the embedded server of one `VAR`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from . import process_tree
+from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
+from .errors import ServerError
+from .files import write_atomically
+from .layout import Layout
+
+
+CRIPPLED_DRAIN_SECONDS = 3.0
+"""A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
+
+
+class ServerState(BaseModel):
+    """What is written down of a started server.
+
+    Attributes:
+        pid: of tritonserver, which leads a process group of its own.
+        process_created: the process's start time as the kernel has it: it tells a reused pid from ours.
+        started: ISO 8601 in UTC.
+        endpoints: where it listens.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pid: int
+    process_created: float
+    started: str
+    endpoints: Endpoints
+
+
+class Server:
+    """The one server that serves a `VAR`'s live repository."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Take the paths; nothing is started."""
+        self.layout = layout
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold off every other command that starts, stops or publishes here; a dead holder's lock is gone with it.
+
+        Raises:
+            ServerError: another command holds it.
+        """
+        self.layout.var.mkdir(parents=True, exist_ok=True)
+        with self.layout.lock.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ServerError(f"another deploy or stop is at work in {self.layout.var}; wait until it is done") from None
+            yield
+
+    def state(self) -> ServerState | None:
+        """The running server's state, or None if none runs."""
+        try:
+            state = ServerState.model_validate_json(self.layout.server_state.read_bytes())
+            process = psutil.Process(state.pid)
+            alive = process.create_time() == state.process_created and process.status() != psutil.STATUS_ZOMBIE
+        except (FileNotFoundError, ValidationError, psutil.Error):
+            return None
+        return state if alive else None
+
+    def start(self, endpoints: Endpoints, domains: list[str]) -> ServerState:
+        """Start the server in a process group of its own; it outlives this command.
+
+        What a killed server left behind is swept away first.
+
+        Raises:
+            PreflightError: the machine lacks something; said before anything is started.
+        """
+        installation = Installation.find()
+        process_tree.sweep(self.layout.shared_memory_prefix)
+        check_machine(endpoints)
+        assemble_backends(installation, self.layout.backends)
+        log = self.layout.server_log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("wb") as stream:
+            process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
+                server_command(installation, self.layout, endpoints, domains),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=installation.environment(),
+                cwd=self.layout.var,
+                start_new_session=True,
+            )
+        state = ServerState(
+            pid=process.pid,
+            process_created=psutil.Process(process.pid).create_time(),
+            started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            endpoints=endpoints,
+        )
+        write_atomically(self.layout.server_state, state.model_dump_json(indent=1).encode() + b"\n")
+        return state
+
+    def wait_until_ready(self, state: ServerState, domains: list[str], *, timeout_seconds: float = 120.0) -> None:
+        """Wait until the server says that its ensembles are ready, their warm-up included.
+
+        Raises:
+            ServerError: it ended or took too long; the message carries the log's first error.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+            while time.monotonic() < deadline:
+                self._reap(state.pid)
+                if self.state() is None:
+                    raise ServerError(f"tritonserver ended while it started: {self.first_error()} (log: {self.layout.server_log})")
+                with contextlib.suppress(InferenceServerException):
+                    if client.is_server_live() and all(client.is_model_ready(domain) for domain in domains):
+                        return
+                time.sleep(0.1)
+        raise ServerError(
+            f"{', '.join(domains)} not ready within {timeout_seconds:.0f} s: {self.first_error()} (log: {self.layout.server_log})"
+        )
+
+    def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5) -> str:
+        """Stop the server: requests in flight are answered, then nothing of it is left.
+
+        Args:
+            drain_seconds: how long to wait before the server is killed.
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            ServerError: a process cannot be killed.
+        """
+        prefix = self.layout.shared_memory_prefix
+        state = self.state()
+        was_running = state is not None
+        if state is not None:
+            if process_tree.has_dead_children(state.pid):
+                drain_seconds = min(drain_seconds, CRIPPLED_DRAIN_SECONDS)
+            os.kill(state.pid, signal.SIGTERM)
+            deadline = time.monotonic() + drain_seconds
+            while self.state() is not None and time.monotonic() < deadline:
+                self._reap(state.pid)
+                time.sleep(0.05)
+        killed, regions = process_tree.sweep(prefix)
+        self._reap(state.pid if state else None)
+        if left := process_tree.processes(prefix):
+            raise ServerError(f"process {left[0].pid} cannot be killed; the machine may need a restart")
+        self.layout.server_state.unlink(missing_ok=True)
+        leftovers = f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
+        return ("stopped" if was_running else "no server was running") + leftovers
+
+    @staticmethod
+    def _reap(pid: int | None) -> None:
+        """Collect the exit status if the server is this process's own child, or it would stay a zombie."""
+        if pid is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+    def first_error(self) -> str:
+        """The log's first line that tells of a failure, without its time stamp."""
+        try:
+            lines = self.layout.server_log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return "there is no log"
+        harmless = ("NVML", "CudaDriverHelper", "DCGM")
+        for line in lines:
+            is_error = line.startswith("E") or any(sign in line for sign in ("error:", "failed to load", "unrecognized option"))
+            if is_error and not any(word in line for word in harmless):
+                return line.split("] ", 1)[-1].strip().strip('"')[:500]
+        return lines[-1].strip()[:500] if lines else "the log is empty"
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a log.
+
+    Raises:
+        ServerError: there is no log.
+    """
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        raise ServerError(f"there is no log at {path}; run `make deploy` first") from None

@@ -1,0 +1,145 @@
+"""A catalogue as a release carries it: flat, memory-mapped files that a step opens without parsing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class StringTable:
+    """Immutable strings in two arrays, one of all UTF-8 bytes and one of offsets, both memory-mapped."""
+
+    def __init__(self, blob: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
+        """Wrap the arrays: string i is `blob[offsets[i] : offsets[i + 1]]`."""
+        self._blob = blob
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        """How many strings there are."""
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        """String `index` as UTF-8 bytes."""
+        return self._blob[self._offsets[index] : self._offsets[index + 1]].tobytes()
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        """The strings at the given rows, as an object array of `bytes` of the same shape."""
+        taken = np.empty(rows.shape, dtype=np.object_)
+        taken.reshape(-1)[:] = [self[row] for row in rows.reshape(-1)]
+        return taken
+
+    @staticmethod
+    def write(folder: Path, name: str, strings: Sequence[str]) -> None:
+        """Write `<name>.bytes.npy` (uint8) and `<name>.offsets.npy` (int64) into a folder."""
+        encoded = [text.encode("utf-8") for text in strings]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        np.save(folder / f"{name}.bytes.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8))
+        np.save(folder / f"{name}.offsets.npy", offsets)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> StringTable:
+        """Map the two files that `write` made."""
+        return cls(_map(folder / f"{name}.bytes.npy"), _map(folder / f"{name}.offsets.npy"))
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """The learned weights of the score's four terms, and how fast a history's older items fade.
+
+    The weight of the j-th newest item of a history is `history_decay ** j`.
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+    delta: float
+    history_decay: float
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything about the items that ranking needs; row i of every array is item i.
+
+    Attributes:
+        release: the release these items belong to, as every response names it.
+        item_vectors: float32 [N, H], L2-normalised.
+        label_index: int32 [N], the row of each item's label in `labels`.
+        prior: float32 [N].
+        item_ids: the items' ids.
+        titles: the items' titles.
+        labels: the label names, in the order of the head's logits.
+        score_weights: the weights of the score's terms.
+    """
+
+    release: str
+    item_vectors: npt.NDArray[np.float32]
+    label_index: npt.NDArray[np.int32]
+    prior: npt.NDArray[np.float32]
+    item_ids: StringTable
+    titles: StringTable
+    labels: tuple[str, ...]
+    score_weights: ScoreWeights
+
+    @classmethod
+    def open(cls, folder: Path) -> Catalogue:
+        """Open a catalogue that `write_catalogue` made; arrays are mapped, so instances share their pages.
+
+        Raises:
+            ValueError: the files do not fit each other.
+        """
+        header: dict[str, Any] = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+        catalogue = cls(
+            release=header["release"],
+            item_vectors=_map(folder / "item_vectors.npy"),
+            label_index=_map(folder / "label_index.npy"),
+            prior=_map(folder / "prior.npy"),
+            item_ids=StringTable.open(folder, "item_ids"),
+            titles=StringTable.open(folder, "titles"),
+            labels=tuple(header["labels"]),
+            score_weights=ScoreWeights(**header["score_weights"]),
+        )
+        counts = {
+            "item_vectors": len(catalogue.item_vectors),
+            "label_index": len(catalogue.label_index),
+            "prior": len(catalogue.prior),
+            "item_ids": len(catalogue.item_ids),
+            "titles": len(catalogue.titles),
+        }
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"the catalogue's files differ in their number of items: {counts}; export the release again")
+        return catalogue
+
+
+def write_catalogue(
+    folder: Path,
+    *,
+    release: str,
+    item_ids: Sequence[str],
+    titles: Sequence[str],
+    item_vectors: npt.NDArray[np.float32],
+    label_index: npt.NDArray[np.int32],
+    prior: npt.NDArray[np.float32],
+    labels: Sequence[str],
+    score_weights: ScoreWeights,
+) -> None:
+    """Write a catalogue's files into an existing folder; see `Catalogue` for shapes and dtypes."""
+    np.save(folder / "item_vectors.npy", np.ascontiguousarray(item_vectors, dtype=np.float32))
+    np.save(folder / "label_index.npy", np.asarray(label_index, dtype=np.int32))
+    np.save(folder / "prior.npy", np.asarray(prior, dtype=np.float32))
+    StringTable.write(folder, "item_ids", item_ids)
+    StringTable.write(folder, "titles", titles)
+    header = {"release": release, "labels": list(labels), "score_weights": vars(score_weights)}
+    (folder / "catalogue.json").write_text(json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _map(path: Path) -> Any:
+    """Memory-map an array read-only, as a plain array: `np.memmap` would follow into every result computed from it."""
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped.view(np.ndarray)

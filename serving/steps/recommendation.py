@@ -1,0 +1,63 @@
+"""Checks of a recommendation's `history` and `top_k` tensors, as the wire contract has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .invalid_request import InvalidRequestError
+from .ranking import MAX_HISTORY, MAX_TOP_K, Vectors
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request of the top-k step, checked.
+
+    Attributes:
+        instruction: float32 [rows, H].
+        logits: float32 [rows, K].
+        history: item ids of each row, newest first.
+        k: how many items every row wants.
+    """
+
+    instruction: Vectors
+    logits: Vectors
+    history: list[list[bytes]]
+    k: int
+
+
+def read_top_k(top_k: npt.NDArray[np.int32]) -> int:
+    """The one k of a request's rows.
+
+    Args:
+        top_k: INT32 [rows, 1].
+
+    Raises:
+        InvalidRequestError: a value outside 1 … 100, or rows that differ.
+    """
+    values = {int(value) for value in top_k.reshape(-1)}
+    outside = sorted(value for value in values if not 1 <= value <= MAX_TOP_K)
+    if outside:
+        raise InvalidRequestError(f"top_k is {outside[0]}; it must be from 1 to {MAX_TOP_K}")
+    if len(values) != 1:
+        raise InvalidRequestError(f"top_k differs between the rows of one request ({sorted(values)[:5]}); send one value")
+    return values.pop()
+
+
+def read_history(history: npt.NDArray[Any], rows: int) -> list[list[bytes]]:
+    """The item ids of each row, newest first; padding stays in.
+
+    Args:
+        history: BYTES [rows, length]; length may be 0.
+        rows: how many rows the request has.
+
+    Raises:
+        InvalidRequestError: more entries than a row may have.
+    """
+    length = history.shape[-1]
+    if length > MAX_HISTORY:
+        raise InvalidRequestError(f"history has {length:,} entries a row; at most {MAX_HISTORY:,} are accepted: send the newest")
+    return [[bytes(item_id) for item_id in row] for row in history.reshape(rows, length)]

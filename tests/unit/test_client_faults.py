@@ -1,0 +1,347 @@
+"""Retries, deadlines and error types, against a gRPC server that fails on command.
+
+The server speaks the real protocol and plays no model: it exists to provoke what a healthy server does not do.
+"""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from instructrec_client import (
+    AsyncClient,
+    Client,
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ProtocolError,
+    QueueFull,
+    ServerError,
+    ServerUnavailable,
+    Timeout,
+)
+from instructrec_client._retry import FIRST_PAUSE, LONGEST_PAUSE, Attempts
+from instructrec_client._timeout import Deadline
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
+
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "going away")
+QUEUE_FULL = (grpc.StatusCode.UNAVAILABLE, "[request id: <id_unknown>] Exceeds maximum queue size")
+
+
+def one_item(rows):
+    response = service_pb2.ModelInferResponse(model_version="1")
+    for name, shape in [("item_id", (rows, 1)), ("title", (rows, 1)), ("label", (rows, 1)), ("release", (rows, 1))]:
+        response.outputs.add(name=name, datatype="BYTES", shape=shape)
+        response.raw_output_contents.append(serialize_byte_tensor(np.full(shape, name.encode(), dtype=object)).item())
+    for name, shape in [("score", (rows, 1)), ("reason", (rows, 1, 4))]:
+        response.outputs.add(name=name, datatype="FP32", shape=shape)
+        response.raw_output_contents.append(np.zeros(shape, np.float32).tobytes())
+    return response
+
+
+class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Plays its script, one step a request: a status to fail with, or seconds to wait. Afterwards it answers."""
+
+    def __init__(self, script):
+        self.script = list(script)
+        self.seconds_left, self.server_timeouts, self.rows = [], [], []
+        self.entered = threading.Event()
+        self.ready = True
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        self.seconds_left.append(context.time_remaining())
+        self.server_timeouts.append(request.parameters["timeout"].int64_param)
+        self.rows.append(request.inputs[0].shape[0])
+        self.entered.set()
+        step = self.script.pop(0) if self.script else 0
+        if isinstance(step, tuple):
+            context.abort(*step)
+        if isinstance(step, service_pb2.ModelInferResponse):
+            return step
+        time.sleep(step)
+        return one_item(self.rows[-1])
+
+    def ModelReady(self, request, context):  # noqa: N802
+        if isinstance(self.ready, tuple):
+            context.abort(*self.ready)
+        return service_pb2.ModelReadyResponse(ready=self.ready)
+
+
+@contextmanager
+def serving(*script, port=0):
+    """Yield the playing server and its address."""
+    playing = FaultyServer(script)
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(playing, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield playing, f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def blocking(url, name="recommend", argument="a shirt", *, settings=None, **keywords):
+    with Client(url, **(settings or {})) as client:
+        return getattr(client, name)(*([] if argument is None else [argument]), **keywords)
+
+
+def awaited(url, name="recommend", argument="a shirt", *, settings=None, **keywords):
+    async def call():
+        async with AsyncClient(url, **(settings or {})) as client:
+            return await getattr(client, name)(*([] if argument is None else [argument]), **keywords)
+
+    return asyncio.run(call())
+
+
+both = pytest.mark.parametrize("ask", [blocking, awaited])
+
+
+@both
+@pytest.mark.parametrize("fault", [UNAVAILABLE, QUEUE_FULL])
+def test_an_unavailable_server_is_asked_again(ask, fault):
+    with serving(fault, fault) as (playing, url):
+        assert ask(url)[0].item_id == "item_id"
+    assert len(playing.seconds_left) == 3
+
+
+@both
+def test_one_deadline_covers_all_attempts(ask):
+    with serving(UNAVAILABLE, UNAVAILABLE) as (playing, url):
+        ask(url, timeout=2.0)
+    # Compared in what the server was told: gRPC rounds the deadline that it sends itself.
+    first, second, third = playing.server_timeouts
+    assert 2e6 >= first > second > third > 1e6
+    assert first - second >= FIRST_PAUSE / 2 * 1e6
+    assert second - third >= FIRST_PAUSE * 1e6
+    assert max(playing.seconds_left) < 2.1
+
+
+@both
+def test_the_server_is_told_the_time_left_in_microseconds(ask):
+    with serving() as (playing, url):
+        ask(url, timeout=Timeout(1.5))
+        ask(url)
+    assert 1.3e6 < playing.server_timeouts[0] <= 1.5e6
+    assert 4.5 < playing.seconds_left[1] < 5.1
+    assert 4.5e6 < playing.server_timeouts[1] <= 5e6
+
+
+@both
+@pytest.mark.parametrize(("fault", "error"), [(UNAVAILABLE, ServerUnavailable), (QUEUE_FULL, QueueFull)])
+def test_retries_end(ask, fault, error):
+    with serving(*[fault] * 9) as (playing, url), pytest.raises(error) as raised:
+        ask(url, settings={"retries": 1})
+    assert type(raised.value) is error
+    assert url in str(raised.value)
+    assert len(playing.seconds_left) == 2
+
+
+@both
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequest),
+        ("NOT_FOUND", ModelNotFound),
+        ("INTERNAL", ServerError),
+        ("UNKNOWN", ServerError),
+        ("UNIMPLEMENTED", ServerError),
+        ("RESOURCE_EXHAUSTED", ServerError),
+        ("DEADLINE_EXCEEDED", DeadlineExceeded),
+    ],
+)
+def test_every_other_status_is_final_and_typed(ask, status, error):
+    with serving((grpc.StatusCode[status], "the detail")) as (playing, url), pytest.raises(error) as raised:
+        ask(url)
+    assert type(raised.value) is error
+    assert error is DeadlineExceeded or "the detail" in str(raised.value)
+    assert len(playing.seconds_left) == 1
+
+
+@both
+def test_a_slow_server_ends_in_deadline_exceeded(ask):
+    start = time.monotonic()
+    with serving(1.0) as (playing, url):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.2 s"):
+            ask(url, timeout=0.2)
+        assert time.monotonic() - start < 0.9
+    assert len(playing.seconds_left) == 1
+
+
+@both
+def test_a_deadline_that_would_pass_in_a_pause_ends_the_call_at_once(ask):
+    with serving(*[UNAVAILABLE] * 1000) as (playing, url), pytest.raises(DeadlineExceeded) as raised:
+        ask(url, settings={"retries": 1000}, timeout=0.3)
+    assert isinstance(raised.value.__cause__, ServerUnavailable)
+    assert 2 <= len(playing.seconds_left) <= 10
+
+
+@both
+def test_nobody_listens(ask):
+    start = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=r"127\.0\.0\.1:1 is unavailable .*check the address"):
+        ask("127.0.0.1:1")
+    assert time.monotonic() - start < 2
+
+
+@both
+def test_an_answer_that_breaks_the_contract_is_not_asked_for_again(ask):
+    with (
+        serving(service_pb2.ModelInferResponse()) as (playing, url),
+        pytest.raises(ProtocolError, match="lacks output"),
+    ):
+        ask(url)
+    assert len(playing.rows) == 1
+
+
+@both
+def test_a_request_too_large_to_send_is_an_invalid_request(ask):
+    settings = {"channel_args": [("grpc.max_send_message_length", 1000)]}
+    with serving() as (playing, url), pytest.raises(InvalidRequest, match="too large to send"):
+        ask(url, argument="x" * 2000, settings=settings)
+    assert playing.rows == []
+
+
+@both
+def test_a_large_batch_travels_in_several_requests_under_one_deadline(ask):
+    with serving(0.2, 0.2) as (playing, url):
+        assert len(ask(url, "recommend_batch", ["a shirt"] * 70, timeout=3)) == 70
+    assert playing.rows == [32, 32, 6]
+    assert playing.server_timeouts[2] < playing.server_timeouts[0] - 0.4e6
+
+
+@both
+def test_each_request_of_a_batch_has_retries_of_its_own(ask):
+    with serving(UNAVAILABLE, 0, UNAVAILABLE) as (playing, url):
+        assert len(ask(url, "recommend_batch", ["a shirt"] * 64, settings={"retries": 1})) == 64
+    assert playing.rows == [32, 32, 32, 32]
+
+
+@both
+def test_ready_follows_the_server(ask):
+    with serving() as (playing, url):
+        assert ask(url, "ready", None) is True
+        playing.ready = False
+        assert ask(url, "ready", None) is False
+        playing.ready = UNAVAILABLE
+        assert ask(url, "ready", None) is False
+        playing.ready = (grpc.StatusCode.INTERNAL, "broken")
+        with pytest.raises(ServerError, match="broken"):
+            ask(url, "ready", None)
+    assert ask(url, "ready", None, timeout=1) is False
+
+
+def test_a_closed_client_says_so():
+    client = Client("127.0.0.1:1")
+    client.close()
+    client.close()
+    for call in (lambda: client.recommend("a shirt"), client.ready, client.__enter__):
+        with pytest.raises(ClientClosed, match="make a new one"):
+            call()
+
+
+def test_closing_ends_calls_under_way():
+    with serving(3.0) as (playing, url), ThreadPoolExecutor(1) as pool:
+        client = Client(url)
+        start = time.monotonic()
+        under_way = pool.submit(client.recommend, "a shirt")
+        assert playing.entered.wait(2)
+        client.close()
+        with pytest.raises(ClientClosed):
+            under_way.result(2)
+        assert time.monotonic() - start < 2
+
+
+def test_closing_ends_awaited_calls_under_way():
+    async def scenario(playing, url):
+        client = AsyncClient(url)
+        under_way = asyncio.create_task(client.recommend("a shirt"))
+        assert await asyncio.to_thread(playing.entered.wait, 2)
+        await client.close()
+        with pytest.raises(ClientClosed):
+            await asyncio.wait_for(under_way, 2)
+
+    with serving(3.0) as (playing, url):
+        asyncio.run(scenario(playing, url))
+
+
+def test_a_cancelled_task_stays_cancelled():
+    async def scenario(playing, url):
+        async with AsyncClient(url) as client:
+            under_way = asyncio.create_task(client.recommend("a shirt"))
+            assert await asyncio.to_thread(playing.entered.wait, 2)
+            under_way.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await under_way
+
+    with serving(1.0) as (playing, url):
+        asyncio.run(scenario(playing, url))
+
+
+def test_a_connected_client_finds_a_server_that_comes_back():
+    with ThreadPoolExecutor(1) as pool:
+        with serving() as (_, url):
+            client = Client(url, retries=20)
+            client.recommend("a shirt")
+        with client:
+            under_way = pool.submit(client.recommend, "a shirt")
+            time.sleep(0.3)
+            assert not under_way.done()
+            with serving(port=int(url.rpartition(":")[2])):
+                assert under_way.result(5)[0].title == "title"
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+FAULTS = st.sampled_from(
+    [ServerUnavailable("x"), QueueFull("x"), ServerError("x"), InvalidRequest("x"), ModelNotFound("x")]
+)
+
+
+@given(st.floats(0.01, 30), st.integers(0, 12), st.lists(st.tuples(FAULTS, st.floats(0, 2)), max_size=20), st.randoms())
+def test_no_sequence_of_faults_outlives_the_deadline_or_the_retries(total, retries, faults, random):
+    clock = Clock()
+    attempts = Attempts(Deadline(Timeout(total), clock), retries, random.uniform)
+    pauses = 0
+    for fault, seconds in faults:
+        clock.now += seconds
+        try:
+            pause = attempts.pause_after(fault)
+        except DeadlineExceeded as error:
+            assert error.__cause__ is fault
+            assert clock.now + LONGEST_PAUSE >= 100.0 + total
+            return
+        except type(fault):
+            assert pauses == retries or not isinstance(fault, ServerUnavailable)
+            return
+        assert isinstance(fault, ServerUnavailable)
+        assert 0 < pause <= LONGEST_PAUSE
+        clock.now += pause
+        assert clock.now < 100.0 + total
+        pauses += 1
+    assert pauses <= retries
+
+
+def test_pauses_grow_and_are_jittered():
+    def pauses(choose):
+        attempts = Attempts(Deadline(Timeout(100)), 7, choose)
+        return [attempts.pause_after(ServerUnavailable("x")) for _ in range(7)]
+
+    assert pauses(lambda _, high: high) == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert pauses(lambda low, _: low) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.5, 0.5]

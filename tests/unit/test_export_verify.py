@@ -1,0 +1,247 @@
+"""Verification: a good graph passes, and every planted fault is found and placed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel
+
+from export.errors import ExportError, VerificationError
+from export.graph_file import load_graph, save_graph
+from export.int8 import quantize_encoder
+from export.onnx_graph import export_encoder
+from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationReport
+from export.tokens import calibration_batches
+from export.verify import top_k_agreement, verify_encoder
+from training.model import InstructionModel
+
+TEXTS = [" ".join(f"w{(start * step) % 97 + 3}" for step in range(1, 2 + start % 9)) for start in range(1, 60)]
+BUCKETS = (8, 16)
+ITEMS = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+LOOSE = INT8_BUDGET.model_copy(  # random weights lose more than trained ones
+    update={
+        "mean_cosine": 0.99,
+        "min_cosine": 0.97,
+        "shape_cosine": 0.9,
+        "max_absolute": 0.2,
+        "top_k_overlap": 0.5,
+        "label_agreement": 0.8,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> InstructionModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+    )
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(100)}, unk_token="w0"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = InstructionModel(BertModel(config), tokenizer, "mean", max_length=16, labels=4)
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+@pytest.fixture(scope="module")
+def fp32(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "encoder.onnx"
+    export_encoder(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8(model, fp32) -> Path:
+    quantize_encoder(fp32, fp32.parent / "int8.onnx", calibration_batches(model, TEXTS))
+    return fp32.parent / "int8.onnx"
+
+
+def test_good_graphs_pass_and_say_what_was_measured(model, fp32, int8):
+    report = verify_encoder(fp32, model, TEXTS, BUCKETS, FP32_BUDGET, item_vectors=ITEMS)
+    assert report.passed
+    assert report.first_divergence is None
+    assert set(report.shapes) == {(1, 1), (1, 8), (8, 8), (1, 16), (8, 16)}
+    assert report.texts == len(TEXTS)
+    written = json.loads(report.model_dump_json())
+    assert written["passed"] is True
+    assert VerificationReport.model_validate(written) == report
+    assert "### encoder.onnx: passed" in report.markdown()
+    assert verify_encoder(int8, model, TEXTS, BUCKETS, LOOSE, item_vectors=ITEMS).passed
+
+
+def test_int8_is_held_to_a_tighter_budget_and_fails_it(model, int8):
+    with pytest.raises(VerificationError, match="minimum cosine is .* the bar is at least 0.99999"):
+        verify_encoder(int8, model, TEXTS, BUCKETS, FP32_BUDGET)
+
+
+def tensor(graph: onnx.ModelProto, ending: str) -> onnx.TensorProto:
+    found = [tensor for tensor in graph.graph.initializer if tensor.name.endswith(ending)]
+    assert found, [tensor.name for tensor in graph.graph.initializer]
+    return found[0]
+
+
+def change(graph: onnx.ModelProto, ending: str, by: Callable[[np.ndarray], np.ndarray]) -> None:
+    target = tensor(graph, ending)
+    target.CopyFrom(numpy_helper.from_array(by(numpy_helper.to_array(target).copy()), target.name))
+
+
+def weight_of(graph: onnx.ModelProto, module: str) -> str:
+    return next(node.input[1] for node in graph.graph.node if node.op_type == "MatMul" and module in node.name)
+
+
+def one_nan(values: np.ndarray) -> np.ndarray:
+    values.flat[0] = np.nan
+    return values
+
+
+def corrupted_weight(graph: onnx.ModelProto) -> None:
+    change(graph, weight_of(graph, "layer.1.output.dense"), lambda values: values[::-1].copy())
+
+
+def nan_weight(graph: onnx.ModelProto) -> None:
+    change(graph, weight_of(graph, "layer.0.intermediate.dense"), one_nan)
+
+
+def corrupted_table(graph: onnx.ModelProto) -> None:
+    change(graph, "word_embeddings.weight", lambda values: np.roll(values, 1, axis=0))
+
+
+def swap(graph: onnx.ModelProto) -> None:
+    other = {"input_ids": "attention_mask", "attention_mask": "input_ids"}
+    for node in graph.graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+
+
+def ignored_mask(graph: onnx.ModelProto) -> None:
+    """Attention sees padding; the pool still leaves it out."""
+    change(
+        graph,
+        next(
+            name
+            for node in graph.graph.node
+            if node.op_type == "Mul"
+            for name in node.input
+            if name in {t.name for t in graph.graph.initializer} and numpy_helper.to_array(tensor(graph, name)) == -1e4
+        ),
+        np.zeros_like,
+    )
+
+
+def not_normalised(graph: onnx.ModelProto) -> None:
+    """The last division gives its first input, twice the length: the direction is right, the vector is not."""
+    last = graph.graph.node[-1]
+    assert last.op_type == "Div"
+    last.op_type = "Mul"
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed", "place"),
+    [
+        (corrupted_weight, "minimum cosine", "encoder layer 2 of 2"),
+        (nan_weight, "values that are not finite", "encoder layer 1 of 2"),
+        (corrupted_table, "mean cosine", "the embedding tables"),
+        (swap, "minimum cosine", "the embedding tables"),
+        (ignored_mask, "difference that padding makes", "encoder layer 1 of 2"),
+        (not_normalised, "greatest difference", "after the last encoder layer"),
+    ],
+)
+def test_planted_fault_is_found_and_placed(fault, failed, place, model, fp32, tmp_path):
+    graph = load_graph(fp32)
+    fault(graph)
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError) as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, BUCKETS, FP32_BUDGET, item_vectors=ITEMS)
+    report = caught.value.report
+    assert not report.passed
+    assert failed in [check.name for check in report.failed]
+    assert place in report.first_divergence
+    for said in ("faulty.onnx", failed, place):
+        assert said in caught.value.message
+    assert "FAILED" in report.markdown()
+    assert "NaN" not in report.model_dump_json()
+
+
+@pytest.mark.parametrize("factor", [0.1, 3])
+def test_wrong_scale_of_a_quantised_input_is_found(factor, model, int8, tmp_path):
+    graph = load_graph(int8)
+    change(graph, "hidden_state_1/scale", lambda scale: np.array(scale * factor, np.float32))
+    for node in graph.graph.node:  # wrong at QuantizeLinear alone
+        if node.op_type == "DequantizeLinear" and node.input[1] == "hidden_state_1/scale":
+            node.input[1] = "right"
+    right = numpy_helper.to_array(tensor(load_graph(int8), "hidden_state_1/scale"))
+    graph.graph.initializer.append(numpy_helper.from_array(right.copy(), "right"))
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError) as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, BUCKETS, LOOSE)
+    assert "encoder layer 2 of 2" in caught.value.report.first_divergence
+
+
+def test_an_answer_that_depends_on_its_neighbours_is_found(model, fp32, tmp_path):
+    """As dynamic quantisation does: something is taken from the whole batch."""
+    graph = load_graph(fp32)
+    node = next(node for node in graph.graph.node if "hidden_state_1" in node.output)
+    node.output[0] = "before"
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(1e-3, np.float32), "little"))
+    added = [
+        onnx.helper.make_node("ReduceMax", ["before"], ["greatest"], keepdims=0),
+        onnx.helper.make_node("Mul", ["greatest", "little"], ["share"]),
+        onnx.helper.make_node("Mul", ["before", "share"], ["product"]),
+        onnx.helper.make_node("Add", ["before", "product"], ["hidden_state_1"]),
+    ]
+    position = list(graph.graph.node).index(node) + 1
+    for offset, extra in enumerate(added):
+        graph.graph.node.insert(position + offset, extra)
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError) as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, BUCKETS, LOOSE)
+    assert "difference that batch neighbours make" in [check.name for check in caught.value.report.failed]
+
+
+def test_nothing_to_verify_with_is_an_error(model, fp32, tmp_path):
+    with pytest.raises(ExportError, match="at least one text"):
+        verify_encoder(fp32, model, [], BUCKETS, FP32_BUDGET)
+    with pytest.raises(ExportError, match="one length bucket"):
+        verify_encoder(fp32, model, TEXTS, (), FP32_BUDGET)
+    with pytest.raises(ExportError, match="refuses the graph"):
+        verify_encoder(tmp_path / "missing.onnx", model, TEXTS, BUCKETS, FP32_BUDGET)
+
+
+def test_nan_never_passes():
+    assert not Check.at_least("x", float("nan"), 0).passed
+    assert not Check.at_most("x", float("nan"), 0).passed
+
+
+def test_top_k_agreement_counts_shared_items():
+    items = np.eye(4, dtype=np.float32)
+    one = np.array([[4, 3, 2, 1]], np.float32)
+    assert top_k_agreement(one, one, items, 2) == 1
+    assert top_k_agreement(one, np.array([[4, 1, 2, 3]], np.float32), items, 2) == 0.5
+    assert top_k_agreement(one, -one, items, 2) == 0
+    assert top_k_agreement(one, -one, items, 100) == 1  # all four items either way
+
+
+@given(st.integers(1, 600), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_top_k_agreement_equals_a_plain_count(texts, k, seed):
+    generator = np.random.default_rng(seed)
+    items, one, other = (generator.normal(size=(size, 5)).astype(np.float32) for size in (11, texts, texts))
+    plain = [
+        len(set(np.argsort(-items @ first)[:k]) & set(np.argsort(-items @ second)[:k])) / min(k, 11)
+        for first, second in zip(one, other, strict=True)
+    ]
+    assert top_k_agreement(one, other, items, k) == pytest.approx(np.mean(plain))

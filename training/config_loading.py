@@ -1,0 +1,114 @@
+"""Reads a domain's YAML and the `key=value` overrides of the command line, and refuses what is wrong in one line."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from training.config import DomainConfig
+from training.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
+    """Read `path`, apply `overrides` (`"training.epochs=5"`) and validate.
+
+    A list entry is addressed by its index or its `name`: `sources.sample.catalogue.file=shop.csv`.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown (the message names the near match), a value is wrong.
+    """
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], *, where: str) -> DomainConfig:
+    """Validate a config that is already a mapping; `where` names it in an error.
+
+    Raises:
+        ConfigError: A key is unknown or a value is wrong.
+    """
+    try:
+        return DomainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error, tree)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping with the keys {', '.join(DomainConfig.model_fields)}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"override {override!r}: write it as key=value, for example training.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML; put it in quotes") from None
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _entry(node, part, override)
+    if isinstance(node, dict):
+        node[parts[-1]] = value
+    elif isinstance(node, list):
+        node[node.index(_entry(node, parts[-1], override))] = value
+    else:
+        raise ConfigError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a section")
+
+
+def _entry(node: object, part: str, override: str) -> Any:  # noqa: ANN401 - YAML holds anything
+    if not isinstance(node, list):
+        raise ConfigError(f"override {override!r}: {part!r} lies below a value, not a section")
+    if part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    named = {entry["name"]: entry for entry in node if isinstance(entry, dict) and "name" in entry}
+    if part in named:
+        return named[part]
+    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, named)) or len(node)}")
+
+
+def _first_problem(error: ValidationError, tree: Mapping[str, Any]) -> str:
+    # An unknown key explains the others (a misspelt required key is also missing), so it comes first.
+    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in problem["loc"]) or "the config"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = "" if isinstance(given, (dict, list)) else f", got {given!r:.80}"
+    return f"{where}: {message}{shown}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys the schema allows at `location`, found in the JSON schema that pydantic writes."""
+    schema = DomainConfig.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        for option in node.get("anyOf", []):
+            if "$ref" in option:
+                node = option
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return list(node.get("properties", {}))

@@ -1,0 +1,66 @@
+"""What a dataset is made of, as typed values. docs/datasets.md is the contract; dataset_loading.py reads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of the catalogue. `prior` is its popularity or quality: finite, not negative, 0 when not given."""
+
+    item_id: str
+    title: str
+    text: str
+    label: str
+    prior: float = 0.0
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A person's words and what answers them. `relevant` holds the grades as given (item id to grade), often none."""
+
+    instruction_id: str
+    text: str
+    label: str
+    attributes: Mapping[str, str]
+    relevant: Mapping[str, float]
+    split: Split
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One event: what a person did with an item. `timestamp` is in seconds since 1970-01-01 UTC."""
+
+    user_id: str
+    item_id: str
+    value: float
+    timestamp: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent."""
+
+    source: str
+    items: tuple[Item, ...]
+    instructions: tuple[Instruction, ...]
+    interactions: tuple[Interaction, ...]
+    weak_labels: bool
+    has_prior: bool
+    fingerprint: str
+    files: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The catalogue's labels in sorted order; a label's place is its id."""
+        return tuple(sorted({item.label for item in self.items}))
+
+    def split(self, name: Split) -> list[Instruction]:
+        """The instructions of one split, in file order."""
+        return [instruction for instruction in self.instructions if instruction.split == name]

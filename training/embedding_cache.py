@@ -1,0 +1,127 @@
+"""Keeps text vectors on disk, so that a text goes through an encoder once."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from training.errors import TrainingError
+from training.model import InstructionModel
+
+logger = logging.getLogger(__name__)
+
+LOOKUP = 10_000  # keys asked for in one query
+CHUNK = 1_024  # texts embedded between two commits: what a killed run may lose
+Vectors = npt.NDArray[np.float32]
+
+
+class EmbeddingCache:
+    """Vectors of one encoder in a SQLite file, by the sha256 of the text. Several processes may use it at once.
+
+    A vector has length 1 by construction; one that has not was damaged on disk, counts as absent and is made again.
+    """
+
+    def __init__(self, folder: Path, weights_sha256: str, pooling: str, max_length: int) -> None:
+        """Open, or create, the file of this encoder, pooling and truncation under `folder`."""
+        fingerprint = hashlib.sha256(f"{weights_sha256} {pooling} {max_length}".encode()).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{fingerprint[:32]}.sqlite3"
+
+    def read(self, texts: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors that are there, float32 [H], by text."""
+        by_key = {_key(text): text for text in texts}
+        keys = list(by_key)
+        found: dict[str, Vectors] = {}
+        with self._connection() as connection:
+            for start in range(0, len(keys), LOOKUP):
+                query = "SELECT key, vector FROM vectors WHERE key IN (SELECT value FROM json_each(?))"
+                for key, blob in connection.execute(query, (json.dumps(keys[start : start + LOOKUP]),)):
+                    if len(blob) % 4 == 0 and _is_whole(vector := np.frombuffer(blob, dtype="<f4")):
+                        found[by_key[key]] = vector
+        return found
+
+    def write(self, texts: Sequence[str], vectors: Vectors) -> None:
+        """Keep `vectors`, float32 [n, H], for `texts`; all of them or none."""
+        rows = [(_key(text), vector.astype("<f4").tobytes()) for text, vector in zip(texts, vectors, strict=True)]
+        with self._connection() as connection, connection:
+            connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    def embed(
+        self,
+        model: InstructionModel,
+        texts: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> Vectors:
+        """The vectors of `texts`, float32 [n, H]; only new texts go through the encoder.
+
+        `progress` is called with the number of distinct texts done since the last call.
+        """
+        distinct = list(dict.fromkeys(texts))
+        known = self.read(distinct)
+        known = {text: vector for text, vector in known.items() if len(vector) == model.hidden_size}
+        if progress is not None:
+            progress(len(known))
+        # Sorted here already, so that a chunk holds texts of like length and the commits cost no padding.
+        missing = sorted((text for text in distinct if text not in known), key=len)
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            vectors = model.embed(chunk, batch_size=batch_size, progress=progress)
+            self.write(chunk, vectors)
+            known.update(zip(chunk, vectors, strict=True))
+        return np.stack([known[text] for text in texts]) if texts else np.empty((0, model.hidden_size), np.float32)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._open()
+        except sqlite3.OperationalError as error:
+            raise TrainingError(
+                f"{self.path}: cannot be used ({error}); free some space, or check its rights"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            self._set_aside(error)
+            connection = self._open()
+        try:
+            yield connection
+        except sqlite3.OperationalError as error:
+            raise TrainingError(
+                f"{self.path}: cannot be used ({error}); free some space, or check its rights"
+            ) from None
+        finally:
+            connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=60)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+            problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise sqlite3.DatabaseError(problem)
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        return connection
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        logger.warning("The embedding cache %s is damaged (%s): kept as %s, made anew.", self.path, error, aside.name)
+        self.path.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_whole(vector: Vectors) -> bool:
+    return bool(abs(float(vector @ vector) - 1.0) < 1e-3)

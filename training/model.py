@@ -1,0 +1,117 @@
+"""The instruction model: encoder, pooling and head (DESIGN, "The model")."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from training.config import Pooling
+from training.errors import EncoderError
+from training.tokenizer import load_tokenizer
+
+NORM_FLOOR = 1e-12  # keeps an all-zero vector from dividing by zero; far below any real norm
+
+
+class InstructionModel(nn.Module):
+    """Maps texts to a normalised vector `h` and to one logit `u` a label. Always in eval mode, float32."""
+
+    def __init__(
+        self,
+        encoder: transformers.PreTrainedModel,
+        tokenizer: Tokenizer,
+        pooling: Pooling,
+        max_length: int,
+        labels: int,
+    ) -> None:
+        """Join an encoder with a fresh head of zeros for `labels` labels."""
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+        self.max_length = max_length
+        self.hidden_size = int(encoder.config.get_text_config().hidden_size)
+        self.pad_token_id = int(getattr(encoder.config.get_text_config(), "pad_token_id", None) or 0)
+        self.head = nn.Linear(self.hidden_size, labels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.eval()
+
+    @classmethod
+    def from_folder(cls, folder: Path, pooling: Pooling, max_length: int, labels: int) -> "InstructionModel":
+        """Load encoder and tokenizer from a Hugging Face folder; the head is fresh.
+
+        Raises:
+            EncoderError: The folder is incomplete, needs code of its own, or cannot take `max_length` tokens.
+        """
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            encoder = transformers.AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+            ).float()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise EncoderError(f"encoder {folder}: cannot be loaded: {reason}") from None
+        limit = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and max_length > limit:
+            raise EncoderError(f"encoder.max_length is {max_length}, the encoder takes {limit}; set {limit} or less")
+        tokenizer = load_tokenizer(folder, max_length)
+        words = encoder.get_input_embeddings().weight.shape[0]
+        if tokenizer.get_vocab_size() > words:
+            raise EncoderError(
+                f"encoder {folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the encoder {words}; "
+                "save both from one model"
+            )
+        return cls(encoder, tokenizer, pooling, max_length, labels)
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token vectors [B, L, H] and mask [B, L] to one vector a text [B, H], not yet normalised."""
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            positions = torch.arange(attention_mask.shape[1], device=hidden.device)
+            last = (positions * attention_mask).argmax(dim=1)
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, int64 [B, L], to `h` [B, H] (length 1) and `u` [B, K] (logits), float32."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = self.pool(hidden.float(), attention_mask)
+        h = pooled / torch.sqrt((pooled * pooled).sum(dim=-1, keepdim=True) + NORM_FLOOR**2)
+        return h, self.head(h)
+
+    @torch.inference_mode()
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Callable[[int], object] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The vector `h` of each text, float32 [n, H], in the order of `texts`.
+
+        Texts of like length share a batch, so that little is spent on padding. `progress` is called with the number of
+        texts done since the last call.
+        """
+        vectors = np.empty((len(texts), self.hidden_size), dtype=np.float32)
+        encodings = self.tokenizer.encode_batch(list(texts)) if texts else []
+        order = sorted(range(len(texts)), key=lambda row: len(encodings[row].ids))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            h, _ = self(*self.pad([encodings[row].ids for row in rows]))
+            vectors[rows] = h.numpy()
+            if progress is not None:
+                progress(len(rows))
+        return vectors
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids of several texts as `input_ids` and `attention_mask`, int64 [B, L], padded on the right."""
+        length = max(1, *(len(ids) for ids in token_ids))
+        input_ids = torch.full((len(token_ids), length), self.pad_token_id, dtype=torch.int64)
+        attention_mask = torch.zeros((len(token_ids), length), dtype=torch.int64)
+        for row, ids in enumerate(token_ids):
+            input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask

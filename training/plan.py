@@ -1,0 +1,64 @@
+"""What a training would do, known before any of it is done: so that a run that exists is found within a second."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.config import DomainConfig, SourceConfig
+from training.dataset_loading import choose_source, fingerprint
+from training.encoder_source import EncoderSource, locate_encoder
+from training.errors import RunError
+from training.run import Run
+
+RECIPE_VERSION = 1  # raise it when the same inputs would give another run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config with its source chosen and its encoder found. `fingerprint` covers all that the run depends on."""
+
+    config: DomainConfig
+    data: Path
+    var: Path
+    source: SourceConfig
+    encoder: EncoderSource
+    fingerprint: str
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this domain's runs."""
+        return self.var / "runs" / self.config.domain
+
+
+def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
+    """Choose the source, find the encoder and fingerprint both.
+
+    Raises:
+        DatasetError: No source is there, or a file of it cannot be read.
+        EncoderError: The encoder cannot be found, or is not the one the config promises.
+    """
+    source = choose_source(config, data)
+    digest, _ = fingerprint(source, data)
+    encoder = locate_encoder(config.encoder)
+    inputs = {
+        "recipe": RECIPE_VERSION,
+        "domain": config.domain,
+        "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.sha256},
+        "training": config.training.model_dump(mode="json"),
+        "dataset": digest,
+    }
+    content = json.dumps(inputs, sort_keys=True)
+    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
+
+
+def existing_run(plan: Plan) -> Run | None:
+    """The newest whole run with the plan's fingerprint, None if there is none."""
+    for path in sorted(plan.runs.glob("*/run.json"), reverse=True):
+        try:
+            run = Run.open(path.parent)
+        except RunError:
+            continue  # damaged by someone: as good as none, a new run stands beside it
+        if run.manifest.fingerprint == plan.fingerprint:
+            return run
+    return None

@@ -1,0 +1,137 @@
+"""Fits the four weights of the score, and the decay of the history, on held-in relevance."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from training.score import CatalogueSide, ScoreWeights, Vectors
+
+DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+CHUNK = 64  # examples scored at once
+MAX_SCORES = 20_000_000  # example-item pairs that a fit holds, 80 MB a term; more examples are drawn from, not used up
+MAX_WEIGHT = 1_000.0  # keeps a fit finite where the data could be told apart without error
+RIDGE = 1e-5  # pulls a weight that changes nothing to 0
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RankingExamples:
+    """Examples to rank the whole catalogue for.
+
+    `h` [B, H] and `log_probabilities` [B, K] are zero in the rows without an instruction; `histories` hold catalogue
+    rows, newest first, empty for none; `grades` maps catalogue rows to grades; `weights` [B] are the examples' weights.
+    """
+
+    h: Vectors
+    log_probabilities: Vectors
+    histories: Sequence[Sequence[int]]
+    grades: Sequence[dict[int, float]]
+    weights: Vectors
+
+    def __len__(self) -> int:
+        """The number of examples B."""
+        return len(self.h)
+
+    def take(self, rows: Sequence[int]) -> "RankingExamples":
+        """The examples at `rows`."""
+        index = list(rows)
+        return RankingExamples(
+            self.h[index],
+            self.log_probabilities[index],
+            [self.histories[row] for row in index],
+            [self.grades[row] for row in index],
+            self.weights[index],
+        )
+
+    def chunks(self, catalogue: CatalogueSide, decay: float, size: int = CHUNK) -> "Iterator[tuple[slice, Vectors]]":
+        """Slices of the examples with their unweighted terms, float32 [4, b, N]."""
+        for start in range(0, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            history = np.stack([catalogue.history_vector(rows, decay) for rows in self.histories[part]])
+            yield part, catalogue.features(self.h[part], self.log_probabilities[part], history)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The fitted weights, their loss (nats an example) and how many examples were used."""
+
+    weights: ScoreWeights
+    loss: float
+    examples: int
+
+
+def fit_score_weights(
+    examples: RankingExamples, catalogue: CatalogueSide, *, history: bool, prior: bool, seed: int
+) -> Fit:
+    """Minimise the listwise cross-entropy over the full catalogue, all weights at least 0.
+
+    The loss of an example is `-sum_i t_i log softmax(s)_i`, with t the normalised grades (ListNet's top-one form, Cao
+    et al. 2007). It is convex in the weights, so the fit has one answer. Without `history` gamma is 0, without `prior`
+    delta is 0.
+    """
+    limit = max(1, MAX_SCORES // len(catalogue))
+    if len(examples) > limit:
+        drawn = np.random.default_rng(seed).permutation(len(examples))[:limit]
+        examples = examples.take([int(row) for row in sorted(drawn)])
+    active = np.array([True, True, history, prior])
+    best: tuple[float, float, Floats] | None = None
+    for decay in tqdm(DECAYS if history else (1.0,), desc="score weights", unit="fit"):
+        loss, weights = _fit(examples, catalogue, active, decay)
+        if best is None or loss < best[0]:
+            best = (loss, decay, weights)
+    assert best is not None  # noqa: S101 - at least one decay is tried
+    loss, decay, weights = best
+    alpha, beta, gamma, delta = (float(weight) for weight in weights)
+    fitted = ScoreWeights(alpha=alpha, beta=beta, gamma=gamma, delta=delta, history_decay=decay)
+    return Fit(fitted, loss, len(examples))
+
+
+def _fit(
+    examples: RankingExamples, catalogue: CatalogueSide, active: npt.NDArray[np.bool_], decay: float
+) -> tuple[float, Floats]:
+    # A prior may be a count in the thousands; the optimiser wants terms of like size.
+    scale = np.array([1.0, 1.0, 1.0, max(float(catalogue.priors.max(initial=0.0)), 1e-30)])[active]
+    chunks = []
+    for part, features in examples.chunks(catalogue, decay):
+        terms: Vectors = (features[active] / scale[:, None, None]).astype(np.float32)
+        chunks.append((terms, _targets(terms, examples.grades[part]), examples.weights[part].astype(np.float64)))
+    total = sum(float(weights.sum()) for _, _, weights in chunks)
+
+    def objective(weights: Floats) -> tuple[float, Floats]:
+        loss, gradient = RIDGE * float(weights @ weights), 2 * RIDGE * weights
+        for terms, targets, importance in chunks:
+            losses, gradients = _listwise(weights, terms, targets)
+            loss += float(importance @ losses) / total
+            gradient = gradient + importance @ gradients / total
+        return loss, gradient
+
+    start = np.ones(int(active.sum()))
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_WEIGHT)] * len(start))
+    weights = np.zeros(len(active))
+    weights[active] = found.x / scale
+    return float(found.fun), weights
+
+
+def _targets(terms: Vectors, grades: Sequence[dict[int, float]]) -> Floats:
+    """The expectation of each term under the normalised grades, [b, F]: all that the target adds to the loss."""
+    expected = np.empty((len(grades), len(terms)))
+    for row, own in enumerate(grades):
+        share = np.array(list(own.values()), dtype=np.float64)
+        expected[row] = terms[:, row, list(own)].astype(np.float64) @ (share / share.sum())
+    return expected
+
+
+def _listwise(weights: Floats, terms: Vectors, targets: Floats) -> tuple[Floats, Floats]:
+    """The losses [b] and their gradients [b, F] of terms [F, b, N]."""
+    scores = np.tensordot(weights.astype(np.float32), terms, axes=1)
+    top = scores.max(axis=1, keepdims=True)
+    exponentials = np.exp(scores - top)
+    total = exponentials.sum(axis=1, dtype=np.float64)
+    expected = np.einsum("bn,fbn->bf", exponentials, terms, optimize=True) / total[:, None]
+    losses = np.log(total) + top[:, 0] - targets @ weights
+    return losses, expected - targets

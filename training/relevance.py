@@ -1,0 +1,43 @@
+"""Which items answer an instruction, and how well."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from training.dataset import Instruction, Item
+
+
+class Relevance:
+    """Resolves instructions to graded catalogue rows.
+
+    The grades given with the instruction count, where there are any. Else every item with the instruction's label whose
+    attributes equal all those the instruction names has grade 1; where no item does, every item with the label.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        """Index the catalogue."""
+        self._items = items
+        self._row = {item.item_id: row for row, item in enumerate(items)}
+        self._rows_of_label: dict[str, list[int]] = {}
+        for row, item in enumerate(items):
+            self._rows_of_label.setdefault(item.label, []).append(row)
+
+    def row(self, item_id: str) -> int:
+        """The catalogue row of an item."""
+        return self._row[item_id]
+
+    def grades(self, instruction: Instruction) -> Mapping[int, float]:
+        """The relevant catalogue rows of an instruction and their grades, all above 0; never empty."""
+        if instruction.relevant:
+            return {self._row[item_id]: grade for item_id, grade in instruction.relevant.items()}
+        with_label = self._rows_of_label[instruction.label]
+        wanted = instruction.attributes.items()
+        matching = [row for row in with_label if wanted <= self._items[row].attributes.items()]
+        return dict.fromkeys(matching or with_label, 1.0)
+
+    def vector(self, grades: Mapping[int, float]) -> npt.NDArray[np.float32]:
+        """Grades as a dense vector over the catalogue, float32 [N]."""
+        dense = np.zeros(len(self._items), dtype=np.float32)
+        dense[list(grades)] = list(grades.values())
+        return dense

@@ -1,0 +1,230 @@
+"""The run folder: what training leaves for export. It is complete or not there, and never changes."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from training.atomic import new_folder
+from training.config import DomainConfig
+from training.config_loading import parse_config
+from training.dataset import Dataset, Instruction, Item, Split
+from training.errors import ConfigError, RunError
+from training.score import ScoreWeights
+
+if TYPE_CHECKING:
+    from training.head import TunedHead
+    from training.model import InstructionModel
+
+FILES = (
+    "run.json",
+    "config.yaml",
+    "head.safetensors",
+    "labels.json",
+    "catalogue.jsonl",
+    "item_vectors.safetensors",
+    "instructions.jsonl",
+    "metrics.json",
+    "classification_report.txt",
+    "encoder/config.json",
+    "encoder/tokenizer.json",
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetRecord(_Part):
+    """The dataset a run was made of: the source's name, its fingerprint and the sha256 of each file."""
+
+    source: str
+    fingerprint: str
+    files: dict[str, str]
+
+
+class EncoderRecord(_Part):
+    """The encoder a run was made with."""
+
+    name: str
+    sha256: str
+    pooling: Literal["mean", "cls", "last"]
+    max_length: int
+    hidden_size: int
+
+
+class RunManifest(_Part):
+    """The content of `run.json`."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    domain: str
+    created: str
+    fingerprint: str
+    dataset: DatasetRecord
+    encoder: EncoderRecord
+    score_weights: ScoreWeights
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """All that `write_run` puts into a folder. `item_vectors` is float32 [N, H] in the dataset's item order."""
+
+    manifest: RunManifest
+    config: DomainConfig
+    dataset: Dataset
+    encoder_folder: Path
+    head: "TunedHead"
+    item_vectors: npt.NDArray[np.float32]
+    classification_report: str
+
+
+class Run:
+    """A finished run, opened for reading."""
+
+    def __init__(self, path: Path, manifest: RunManifest, config: DomainConfig, labels: tuple[str, ...]) -> None:
+        """Use `Run.open`."""
+        self.path = path
+        self.manifest = manifest
+        self.config = config
+        self.labels = labels
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Run":
+        """Open the run folder at `path`.
+
+        Raises:
+            RunError: It is not a run, or a file of it is missing or damaged.
+        """
+        path = Path(path)
+        for name in FILES:
+            if not (path / name).is_file():
+                raise RunError(f"{path}: not a complete run, {name} is missing; train again")
+        try:
+            manifest = RunManifest.model_validate_json((path / "run.json").read_text(encoding="utf-8"))
+            config = parse_config(
+                yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), where="config.yaml"
+            )
+            labels = tuple(json.loads((path / "labels.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, ValidationError, yaml.YAMLError, ConfigError) as error:
+            raise RunError(f"{path}: damaged run ({' '.join(str(error).split())[:200]}); train again") from None
+        return cls(path, manifest, config, labels)
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, also that of its folder: when it was made, and the begin of its fingerprint."""
+        return self.manifest.run_id
+
+    @property
+    def domain(self) -> str:
+        """The domain, as in the config."""
+        return self.manifest.domain
+
+    @property
+    def score_weights(self) -> ScoreWeights:
+        """The fitted weights of the score."""
+        return self.manifest.score_weights
+
+    def catalogue(self) -> list[Item]:
+        """The items in row order."""
+        return [Item(**row) for row in self._rows("catalogue.jsonl")]
+
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """The item vectors, float32 [N, H], each of length 1; row i belongs to line i of the catalogue."""
+        return self._tensors("item_vectors.safetensors", "item_vectors")["item_vectors"]
+
+    def instructions(self, split: Split | None = None) -> list[Instruction]:
+        """The instructions in file order, of one split or of all."""
+        rows = [Instruction(**row) for row in self._rows("instructions.jsonl")]
+        return [row for row in rows if split in (None, row.split)]
+
+    def load_model(self) -> "InstructionModel":
+        """The encoder with the tuned head, in eval mode, float32.
+
+        Raises:
+            RunError: The head does not fit the encoder or the labels.
+            EncoderError: The encoder cannot be loaded.
+        """
+        import torch  # noqa: PLC0415 - reading a run's facts should not load torch
+
+        from training.model import InstructionModel  # noqa: PLC0415
+
+        record = self.manifest.encoder
+        model = InstructionModel.from_folder(self.path / "encoder", record.pooling, record.max_length, len(self.labels))
+        head = self._tensors("head.safetensors", "weight", "bias")
+        shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+        expected = {"weight": (len(self.labels), model.hidden_size), "bias": (len(self.labels),)}
+        if shapes != expected:
+            raise RunError(f"{self.path}: the head has the shapes {shapes}, expected {expected}; train again")
+        model.head.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in head.items()})
+        return model
+
+    def _rows(self, name: str) -> Iterable[dict[str, Any]]:
+        try:
+            with (self.path / name).open(encoding="utf-8") as stream:
+                return [json.loads(line) for line in stream]
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path}: {name} is damaged ({error}); train again") from None
+
+    def _tensors(self, name: str, *expected: str) -> dict[str, npt.NDArray[np.float32]]:
+        try:
+            tensors: dict[str, npt.NDArray[np.float32]] = load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self.path}: {name} is damaged ({error}); train again") from None
+        if set(tensors) != set(expected):
+            raise RunError(f"{self.path}: {name} holds {sorted(tensors)}, expected {sorted(expected)}; train again")
+        return tensors
+
+
+def write_run(runs: Path, content: RunContent) -> Run:
+    """Write a run folder under `runs`, whole or not at all, and open it."""
+    path = runs / content.manifest.run_id
+    with new_folder(path) as folder:
+        _copy_encoder(content.encoder_folder, folder / "encoder")
+        save_file({"weight": content.head.weight, "bias": content.head.bias}, folder / "head.safetensors")
+        save_file({"item_vectors": np.ascontiguousarray(content.item_vectors)}, folder / "item_vectors.safetensors")
+        _write_json(folder / "labels.json", list(content.dataset.labels))
+        _write_json(folder / "metrics.json", content.manifest.metrics)
+        _write_rows(folder / "catalogue.jsonl", content.dataset.items)
+        _write_rows(folder / "instructions.jsonl", content.dataset.instructions)
+        config = yaml.safe_dump(content.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        (folder / "config.yaml").write_text(config, encoding="utf-8")
+        (folder / "classification_report.txt").write_text(content.classification_report, encoding="utf-8")
+        _write_json(folder / "run.json", content.manifest.model_dump(mode="json"))
+    return Run.open(path)
+
+
+def _copy_encoder(source: Path, target: Path) -> None:
+    """Copy weights, configuration and tokenizer: a frozen encoder keeps its very bytes, and so its sha256."""
+    target.mkdir()
+    for pattern in (
+        "config.json",
+        "model*.safetensors*",
+        "tokenizer*",
+        "special_tokens_map.json",
+        "vocab*",
+        "merges.txt",
+    ):
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_rows(path: Path, rows: Iterable[Item | Instruction]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for row in rows:
+            stream.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")

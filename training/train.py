@@ -1,0 +1,237 @@
+"""The recipe: dataset, vectors, head, score weights, metrics, run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from training.dataset import SPLITS, Dataset, Split
+from training.dataset_loading import load_dataset
+from training.embedding_cache import EmbeddingCache
+from training.head import HeadExamples, TunedHead, sample_items, tune_head
+from training.history import HistoryExample, history_examples, pair_with_queries
+from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
+from training.model import InstructionModel
+from training.plan import Plan
+from training.ranking import Fit, RankingExamples, fit_score_weights
+from training.relevance import Relevance
+from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
+from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A dataset with its vectors: `h` [n, H] of all instructions, and the catalogue's side of the score."""
+
+    dataset: Dataset
+    h: Vectors
+    label_ids: npt.NDArray[np.int64]
+    catalogue: CatalogueSide
+    relevance: Relevance
+
+    def rows(self, split: Split) -> list[int]:
+        """The places of a split's instructions."""
+        return [row for row, instruction in enumerate(self.dataset.instructions) if instruction.split == split]
+
+    def grades(self, rows: list[int]) -> list[dict[int, float]]:
+        """The graded catalogue rows of the instructions at `rows`."""
+        return [dict(self.relevance.grades(self.dataset.instructions[row])) for row in rows]
+
+
+def train_run(plan: Plan, say: Say) -> Run:
+    """Train as planned and write the run; `say` is given one line for each stage.
+
+    Raises:
+        DatasetError: The dataset breaks its contract.
+        EncoderError: The encoder cannot be loaded.
+    """
+    dataset = load_dataset(plan.config, plan.data)
+    say(describe(dataset))
+    for note in dataset.notes:
+        say(f"note: {note}")
+    embedded, hidden_size = _embed(plan, dataset)
+    head = _tune(plan, embedded, say)
+    logs = log_softmax(embedded.h @ head.weight.T + head.bias)
+    people = history_examples(
+        dataset.interactions,
+        {item.item_id: row for row, item in enumerate(dataset.items)},
+        plan.config.training.max_history,
+    )
+    fit = _fit(plan, embedded, logs, people, say)
+    metrics, text = _measure(embedded, logs, head, fit, people)
+    created = datetime.now(timezone.utc)
+    settings = plan.config.encoder
+    manifest = RunManifest(
+        run_id=f"{created:%Y%m%dT%H%M%SZ}-{plan.fingerprint[:8]}",
+        domain=plan.config.domain,
+        created=created.isoformat(timespec="seconds"),
+        fingerprint=plan.fingerprint,
+        dataset=DatasetRecord(source=dataset.source, fingerprint=dataset.fingerprint, files=dict(dataset.files)),
+        encoder=EncoderRecord(
+            name=settings.name,
+            sha256=plan.encoder.sha256,
+            pooling=settings.pooling,
+            max_length=settings.max_length,
+            hidden_size=hidden_size,
+        ),
+        score_weights=fit.weights,
+        metrics=metrics,
+    )
+    vectors = embedded.catalogue.vectors
+    return write_run(plan.runs, RunContent(manifest, plan.config, dataset, plan.encoder.folder, head, vectors, text))
+
+
+def describe(dataset: Dataset) -> str:
+    """One line on what a dataset holds."""
+    splits = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
+    weak = " (weak labels)" if dataset.weak_labels else ""
+    return (
+        f"dataset {dataset.source}: {len(dataset.items):,} items, {len(dataset.labels)} labels, "
+        f"instructions {splits}{weak}, {len(dataset.interactions):,} interactions"
+    )
+
+
+def _embed(plan: Plan, dataset: Dataset) -> tuple[Embedded, int]:
+    settings = plan.config.encoder
+    model = InstructionModel.from_folder(
+        plan.encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
+    )
+    cache = EmbeddingCache(
+        plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
+    )
+    texts = [instruction.text for instruction in dataset.instructions] + [item.text for item in dataset.items]
+    with tqdm(total=len(set(texts)), desc="embedding", unit="text") as bar:
+        vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size, bar.update)
+    label_id = {label: number for number, label in enumerate(dataset.labels)}
+    split = len(dataset.instructions)
+    catalogue = CatalogueSide(
+        vectors[split:], [label_id[item.label] for item in dataset.items], [item.prior for item in dataset.items]
+    )
+    label_ids = np.array([label_id[instruction.label] for instruction in dataset.instructions], dtype=np.int64)
+    return Embedded(dataset, vectors[:split], label_ids, catalogue, Relevance(dataset.items)), model.hidden_size
+
+
+def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
+    settings = plan.config.training
+    train, validation = embedded.rows("train"), embedded.rows("validation")
+    drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
+    examples = HeadExamples(
+        np.concatenate([embedded.h[train], embedded.catalogue.vectors[drawn]]),
+        np.concatenate([embedded.label_ids[train], embedded.catalogue.label_ids[drawn]]),
+        np.array([1.0] * len(train) + [settings.item_weight] * len(drawn), dtype=np.float32),
+    )
+    # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
+    held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
+    head = tune_head(examples, held if validation else examples, len(embedded.dataset.labels), settings)
+    untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
+    say(
+        f"head: {head.epochs} epochs, validation loss {head.validation_loss:.3f}; {untaught} of "
+        f"{len(embedded.dataset.labels)} labels have no training instruction and are learned from item texts alone"
+    )
+    return head
+
+
+def _fit(plan: Plan, embedded: Embedded, logs: Vectors, people: list[HistoryExample], say: Say) -> Fit:
+    validation, train = embedded.rows("validation"), embedded.rows("train")
+    instructions = _of_instructions(embedded, logs, validation or train)
+    fitting = [example for example in people if not example.held_out]
+    examples = instructions
+    if fitting:
+        examples = _join(instructions, _of_people(embedded, logs, fitting, [*validation, *train]))
+    dataset = embedded.dataset
+    has_prior = dataset.has_prior and bool(embedded.catalogue.priors.any())
+    fit = fit_score_weights(
+        examples, embedded.catalogue, history=bool(fitting), prior=has_prior, seed=plan.config.training.seed
+    )
+    weights = fit.weights
+    say(
+        f"score weights from {fit.examples} examples: alpha {weights.alpha:.3f}, beta {weights.beta:.3f}, "
+        f"gamma {weights.gamma:.3f}, delta {weights.delta:.3f}, history decay {weights.history_decay}"
+    )
+    if not fitting:
+        say("no interactions to learn from: gamma is 0, a history has no effect on the ranking")
+    if not has_prior:
+        say("no prior in the catalogue: delta is 0")
+    return fit
+
+
+def _of_instructions(embedded: Embedded, logs: Vectors, rows: list[int]) -> RankingExamples:
+    weights = np.full(len(rows), 1 / max(1, len(rows)), dtype=np.float32)
+    return RankingExamples(embedded.h[rows], logs[rows], [()] * len(rows), embedded.grades(rows), weights)
+
+
+def _of_people(
+    embedded: Embedded, logs: Vectors, people: list[HistoryExample], query_rows: list[int]
+) -> RankingExamples:
+    """Examples from histories; each has as its instruction one that its target answers, where there is one."""
+    pairs = pair_with_queries(people, embedded.grades(query_rows))
+    with_query = np.array([pair is not None for pair in pairs], dtype=np.float32)[:, None]
+    rows = [query_rows[pair or 0] for pair in pairs]
+    return RankingExamples(
+        embedded.h[rows] * with_query,
+        logs[rows] * with_query,
+        [example.history for example in people],
+        [{example.target: 1.0} for example in people],
+        np.full(len(people), 1 / len(people), dtype=np.float32),
+    )
+
+
+def _join(first: RankingExamples, second: RankingExamples) -> RankingExamples:
+    return RankingExamples(
+        np.concatenate([first.h, second.h]),
+        np.concatenate([first.log_probabilities, second.log_probabilities]),
+        [*first.histories, *second.histories],
+        [*first.grades, *second.grades],
+        np.concatenate([first.weights, second.weights]),
+    )
+
+
+def _measure(
+    embedded: Embedded, logs: Vectors, head: TunedHead, fit: Fit, people: list[HistoryExample]
+) -> tuple[dict[str, Any], str]:
+    """The metrics, and the classification report of the test split (else of the validation split)."""
+    dataset = embedded.dataset
+    metrics: dict[str, Any] = {
+        "weak_labels": dataset.weak_labels,
+        "notes": list(dataset.notes),
+        "head": {"epochs": head.epochs, "validation_loss": head.validation_loss},
+        "score_weights": {"loss": fit.loss, "examples": fit.examples},
+    }
+    text = "no instructions are held out: nothing to report\n"
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        rows = embedded.rows(split)
+        if not rows:
+            continue
+        metrics[split] = _measure_split(embedded, logs, fit.weights, rows)
+        title = f"{split} split{', weak labels' if dataset.weak_labels else ''}"
+        text = f"{title}\n\n{report(logs[rows].argmax(axis=1), embedded.label_ids[rows], dataset.labels)}"
+    held_out = [example for example in people if example.held_out]
+    if held_out:
+        examples = _of_people(embedded, logs, held_out, embedded.rows("test") or embedded.rows("validation"))
+        without = fit.weights.model_copy(update={"gamma": 0.0})
+        metrics["history"] = {
+            "people_fitted": len(people) - len(held_out),
+            "people_held_out": len(held_out),
+            "ranking": ranking_metrics(examples, embedded.catalogue, fit.weights),
+            "ranking_without_history": ranking_metrics(examples, embedded.catalogue, without),
+        }
+    return rounded(metrics), text
+
+
+def _measure_split(embedded: Embedded, logs: Vectors, weights: ScoreWeights, rows: list[int]) -> dict[str, Any]:
+    h, label_ids, catalogue = embedded.h[rows], embedded.label_ids[rows], embedded.catalogue
+    examples = _of_instructions(embedded, logs, rows)
+    return {
+        "instructions": len(rows),
+        "labels": label_accuracy(logs[rows], label_ids),
+        "labels_zero_shot": label_accuracy(zero_shot_label_scores(h, catalogue, logs.shape[1]), label_ids),
+        "ranking": ranking_metrics(examples, catalogue, weights),
+        "ranking_zero_shot": ranking_metrics(examples, catalogue, ZERO_SHOT),
+    }
