@@ -14,7 +14,9 @@ K ?= 10
 RELEASE ?=
 USERS ?= 8
 DURATION ?= 20
-PYTHON ?= python3
+# The first Python of 3.10 to 3.12 on the path; 3.13 works too, but numpy is built from source for it (requirements/stub-python3.13.txt).
+PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null && echo $$python && break; done),python3)
 # Settings of the domain's YAML to change for once: SET="training.seed=1 export.calibration_texts=64"
 SET ?=
 
@@ -39,12 +41,14 @@ help:  ## List the verbs
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
-$(INSTALLED): pyproject.toml client/pyproject.toml requirements/constraints.txt requirements/no-deps.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Error: Python 3.10 to 3.13 is needed, this is %d.%d; name another with PYTHON=" % v)'
 	@echo "setting up $(VENV): a few minutes the first time …"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e client -e '.[dev]'
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	@! $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' || $(PY) -m pip install --quiet --disable-pip-version-check \
+		--no-deps --upgrade --target $(VENV)/stub -r requirements/stub-python3.13.txt
 	@touch $@
 
 data: setup  ## Check the dataset under DATA and show what is in it
@@ -104,7 +108,7 @@ format:  ## Put the code into its style
 
 lock: setup  ## Pin every dependency anew (requirements/constraints.in says which pins are ours, and why)
 	@$(PY) -m pip install --quiet uv
-	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-emit-index-url --no-emit-package instructrec-client \
+	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --all-extras --no-emit-index-url --no-emit-package instructrec-client \
 		--custom-compile-command 'make lock' -c requirements/constraints.in pyproject.toml client/pyproject.toml -o requirements/constraints.txt
 
 clean:  ## Stop the server and remove all that was produced (VAR)

@@ -115,8 +115,8 @@ class EncoderGraph(nn.Module):
 def export_encoder(model: InstructionModel, path: Path) -> None:
     """Writes the encoder, its pooling and the L2 normalisation as one FP32 graph.
 
-    Inputs: `input_ids` INT64 [batch, length], `attention_mask` INT64 [batch, length] (1: text, 0: padding on the right).
-    Output: `instruction_vector` FP32 [batch, H]. The same weights give the same bytes on any machine.
+    Inputs: `input_ids` and `attention_mask`, INT64 [batch, length]; the mask is 1 for text, then 0 for padding.
+    Output: `instruction_vector` FP32 [batch, H]. The same weights and library versions give the same bytes.
 
     Args:
         model: The model, in any mode; it is left as it was.

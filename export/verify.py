@@ -18,7 +18,7 @@ from export.report import Check, VerificationBudget, VerificationReport
 from export.tokens import Batch, pad, tokenize
 from training.model import InstructionModel
 
-__all__ = ["encode", "top_k_agreement", "verify_encoder"]
+__all__ = ["VerificationReport", "encode", "top_k_agreement", "verify_encoder"]
 
 Floats = npt.NDArray[np.float32]
 

@@ -120,7 +120,7 @@ def main() -> int:
 
 
 def _advance(bar: tqdm[NoReturn], seconds: float) -> None:
-    bar.update(min(seconds, bar.total - bar.n))  # Locust also takes time to start and stop
+    bar.update(min(seconds, (bar.total or 0.0) - bar.n))  # Locust also takes time to start and stop
 
 
 def _ask_once(settings: ClosedLoop, query: Query) -> None:
@@ -138,7 +138,9 @@ def _open_loop(settings: ClosedLoop, queries: list[Query], rate: float) -> OpenL
         async with client:
             await client.ready()
             send = ask_server(client, queries, settings.k)
-            return await run_open_loop(send, rate=rate, duration_s=settings.duration_s, progress=bar.update)
+            return await run_open_loop(
+                send, rate=rate, duration_s=settings.duration_s, progress=lambda: _advance(bar, 1)
+            )
 
     scheduled = len(arrivals(rate, settings.duration_s))
     if not scheduled:

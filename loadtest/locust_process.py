@@ -6,8 +6,10 @@ from loadtest import users  # patches the standard library, so it comes first
 
 # isort: split
 import argparse
+import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import gevent
@@ -65,4 +67,13 @@ def _run(settings: ClosedLoop) -> tuple[Summary, str]:
 
 
 if __name__ == "__main__":
-    main()
+    code = 1
+    try:
+        main()
+        code = 0
+    except Exception:  # noqa: BLE001 - shown, and the process ends with it
+        traceback.print_exc()
+    sys.stderr.flush()
+    # A channel torn down while the interpreter exits can wait for ever for gevent, which is gone by then. All is
+    # written and closed here, so nothing is left for an orderly exit to do.
+    os._exit(code)

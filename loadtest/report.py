@@ -99,8 +99,8 @@ def _markdown(report: Report) -> str:
     lines = [
         f"# Load test of {settings.domain}: SLA {'met' if report.met else 'missed'}",
         "",
-        f"{report.created:%Y-%m-%d %H:%M:%S %Z}, {settings.url}: {settings.users} users, {settings.spawn_rate:g} more each "
-        f"second, for {settings.duration_s:g} s, {settings.k} items a request.",
+        f"{report.created:%Y-%m-%d %H:%M:%S %Z}, {settings.url}: {settings.users} users, "
+        f"{settings.spawn_rate:g} more each second, for {settings.duration_s:g} s, {settings.k} items a request.",
         "",
         *_markdown_table(criteria_table(report)),
         "",

@@ -65,6 +65,7 @@ class RecommendUser(User):
     def on_stop(self) -> None:
         """Close the connection."""
         self._client.close()
+        del self._client  # tears the channel down now, while gevent still runs
 
     @task
     def recommend(self) -> None:

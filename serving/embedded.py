@@ -83,6 +83,10 @@ class Installation:
     def environment(self) -> dict[str, str]:
         """The environment of the server and its stubs: this interpreter, one thread a numeric library, nothing of the caller's Python set-up."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
+        # Only Python 3.13 has this folder: the numpy 1 that the stub needs (requirements/stub-python3.13.txt).
+        stub_packages = Path(sys.prefix) / "stub"
+        if stub_packages.is_dir():
+            environment["PYTHONPATH"] = str(stub_packages)
         python_libraries = sysconfig.get_config_var("LIBDIR") or ""
         environment |= {
             "LD_LIBRARY_PATH": f"{self.libraries}:{python_libraries}",

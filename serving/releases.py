@@ -27,8 +27,15 @@ class Release:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Its manifest, read once."""
-        return Manifest.read(self.path)
+        """Its manifest, read once.
+
+        Raises:
+            ReleaseError: it cannot be read, or is another release's.
+        """
+        manifest = Manifest.read(self.path)
+        if manifest.release != self.number:
+            raise ReleaseError(f"{self.path} holds the manifest of release {manifest.release}; a release is never renamed: export again")
+        return manifest
 
     @property
     def number(self) -> int:

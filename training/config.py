@@ -90,12 +90,14 @@ class TrainingConfig(_Section):
     """How the head and the score weights are tuned."""
 
     seed: int = Field(default=0, ge=0)
-    epochs: int = Field(default=400, ge=1)
+    epochs: int = Field(default=200, ge=1)
     patience: int = Field(default=30, ge=1, description="epochs without a better validation loss before tuning stops")
-    learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    weight_decays: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        default=(0.0, 0.1), min_length=1, description="each is tried, the best on validation is kept"
+    )
     items_per_label: int = Field(default=20, ge=0, description="catalogue items a label that are head examples too")
-    item_weight: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="weight of such an example")
+    item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
     class_balance: bool = False
     embedding_batch_size: int = Field(default=64, ge=1)
     max_history: int = Field(default=20, ge=1, description="most recent items of a person that count")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ from tqdm import tqdm
 
 from training.config import TrainingConfig
 from training.dataset import Item
-from training.score import Vectors
+from training.score import CatalogueSide, Vectors
+
+START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class HeadExamples:
 
 @dataclass(frozen=True)
 class TunedHead:
-    """`weight` [K, H] and `bias` [K], with the epochs that ran and the best epoch's validation loss."""
+    """`weight` [K, H] and `bias` [K], and how they were found."""
 
     weight: Vectors
     bias: Vectors
     epochs: int
+    weight_decay: float
     validation_loss: float
 
 
@@ -51,40 +55,66 @@ def balanced(examples: HeadExamples) -> HeadExamples:
     return HeadExamples(examples.vectors, examples.label_ids, weights)
 
 
-def tune_head(train: HeadExamples, validation: HeadExamples, labels: int, config: TrainingConfig) -> TunedHead:
-    """Minimise the weighted cross-entropy over `train`; keep the epoch that is best on `validation`.
+def label_centroids(catalogue: CatalogueSide, labels: int) -> Vectors:
+    """The normalised mean of each label's item vectors, float32 [K, H]: what a label means before any instruction."""
+    sums = np.zeros((labels, catalogue.vectors.shape[1]), dtype=np.float32)
+    np.add.at(sums, catalogue.label_ids, catalogue.vectors)
+    centroids: Vectors = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return centroids
 
-    The whole training set is one batch, so the result depends on nothing but the inputs. The problem is convex: the
-    head starts at zero and needs no seed.
+
+def tune_head(train: HeadExamples, validation: HeadExamples, centroids: Vectors, config: TrainingConfig) -> TunedHead:
+    """Minimise the weighted cross-entropy over `train`; keep what is best on `validation`.
+
+    The head is `scale * centroids + change`: it starts as the nearest-centroid rule, and weight decay pulls it back
+    there, not to zero, so that a label keeps the meaning of its items where instructions are few. Each of the config's
+    weight decays is tried. The whole training set is one batch and nothing is drawn: equal inputs give equal heads.
     """
     if config.class_balance:
         train = balanced(train)
-    head = nn.Linear(train.vectors.shape[1], labels)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best, best_loss, best_epoch, epoch = _copy(head), float("inf"), 0, 0
-    with tqdm(range(1, config.epochs + 1), desc="head", unit="epoch") as epochs:
-        for epoch in epochs:
-            optimizer.zero_grad()
-            _loss(head, train).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                loss = float(_loss(head, validation))
-            if loss < best_loss:
-                best, best_loss, best_epoch = _copy(head), loss, epoch
-            epochs.set_postfix(validation_loss=f"{best_loss:.4f}", refresh=False)
-            if epoch - best_epoch >= config.patience:
-                break
-    return TunedHead(weight=best[0], bias=best[1], epochs=epoch, validation_loss=best_loss)
+    with tqdm(total=config.epochs * len(config.weight_decays), desc="head", unit="epoch") as bar:
+        heads = [_tune(train, validation, centroids, config, decay, bar) for decay in config.weight_decays]
+    return min(heads, key=lambda head: head.validation_loss)
 
 
-def _loss(head: nn.Linear, examples: HeadExamples) -> Tensor:
-    logits = head(torch.from_numpy(examples.vectors))
+def _tune(
+    train: HeadExamples,
+    validation: HeadExamples,
+    centroids: Vectors,
+    config: TrainingConfig,
+    weight_decay: float,
+    bar: "tqdm[NoReturn]",
+) -> TunedHead:
+    directions = torch.from_numpy(centroids)
+    scale = torch.tensor(START_SCALE, requires_grad=True)
+    change = torch.zeros_like(directions, requires_grad=True)
+    bias = torch.zeros(len(directions), requires_grad=True)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [change, bias], "weight_decay": weight_decay},
+            # The scale is some hundred times as large as an entry of the change, and is not pulled anywhere.
+            {"params": [scale], "weight_decay": 0.0, "lr": 10 * config.learning_rate},
+        ],
+        lr=config.learning_rate,
+    )
+    best = TunedHead(np.empty(0, np.float32), np.empty(0, np.float32), 0, weight_decay, float("inf"))
+    for epoch in range(1, config.epochs + 1):
+        optimizer.zero_grad()
+        _loss(scale * directions + change, bias, train).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        bar.update()
+        with torch.no_grad():
+            weight = scale * directions + change
+            loss = float(_loss(weight, bias, validation))
+        if loss < best.validation_loss:
+            best = TunedHead(weight.numpy(), bias.detach().numpy().copy(), epoch, weight_decay, loss)
+        if epoch - best.epochs >= config.patience:
+            break
+    return best
+
+
+def _loss(weight: Tensor, bias: Tensor, examples: HeadExamples) -> Tensor:
+    logits = nn.functional.linear(torch.from_numpy(examples.vectors), weight, bias)
     losses = nn.functional.cross_entropy(logits, torch.from_numpy(examples.label_ids), reduction="none")
     weights = torch.from_numpy(examples.weights)
     return (losses * weights).sum() / weights.sum()
-
-
-def _copy(head: nn.Linear) -> tuple[Vectors, Vectors]:
-    return head.weight.detach().numpy().copy(), head.bias.detach().numpy().copy()

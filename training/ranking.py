@@ -80,7 +80,7 @@ def fit_score_weights(
         examples = examples.take([int(row) for row in sorted(drawn)])
     active = np.array([True, True, history, prior])
     best: tuple[float, float, Floats] | None = None
-    for decay in tqdm(DECAYS if history else (1.0,), desc="score weights", unit="fit"):
+    for decay in tqdm(DECAYS if history else (1.0,), desc="score weights", unit="fit", disable=None):
         loss, weights = _fit(examples, catalogue, active, decay)
         if best is None or loss < best[0]:
             best = (loss, decay, weights)

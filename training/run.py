@@ -12,7 +12,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from training.atomic import new_folder
 from training.config import DomainConfig
@@ -187,21 +187,36 @@ class Run:
 
 
 def write_run(runs: Path, content: RunContent) -> Run:
-    """Write a run folder under `runs`, whole or not at all, and open it."""
+    """Write a run folder under `runs`, whole or not at all, and open it.
+
+    Raises:
+        RunError: The disk is full or the folder cannot be written.
+    """
     path = runs / content.manifest.run_id
-    with new_folder(path) as folder:
-        _copy_encoder(content.encoder_folder, folder / "encoder")
-        save_file({"weight": content.head.weight, "bias": content.head.bias}, folder / "head.safetensors")
-        save_file({"item_vectors": np.ascontiguousarray(content.item_vectors)}, folder / "item_vectors.safetensors")
-        _write_json(folder / "labels.json", list(content.dataset.labels))
-        _write_json(folder / "metrics.json", content.manifest.metrics)
-        _write_rows(folder / "catalogue.jsonl", content.dataset.items)
-        _write_rows(folder / "instructions.jsonl", content.dataset.instructions)
-        config = yaml.safe_dump(content.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
-        (folder / "config.yaml").write_text(config, encoding="utf-8")
-        (folder / "classification_report.txt").write_text(content.classification_report, encoding="utf-8")
-        _write_json(folder / "run.json", content.manifest.model_dump(mode="json"))
+    try:
+        with new_folder(path) as folder:
+            _fill(folder, content)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); nothing is left of it, free some space"
+        ) from None
     return Run.open(path)
+
+
+def _fill(folder: Path, content: RunContent) -> None:
+    _copy_encoder(content.encoder_folder, folder / "encoder")
+    # save_file() makes files that only their owner can read; a run is read by other users and containers too.
+    (folder / "head.safetensors").write_bytes(save({"weight": content.head.weight, "bias": content.head.bias}))
+    vectors = np.ascontiguousarray(content.item_vectors)
+    (folder / "item_vectors.safetensors").write_bytes(save({"item_vectors": vectors}))
+    _write_json(folder / "labels.json", list(content.dataset.labels))
+    _write_json(folder / "metrics.json", content.manifest.metrics)
+    _write_rows(folder / "catalogue.jsonl", content.dataset.items)
+    _write_rows(folder / "instructions.jsonl", content.dataset.instructions)
+    config = yaml.safe_dump(content.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "classification_report.txt").write_text(content.classification_report, encoding="utf-8")
+    _write_json(folder / "run.json", content.manifest.model_dump(mode="json"))
 
 
 def _copy_encoder(source: Path, target: Path) -> None:

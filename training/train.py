@@ -12,7 +12,7 @@ from tqdm import tqdm
 from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
-from training.head import HeadExamples, TunedHead, sample_items, tune_head
+from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
 from training.history import HistoryExample, history_examples, pair_with_queries
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
 from training.model import InstructionModel
@@ -66,9 +66,10 @@ def train_run(plan: Plan, say: Say) -> Run:
     fit = _fit(plan, embedded, logs, people, say)
     metrics, text = _measure(embedded, logs, head, fit, people)
     created = datetime.now(timezone.utc)
+    name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
     manifest = RunManifest(
-        run_id=f"{created:%Y%m%dT%H%M%SZ}-{plan.fingerprint[:8]}",
+        run_id=f"{name}-{plan.fingerprint[:8]}",
         domain=plan.config.domain,
         created=created.isoformat(timespec="seconds"),
         fingerprint=plan.fingerprint,
@@ -106,7 +107,7 @@ def _embed(plan: Plan, dataset: Dataset) -> tuple[Embedded, int]:
         plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
     )
     texts = [instruction.text for instruction in dataset.instructions] + [item.text for item in dataset.items]
-    with tqdm(total=len(set(texts)), desc="embedding", unit="text") as bar:
+    with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
         vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size, bar.update)
     label_id = {label: number for number, label in enumerate(dataset.labels)}
     split = len(dataset.instructions)
@@ -128,10 +129,12 @@ def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
     )
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
-    head = tune_head(examples, held if validation else examples, len(embedded.dataset.labels), settings)
+    centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
+    head = tune_head(examples, held if validation else examples, centroids, settings)
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     say(
-        f"head: {head.epochs} epochs, validation loss {head.validation_loss:.3f}; {untaught} of "
+        f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
+        f"validation loss {head.validation_loss:.3f}; {untaught} of "
         f"{len(embedded.dataset.labels)} labels have no training instruction and are learned from item texts alone"
     )
     return head
@@ -200,7 +203,11 @@ def _measure(
     metrics: dict[str, Any] = {
         "weak_labels": dataset.weak_labels,
         "notes": list(dataset.notes),
-        "head": {"epochs": head.epochs, "validation_loss": head.validation_loss},
+        "head": {
+            "epochs": head.epochs,
+            "weight_decay": head.weight_decay,
+            "validation_loss": head.validation_loss,
+        },
         "score_weights": {"loss": fit.loss, "examples": fit.examples},
     }
     text = "no instructions are held out: nothing to report\n"
@@ -214,7 +221,9 @@ def _measure(
         text = f"{title}\n\n{report(logs[rows].argmax(axis=1), embedded.label_ids[rows], dataset.labels)}"
     held_out = [example for example in people if example.held_out]
     if held_out:
-        examples = _of_people(embedded, logs, held_out, embedded.rows("test") or embedded.rows("validation"))
+        examples = _of_people(
+            embedded, logs, held_out, embedded.rows("test") or embedded.rows("validation") or embedded.rows("train")
+        )
         without = fit.weights.model_copy(update={"gamma": 0.0})
         metrics["history"] = {
             "people_fitted": len(people) - len(held_out),

@@ -24,15 +24,17 @@ def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 32 dimensions with random weights and a WordPiece tokenizer that pads to 48, as all-MiniLM's does."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel
+    # Imported here, so that tests of rooms without torch do not load it.
+    import torch  # noqa: PLC0415
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
+    from transformers import BertConfig, BertModel  # noqa: PLC0415
 
+    torch.set_num_threads(1)  # the model is so small that threads only wait for each other
     torch.manual_seed(0)
     pieces = [*string.ascii_lowercase, *string.digits, *".,-!?'"]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *pieces, *(f"##{piece}" for piece in pieces)]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -117,7 +119,7 @@ def tiny_config(tmp_path: Path, tiny_encoder: Path) -> Path:
             }
         ],
         "encoder": {"name": str(tiny_encoder), "max_length": 32},
-        "training": {"epochs": 60, "items_per_label": 4},
+        "training": {"epochs": 60, "weight_decays": [0.0], "items_per_label": 4},
     }
     path = tmp_path / "shop.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")

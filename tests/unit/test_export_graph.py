@@ -55,7 +55,7 @@ def difference(model: InstructionModel, path: Path, ids: np.ndarray, mask: np.nd
     return float(np.abs(encode(open_session(path), (ids, mask)) - expected).max())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=24), min_size=1, max_size=9), st.integers(0, 24))
 def test_equals_torch_at_every_shape(exported, rows, extra):
     longest = max(map(len, rows))
@@ -162,7 +162,7 @@ def test_graph_files_that_are_not(tmp_path):
     with pytest.raises(ExportError, match="cannot be written"):
         save_graph(onnx.ModelProto(), tmp_path / "empty.onnx")
     export_head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), tmp_path / "head.onnx")
-    with pytest.raises(ExportError, match="head.onnx: cannot be written"):
+    with pytest.raises(ExportError, match=r"head\.onnx: cannot be written"):
         save_graph(load_graph(tmp_path / "head.onnx"), tmp_path / "text.onnx" / "head.onnx")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["head.onnx", "text.onnx"]
 

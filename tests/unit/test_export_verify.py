@@ -86,7 +86,7 @@ def test_good_graphs_pass_and_say_what_was_measured(model, fp32, int8):
 
 
 def test_int8_is_held_to_a_tighter_budget_and_fails_it(model, int8):
-    with pytest.raises(VerificationError, match="minimum cosine is .* the bar is at least 0.99999"):
+    with pytest.raises(VerificationError, match=r"minimum cosine is .*, the bar is at least 0\.99999"):
         verify_encoder(int8, model, TEXTS, BUCKETS, FP32_BUDGET)
 
 

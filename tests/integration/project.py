@@ -1,0 +1,73 @@
+"""One project folder with a server of its own, driven by `make` as a person would."""
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Project:
+    """One `VAR` with ports of its own.
+
+    Attributes:
+        var: where all that is produced lies.
+        grpc_port, http_port, metrics_port: where its server listens, when it runs.
+    """
+
+    var: Path
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    domain: str = "ecommerce"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"127.0.0.1:{self.metrics_port}"
+
+    def make(self, *arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        """Run `make` with this project's variables, as a person would, and keep what it prints."""
+        variables = {
+            "VAR": self.var,
+            "GRPC_PORT": self.grpc_port,
+            "HTTP_PORT": self.http_port,
+            "METRICS_PORT": self.metrics_port,
+        }
+        # Under `make test`, this process has make's own variables in its environment; they must not reach the one we start.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = ["make", "--no-print-directory", *(f"{name}={value}" for name, value in variables.items()), *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def new_project(var: Path) -> Project:
+    return Project(var, *free_ports(3))

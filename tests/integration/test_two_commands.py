@@ -1,0 +1,68 @@
+"""What a person sees who types the README's commands."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from project import ROOT, Project
+
+
+def test_export_deploy_ends_in_a_live_recommendation(deployed: tuple[Project, str]) -> None:
+    project, printed = deployed
+    rows = re.findall(r"^ +\d+ .*sku-\d{4}.*$", printed, flags=re.MULTILINE)
+    assert len(rows) == 10
+    assert all("blue" in row.lower() and "Shirts" in row for row in rows[:5])
+    assert "make recommend" in printed
+    assert "make stop" in printed
+    assert (project.var / "releases" / "ecommerce" / "1" / "manifest.json").is_file()
+
+
+def test_a_second_run_does_no_work_twice(deployed: tuple[Project, str]) -> None:
+    project, _ = deployed
+    before = sorted(path.relative_to(project.var) for path in project.var.rglob("*") if "/live/" not in str(path))
+    printed = project.make("export", "deploy").stdout
+    assert "run" in printed
+    assert printed.count("is up to date") == 2
+    assert "is live already" in printed
+    after = sorted(path.relative_to(project.var) for path in project.var.rglob("*") if "/live/" not in str(path))
+    assert after == before
+
+
+def test_recommend_takes_hostile_shell_text(server: Project) -> None:
+    text = "a \"blue\" 'shirt' `touch owned`; $HOME && exit 3 | * ?"
+    printed = server.make("recommend", f"TEXT={text.replace('$', '$$')}", "K=3", "HISTORY=sku-0001,sku-0002").stdout
+    assert len(re.findall(r"sku-\d{4}", printed)) == 3
+    assert not (ROOT / "owned").exists()
+
+
+def test_status_and_logs(server: Project) -> None:
+    assert re.search(r"release 1 answers a real instruction in [\d.]+ ms", server.make("status").stdout)
+    assert "Started GRPCInferenceService" in server.make("logs").stdout
+
+
+def test_help_lists_every_verb() -> None:
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    verbs = "setup data train export deploy status logs recommend stop loadtest bench test lint clean".split()
+    for verb in verbs:
+        assert re.search(rf"^  {verb} +\S", printed, flags=re.MULTILINE), verb
+
+
+def test_data_describes_the_dataset(server: Project) -> None:
+    printed = server.make("data").stdout
+    assert "522" in printed
+
+
+def test_plain_tritonclient_finds_the_contract(server: Project) -> None:
+    script = Path(__file__).with_name("plain_tritonclient.py")
+    command = [sys.executable, "-I", str(script), server.grpc_url, server.http_url, server.domain]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "contract holds" in done.stdout
+
+
+def test_the_manifest_names_what_answers(server: Project) -> None:
+    manifest = json.loads((server.var / "releases" / "ecommerce" / "1" / "manifest.json").read_text())
+    assert manifest["precision"] == "int8"
+    assert set(manifest["steps"]) == {"tokenizer", "encoder", "head", "topk"}

@@ -1,0 +1,94 @@
+"""Locust's users against a gRPC server that answers wrongly on command; a healthy one is for the integration tests."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
+
+from loadtest.closed_loop import ClosedLoop, run_closed_loop
+from loadtest.errors import LoadTestError
+
+
+class WrongServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """In turn: two items in order, two whose scores rise, a full queue."""
+
+    def __init__(self):
+        self.asked = 0
+        self.lock = threading.Lock()
+        self.peers = set()
+
+    def ModelReady(self, request, context):  # noqa: N802 - gRPC's name
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        with self.lock:
+            self.asked += 1
+            turn = self.asked % 3
+            self.peers.add(context.peer())
+        if turn == 0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        scores = [2.0, 1.0] if turn == 1 else [1.0, 2.0]
+        response = service_pb2.ModelInferResponse(model_version="1")
+        texts = {"item_id": [b"p1", b"p2"], "title": [b"t"] * 2, "label": [b"l"] * 2, "release": [b"9"]}
+        for name, values in texts.items():
+            response.outputs.add(name=name, datatype="BYTES", shape=(1, len(values)))
+            response.raw_output_contents.append(serialize_byte_tensor(np.array([values], dtype=object)).item())
+        for name, floats in [("score", np.float32([scores])), ("reason", np.zeros((1, 2, 4), np.float32))]:
+            response.outputs.add(name=name, datatype="FP32", shape=floats.shape)
+            response.raw_output_contents.append(floats.tobytes())
+        return response
+
+
+@pytest.fixture
+def wrong_server():
+    playing = WrongServer()
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(playing, server)
+    playing.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield playing
+    server.stop(None).wait()
+
+
+def settings(url, instructions):
+    return ClosedLoop(
+        url=url,
+        domain="ecommerce",
+        instructions=instructions,
+        k=2,
+        users=3,
+        spawn_rate=10,
+        duration_s=2,
+        deadline_s=1,
+    )
+
+
+def test_refusals_and_wrong_answers_are_failures(wrong_server, tmp_path):
+    instructions = tmp_path / "x.jsonl"
+    instructions.write_text('"a shirt"\n{"text": "shoes", "history": ["p1"]}')
+    seconds = []
+    summary = run_closed_loop(settings(wrong_server.url, instructions), tmp_path, seconds.append)
+    assert summary.requests == wrong_server.asked > 30
+    third = summary.requests / 3
+    assert summary.releases == {"9": pytest.approx(third, abs=1)}
+    assert sorted(summary.errors) == [
+        f"QueueFull: the queue of {wrong_server.url} is full: send less at once, or add servers",
+        "WrongAnswer: a score is above the one before it",
+    ]
+    assert list(summary.errors.values()) == [pytest.approx(third, abs=1)] * 2
+    assert summary.error_rate == pytest.approx(2 / 3, abs=0.05)
+    assert len(wrong_server.peers) == 3  # a connection for each user
+    assert sum(seconds) > 2
+    html = (tmp_path / "report.html").read_text()
+    assert "QueueFull" in html
+    assert "WrongAnswer" in html
+
+
+def test_a_locust_that_fails_is_one_line(tmp_path):
+    with pytest.raises(LoadTestError, match=r"Locust ended with 1: .*") as raised:
+        run_closed_loop(settings("127.0.0.1:1", tmp_path / "x.jsonl"), tmp_path / "no such folder", lambda _: None)
+    assert "\n" not in raised.value.message

@@ -1,0 +1,177 @@
+"""What export makes of the committed configs: names, dims, pinned versions, warm-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from serving_helpers import ROOT
+from test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS, check_edges, described
+
+from export.errors import ExportError
+from export.model_config import STEPS, WARMUP_FOLDER, ConfigWriter, step_name
+from export.settings import ExportSettings, ServingSettings, read_section
+from serving.live_repository import parse_config
+
+SETTINGS = ServingSettings(
+    max_batch_size=48, max_queue_size=7, queue_timeout_ms=1_500, encoder_instances=2, encoder_threads=3
+)
+BUCKETS = (16, 40)
+VERSIONS = {"tokenizer": 1, "encoder": 4, "head": 9, "topk": 12}
+
+
+@pytest.fixture
+def writer() -> ConfigWriter:
+    return ConfigWriter("news", SETTINGS, BUCKETS, hidden_size=96, labels=11)
+
+
+def parsed(writer: ConfigWriter) -> dict[str, Any]:
+    return {step_name("news", step): parse_config(writer.step(step)) for step in STEPS}
+
+
+def test_steps_are_named_after_the_domain_and_sized_after_the_model(writer):
+    configs = parsed(writer)
+    assert list(configs) == ["news_tokenizer", "news_encoder", "news_head", "news_topk"]
+    for name, config in configs.items():
+        assert config.name == name
+        assert config.max_batch_size == 48
+    assert described(configs["news_encoder"].output)["instruction_vector"] == ("FP32", (96,))
+    assert described(configs["news_head"].input)["instruction_vector"] == ("FP32", (96,))
+    assert described(configs["news_head"].output)["logits"] == ("FP32", (11,))
+    topk = described(configs["news_topk"].input)
+    assert (topk["instruction_vector"], topk["logits"]) == (("FP32", (96,)), ("FP32", (11,)))
+
+
+def test_the_ensemble_pins_every_step_and_keeps_the_contract(writer):
+    ensemble = parse_config(writer.ensemble(VERSIONS))
+    assert (ensemble.name, ensemble.platform, ensemble.max_batch_size) == ("news", "ensemble", 48)
+    pins = {entry.model_name: entry.model_version for entry in ensemble.ensemble_scheduling.step}
+    assert pins == {step_name("news", step): version for step, version in VERSIONS.items()}
+    assert (described(ensemble.input), described(ensemble.output)) == (CONTRACT_INPUTS, CONTRACT_OUTPUTS)
+    check_edges(ensemble, parsed(writer))
+
+
+@pytest.mark.parametrize("missing", STEPS)
+def test_a_step_without_a_version_is_not_left_unpinned(writer, missing):
+    with pytest.raises(KeyError, match=missing):
+        writer.ensemble({step: version for step, version in VERSIONS.items() if step != missing})
+
+
+def test_settings_reach_the_configs(writer):
+    configs = parsed(writer)
+    policy = configs["news_tokenizer"].dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 1_500_000)
+    assert configs["news_tokenizer"].parameters["length_buckets"].string_value == "16,40"
+    encoder = configs["news_encoder"]
+    assert encoder.instance_group[0].count == 2
+    assert encoder.parameters["intra_op_thread_count"].string_value == "3"
+    assert configs["news_head"].instance_group[0].count == 1
+
+
+def test_warm_up_covers_every_bucket_at_batch_one_and_maximum(writer, tmp_path):
+    writer.write_warmup_data(tmp_path)
+    encoder = parse_config(writer.step("encoder"))
+    inputs = described(encoder.input)
+    covered = set()
+    for sample in encoder.model_warmup:
+        assert set(sample.inputs) == set(inputs)
+        lengths = {tuple(entry.dims) for entry in sample.inputs.values()}
+        [(length,)] = lengths
+        covered.add((length, sample.batch_size))
+        for entry in sample.inputs.values():
+            data = (tmp_path / WARMUP_FOLDER / entry.input_data_file).read_bytes()
+            assert np.frombuffer(data, dtype=np.int64).tolist() == [1] * length
+    assert covered == {(16, 1), (16, 48), (40, 1), (40, 48)}
+    assert len({sample.name for sample in encoder.model_warmup}) == 4
+    assert {path.name for path in (tmp_path / WARMUP_FOLDER).iterdir()} == {
+        entry.input_data_file for sample in encoder.model_warmup for entry in sample.inputs.values()
+    }
+    for step in ("tokenizer", "head", "topk"):
+        assert not parse_config(writer.step(step)).model_warmup
+
+
+WRITE = """
+from export.model_config import STEPS, ConfigWriter
+from export.settings import ServingSettings
+writer = ConfigWriter("news", ServingSettings(), (16, 32), 384, 5)
+print(*[writer.step(step) for step in STEPS], writer.ensemble({step: 1 for step in STEPS}), sep="---")
+"""
+
+
+def test_the_text_is_the_same_in_every_process():
+    """A step's digest is taken over it: other text would make an unchanged step a new version."""
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", WRITE],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(texts) == 1
+    assert texts.pop().count("---") == len(STEPS)
+
+
+def test_only_what_a_setting_concerns_changes():
+    one = ConfigWriter("news", ServingSettings(), (16, 32), 384, 5)
+    other = ConfigWriter("news", ServingSettings(max_queue_size=3), (16, 32), 384, 5)
+    assert [step for step in STEPS if one.step(step) != other.step(step)] == ["tokenizer"]
+
+
+ascending = st.sets(st.integers(1, 600), min_size=1, max_size=6).map(lambda lengths: tuple(sorted(lengths)))
+
+
+@given(ascending, st.integers(1, 700))
+def test_buckets_fit_the_encoder(buckets, limit):
+    kept = ServingSettings(length_buckets=buckets).buckets_up_to(limit)
+    assert list(kept) == sorted(set(kept))
+    assert kept[-1] == min(limit, buckets[-1])  # no text is cut shorter than it need be
+    assert set(kept[:-1]) == {bucket for bucket in buckets if bucket < kept[-1]}
+    assert all(1 <= bucket <= limit for bucket in kept)
+
+
+@pytest.mark.parametrize("buckets", [(), (0, 16), (-1,), (32, 16), (16, 16)])
+def test_buckets_that_make_no_sense_are_refused(buckets):
+    with pytest.raises(ValidationError, match="ascending"):
+        ServingSettings(length_buckets=buckets)
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"max_batch_size": 16}, "serving.max_batch_size"),
+        ({"max_batchsize": 64}, "serving.max_batchsize"),
+        ({"encoder_threads": 0}, "serving.encoder_threads"),
+        ({"length_buckets": [32, 16]}, "serving.length_buckets"),
+        ({"length_buckets": [16, "long"]}, r"serving.length_buckets.1"),
+    ],
+)
+def test_a_bad_section_is_one_line_that_names_the_key(values, where):
+    with pytest.raises(ExportError, match=where) as caught:
+        read_section(ServingSettings, "serving", values)
+    assert "\n" not in caught.value.message
+    assert "max_queue_size" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_queue_size": 2**32}, {"encoder_instances": 2**31}, {"queue_timeout_ms": 2**60}]
+)
+def test_a_setting_that_config_pbtxt_cannot_hold_is_refused_by_name(values):
+    [name] = values
+    with pytest.raises(ExportError, match=name):
+        read_section(ServingSettings, "serving", values)
+
+
+def test_sections_read_back():
+    assert read_section(ServingSettings, "serving", {"length_buckets": [8, 16]}).length_buckets == (8, 16)
+    assert read_section(ExportSettings, "export", {}) == ExportSettings()

@@ -1,0 +1,339 @@
+"""The live repository over sequences of releases, with a crash between any two of its operations."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving_helpers import build_release, content_of
+
+from serving.errors import PublishError
+from serving.live_repository import LiveRelease, LiveRepository, parse_config
+from serving.releases import Release
+
+ENCODER_KEPT = {
+    1: {"encoder": (1, "e1"), "topk": (1, "t1")},
+    2: {"encoder": (1, "e1"), "topk": (2, "t2")},
+    3: {"encoder": (3, "e3"), "topk": (3, "t3")},
+}
+
+
+def publish(repository: LiveRepository, release: Release) -> list[str]:
+    """What a deploy does to the folder; keeps what was live before, one step away."""
+    domain = release.manifest.domain
+    before = repository.live_release(domain)
+    changed = repository.stage(release)
+    repository.switch(release)
+    now = repository.live_release(domain)
+    repository.retire(domain, [one for one in (now, before) if one is not None])
+    return changed
+
+
+def check_whole(repository: LiveRepository, releases: dict[int, Release], domain: str = "shop") -> int:
+    """What the ensemble pins is there, complete, listed by each step's config, and of one release; returns which."""
+    live = repository.live_release(domain)
+    assert live is not None
+    release = releases[live.number]
+    assert live.versions == {step.model: step.version for step in release.manifest.steps.values()}
+    for model, version in {**live.versions, domain: live.number}.items():
+        folder = repository.folder / model
+        assert content_of(folder / str(version)) == content_of(release.models / model / str(version)), model
+        assert version in listed(repository, model)
+    return live.number
+
+
+def listed(repository: LiveRepository, model: str) -> list[int]:
+    config = parse_config((repository.folder / model / "config.pbtxt").read_text())
+    return list(config.version_policy.specific.versions)
+
+
+def versions(repository: LiveRepository, model: str) -> set[int]:
+    return {int(path.name) for path in (repository.folder / model).iterdir() if path.name.isdecimal()}
+
+
+def build_all(folder: Path, plan: dict[int, dict[str, tuple[int, str]]], **options: Any) -> dict[int, Release]:
+    return {number: build_release(folder, number, steps, **options) for number, steps in plan.items()}
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> LiveRepository:
+    return LiveRepository(tmp_path / "live")
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> dict[int, Release]:
+    return build_all(tmp_path / "releases", ENCODER_KEPT)
+
+
+def test_an_empty_folder_has_nothing_live(repository):
+    assert repository.domains() == []
+    assert repository.live_release("shop") is None
+
+
+def test_staging_changes_nothing_that_answers(repository, releases):
+    assert repository.stage(releases[1]) == ["shop_encoder", "shop_topk"]
+    assert repository.live_release("shop") is None
+    assert repository.domains() == []
+    assert repository.switch(releases[1]) is None
+    assert repository.domains() == ["shop"]
+    config = (repository.folder / "shop" / "config.pbtxt").read_bytes()
+    assert repository.stage(releases[2]) == ["shop_topk"]
+    assert (repository.folder / "shop" / "config.pbtxt").read_bytes() == config
+    assert listed(repository, "shop_topk") == [1, 2]
+    assert check_whole(repository, releases) == 1
+
+
+def test_warm_up_data_comes_along(repository, releases):
+    repository.stage(releases[1])
+    assert (repository.folder / "shop_encoder" / "warmup" / "ones_16").read_bytes() == b"\1" * 16
+
+
+def test_releases_follow_each_other_and_the_one_before_stays(repository, releases):
+    for number, encoders, topks in ((1, {1}, {1}), (2, {1}, {1, 2}), (3, {1, 3}, {2, 3}), (2, {1, 3}, {2, 3})):
+        publish(repository, releases[number])
+        assert check_whole(repository, releases) == number
+        assert (versions(repository, "shop_encoder"), versions(repository, "shop_topk")) == (encoders, topks)
+    publish(repository, releases[1])  # its folders were retired: they come back
+    assert check_whole(repository, releases) == 1
+    assert not list(repository.folder.rglob(".*"))
+
+
+def test_a_step_that_did_not_change_is_not_touched(repository, releases):
+    publish(repository, releases[1])
+    before = times(repository.folder / "shop_encoder")
+    assert publish(repository, releases[2]) == ["shop_topk"]
+    assert times(repository.folder / "shop_encoder") == before
+
+
+def test_a_step_that_changed_once_is_not_touched_by_the_release_after(repository, tmp_path):
+    """Triton reloads a model whose files look newer; so a kept step's config must stay, whatever it lists besides."""
+    plan = {n: {"encoder": (min(n, 2), f"e{min(n, 2)}"), "topk": (n, f"t{n}")} for n in (1, 2, 3, 4)}
+    releases = build_all(tmp_path / "releases", plan)
+    for number in (1, 2):
+        publish(repository, releases[number])
+    config = repository.folder / "shop_encoder" / "config.pbtxt"
+    before = (config.stat().st_mtime_ns, times(repository.folder / "shop_encoder" / "2"))
+    for number in (3, 4):
+        assert publish(repository, releases[number]) == ["shop_topk"]
+        assert (config.stat().st_mtime_ns, times(repository.folder / "shop_encoder" / "2")) == before
+        check_whole(repository, releases)
+
+
+def test_publishing_again_changes_nothing(repository, releases):
+    for number in (1, 3, 3):
+        publish(repository, releases[number])
+    before = times(repository.folder)
+    assert publish(repository, releases[3]) == []
+    assert times(repository.folder) == before
+
+
+def test_switch_can_be_undone(repository, releases):
+    publish(repository, releases[1])
+    repository.stage(releases[2])
+    before = repository.switch(releases[2])
+    repository.restore("shop", before)
+    assert check_whole(repository, releases) == 1
+    repository.restore("shop", None)
+    assert repository.live_release("shop") is None
+    repository.restore("shop", None)
+
+
+plans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(plans, st.lists(st.integers(0, 9), max_size=6))
+def test_any_sequence_of_releases_keeps_what_is_pinned(tmp_path_factory, plan, jumps):
+    folder = tmp_path_factory.mktemp("sequence")
+    steps: dict[str, tuple[int, str]] = {"encoder": (1, "e1"), "topk": (1, "t1")}
+    releases = {}
+    for number, changes in enumerate(plan, start=1):
+        for step, changed in zip(steps, changes, strict=True):
+            if changed:
+                steps[step] = (number, f"{step}{number}")
+        releases[number] = build_release(folder / "releases", number, dict(steps))
+    repository = LiveRepository(folder / "live")
+    previous = None
+    for number in [*releases, *(1 + jump % len(plan) for jump in jumps)]:
+        publish(repository, releases[number])
+        assert check_whole(repository, releases) == number
+        if previous is not None:  # one step away
+            for step in releases[previous].manifest.steps.values():
+                assert step.version in versions(repository, step.model)
+        previous = number
+
+
+class Crash(BaseException):
+    """Nothing handles it, as nothing handles a power cut."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, stop: int, *, done: bool) -> Callable[[], int]:
+    """Let the operation number `stop` on the file system be the last; with `done`, after it happened, else half-way."""
+    count = 0
+
+    def wrap(owner: Any, name: str, half: Callable[..., None]) -> None:
+        real = getattr(owner, name)
+
+        def operation(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            number = count  # an operation on a folder holds others
+            if number == stop and not done:
+                half(*arguments)
+                raise Crash
+            result = real(*arguments, **options)
+            if number == stop:
+                raise Crash
+            return result
+
+        monkeypatch.setattr(owner, name, operation)
+
+    def half_copied(source: str | Path, target: str | Path, *_: Any) -> None:
+        Path(target).mkdir(parents=True)
+        shutil.copy2(next(path for path in Path(source).rglob("*") if path.is_file()), target)
+
+    def half_removed(folder: str | Path, *_: Any) -> None:
+        os.unlink(next(path for path in Path(folder).rglob("*") if path.is_file()))  # noqa: PTH108 - Path's is wrapped
+
+    wrap(shutil, "copytree", half_copied)
+    wrap(shutil, "rmtree", half_removed)
+    for name in ("rename", "replace", "unlink"):
+        wrap(Path, name, lambda *_: None)
+    return lambda: count
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2), (3, 1)])
+def test_a_crash_between_any_two_operations_leaves_a_whole_repository(tmp_path, monkeypatch, done, first, second):
+    releases = build_all(tmp_path / "releases", ENCODER_KEPT)
+    for stop in range(1, 100):
+        repository = LiveRepository(tmp_path / f"live-{stop}")
+        for number in (1, first):
+            publish(repository, releases[number])
+        with monkeypatch.context() as patch:
+            operations = crash_at(patch, stop, done=done)
+            try:
+                publish(repository, releases[second])
+                crashed = False
+            except Crash:
+                crashed = True
+        assert check_whole(repository, releases) in {first, second}
+        publish(repository, releases[second])
+        assert check_whole(repository, releases) == second
+        if not crashed:
+            assert operations() < stop
+            return
+    pytest.fail("the crash test never ran to the end")
+
+
+def test_a_release_half_removed_by_a_crash_comes_back_whole(tmp_path, monkeypatch):
+    """A crash while old folders are removed must not leave one that looks complete: the next rollback would pin it."""
+    releases = build_all(tmp_path / "releases", ENCODER_KEPT)
+    for stop in range(1, 100):
+        repository = LiveRepository(tmp_path / f"live-{stop}")
+        for number in (1, 2):
+            publish(repository, releases[number])
+        with monkeypatch.context() as patch:
+            operations = crash_at(patch, stop, done=False)
+            with contextlib.suppress(Crash):
+                publish(repository, releases[3])
+        publish(repository, releases[1])
+        assert check_whole(repository, releases) == 1
+        if operations() < stop:
+            return
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(shutil, "copytree"), (shutil, "copyfile"), (os, "fsync"), (Path, "rename"), (Path, "replace")]
+)
+def test_a_full_disk_while_staging_is_one_clear_error(repository, releases, monkeypatch, owner, name):
+    publish(repository, releases[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(PublishError, match="No space left on device") as caught:
+            repository.stage(releases[3])
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400
+    assert check_whole(repository, releases) == 1
+    publish(repository, releases[3])
+    assert check_whole(repository, releases) == 3
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_full_disk_while_switching_is_one_clear_error(repository, releases, monkeypatch, name):
+    publish(repository, releases[1])
+    repository.stage(releases[3])
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if name == "fsync" else (Path, "replace")), full)
+        with pytest.raises(PublishError, match="No space left on device"):
+            repository.switch(releases[3])
+    assert check_whole(repository, releases) == 1
+
+
+def test_a_full_disk_is_not_left_fuller(repository, releases, monkeypatch):
+    publish(repository, releases[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(PublishError):
+            repository.stage(releases[3])
+    assert not [path for path in repository.folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_release_made_anew_under_an_old_number_is_not_mixed_with_the_old(tmp_path, repository):
+    """`var/releases` was removed and exported again: version folders of the same name hold other weights."""
+    old = build_release(tmp_path / "old", 1, {"encoder": (1, "old"), "topk": (1, "old")})
+    new = build_release(tmp_path / "new", 1, {"encoder": (1, "new"), "topk": (1, "new")})
+    publish(repository, old)
+    try:
+        publish(repository, new)
+    except PublishError as error:
+        assert "1" in error.message
+        check_whole(repository, {1: old})
+    else:
+        check_whole(repository, {1: new})
+
+
+def test_a_step_that_two_domains_share_is_kept_for_both(tmp_path, repository):
+    """DESIGN: a domain with a frozen encoder may share another's."""
+    shop = build_all(tmp_path / "shop", {n: {"encoder": (n, f"e{n}"), "topk": (n, f"t{n}")} for n in (1, 2, 3)})
+    news = {
+        1: build_release(tmp_path / "news", 1, {"encoder": (1, "e1"), "topk": (1, "n1")}, domain="news", shared="shop")
+    }
+    publish(repository, shop[1])
+    publish(repository, news[1])
+    for number in (2, 3):
+        publish(repository, shop[number])
+        assert check_whole(repository, shop) == number
+        assert check_whole(repository, news, "news") == 1
+    assert repository.domains() == ["news", "shop"]
+
+
+def test_nothing_is_retired_that_a_release_to_keep_pins(repository, releases):
+    for number in (1, 2, 3):
+        repository.stage(releases[number])
+    repository.switch(releases[3])
+    keep = [LiveRelease(number, {"shop_encoder": 1, "shop_topk": number}) for number in (1, 2)]
+    live = repository.live_release("shop")
+    assert live is not None
+    repository.retire("shop", [*keep, live])
+    assert versions(repository, "shop_topk") == {1, 2, 3}
+    repository.retire("shop", [live])
+    assert (versions(repository, "shop_topk"), versions(repository, "shop_encoder")) == ({3}, {3})
+    assert versions(repository, "shop") == {3}
+    assert check_whole(repository, releases) == 3

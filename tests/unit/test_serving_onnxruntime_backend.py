@@ -1,0 +1,263 @@
+"""The Python-based onnxruntime backend, with real small graphs: what it refuses, what it honours, what it answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from serving_helpers import ROOT, Request, TritonModelException, install_triton, load_model_file
+
+MODEL_FILE = ROOT / "serving" / "backends" / "onnxruntime" / "model.py"
+
+
+def save_graph(path: Path, *, batch: Any = "batch", width: Any = "width") -> None:
+    """`total = sum(ids * mask)` over the row, and `doubled = ids + ids`; INT64 in, INT64 and FP32 out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("Mul", ["ids", "mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Cast", ["sum"], ["total"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["ids", "ids"], ["doubled"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, [batch, width]) for name in ("ids", "mask")],
+        [
+            helper.make_tensor_value_info("total", TensorProto.FLOAT, [batch, 1]),
+            helper.make_tensor_value_info("doubled", TensorProto.INT64, [batch, width]),
+        ],
+        [axes],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A model config as Triton hands it over."""
+    settings: dict[str, Any] = {
+        "name": "toy",
+        "backend": "onnxruntime",
+        "default_model_filename": "model.onnx",
+        "max_batch_size": 32,
+        "input": [
+            {"name": "ids", "data_type": "TYPE_INT64", "dims": [-1]},
+            {"name": "mask", "data_type": "TYPE_INT64", "dims": [-1]},
+        ],
+        "output": [
+            {"name": "total", "data_type": "TYPE_FP32", "dims": [1]},
+            {"name": "doubled", "data_type": "TYPE_INT64", "dims": [-1]},
+        ],
+        "optimization": {"input_pinned_memory": {"enable": True}, "output_pinned_memory": {"enable": True}},
+        "parameters": {},
+    }
+    return settings | changes
+
+
+def parameters(**values: str) -> dict[str, Any]:
+    return {"parameters": {name.replace("__", "."): {"string_value": value} for name, value in values.items()}}
+
+
+def tensors(role: str, position: int, **change: Any) -> dict[str, Any]:
+    entries = config()[role]
+    entries[position] = entries[position] | change
+    return {role: entries}
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    install_triton(monkeypatch)
+    return load_model_file(MODEL_FILE, tmp_path / "onnxruntime")
+
+
+@pytest.fixture
+def load(backend: Any, tmp_path: Path) -> Any:
+    def load(model_config: dict[str, Any], kind: str = "CPU", **shape: Any) -> Any:
+        save_graph(tmp_path / "toy" / "3" / "model.onnx", **shape)
+        model = backend.TritonPythonModel()
+        model.initialize(
+            {
+                "model_config": json.dumps(model_config),
+                "model_repository": str(tmp_path / "toy"),
+                "model_version": "3",
+                "model_name": "toy",
+                "model_instance_kind": kind,
+            }
+        )
+        return model
+
+    return load
+
+
+def request(rows: list[list[int]]) -> Request:
+    ids = np.array(rows, dtype=np.int64)
+    return Request(ids=ids, mask=(ids % 2).astype(np.int64))
+
+
+batches = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(0, 99)).map(
+        lambda shape: np.random.default_rng(shape[2]).integers(0, 100, size=shape[:2]).tolist()
+    ),
+    max_size=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(batches)
+def test_requests_of_any_shapes_get_the_answers_they_get_alone(load, batches):
+    model = load(config())
+    responses = model.execute([request(rows) for rows in batches])
+    assert len(responses) == len(batches)
+    for rows, response in zip(batches, responses, strict=True):
+        ids = np.array(rows)
+        np.testing.assert_array_equal(response.outputs["doubled"], 2 * ids)
+        np.testing.assert_array_equal(response.outputs["total"], (ids * (ids % 2)).sum(axis=1, keepdims=True))
+        assert response.outputs["total"].dtype == np.float32
+        assert all(values.flags.c_contiguous for values in response.outputs.values())
+
+
+def test_requests_of_one_shape_run_as_one_batch(load):
+    model = load(config())
+    real, shapes = model.session, []
+
+    class Counting:
+        def run(self, names: list[str], feeds: dict[str, Any]) -> Any:
+            shapes.append(feeds["ids"].shape)
+            return real.run(names, feeds)
+
+    model.session = Counting()
+    model.execute([request([[1, 2]]), request([[1, 2, 3]]), request([[4, 5], [6, 7]]), request([[7, 8, 9]])])
+    assert sorted(shapes) == [(2, 3), (3, 2)]
+
+
+def test_a_request_that_the_graph_refuses_fails_alone(load):
+    model = load(config())
+    bad = Request(ids=np.ones((1, 2), np.int64), mask=np.ones((1, 3), np.int64))
+    good, failed, missing, last = model.execute(
+        [request([[1, 2]]), bad, Request(ids=np.ones((1, 2), np.int64)), request([[3, 4]])]
+    )
+    assert good.outputs["doubled"].tolist() == [[2, 4]]
+    assert last.outputs["doubled"].tolist() == [[6, 8]]
+    assert failed.error.code == "INTERNAL"
+    assert (missing.error.code, missing.error.message) == ("INVALID_ARG", "input mask is missing")
+
+
+def test_outputs_that_the_config_leaves_out_are_left_out(load):
+    model = load(config(output=config()["output"][1:]))
+    [response] = model.execute([request([[1, 2]])])
+    assert list(response.outputs) == ["doubled"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "said"),
+    [
+        (tensors("input", 0, data_type="TYPE_INT32"), {}, ["ids", "TYPE_INT32", "int64"]),
+        (tensors("output", 0, data_type="TYPE_FP16"), {}, ["total", "TYPE_FP16", "float"]),
+        (tensors("input", 1, name="attention"), {}, ["mask"]),
+        (tensors("output", 1, name="other"), {}, ["other", "doubled"]),
+        ({"input": config()["input"][:1]}, {}, ["mask"]),
+        ({"input": [*config()["input"], {"name": "third", "data_type": "TYPE_INT64", "dims": [1]}]}, {}, ["third"]),
+        (tensors("input", 0, dims=[-1, 1]), {}, ["ids", "[-1, 1]"]),
+        (tensors("output", 0, dims=[2]), {}, ["total", "[2]"]),
+        (tensors("input", 0, dims=[4]), {"width": 5}, ["ids", "[4]", "5"]),
+        ({"max_batch_size": 0}, {}, ["ids"]),  # the batch dimension then belongs to the dims
+    ],
+)
+def test_a_config_that_does_not_fit_the_graph_is_refused(load, changes, shape, said):
+    with pytest.raises(TritonModelException) as caught:
+        load(config(**changes), **shape)
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_a_graph_of_fixed_batch_is_refused_as_the_native_backend_does(load):
+    """It could answer one size of batch alone; the native backend wants a variable first dimension."""
+    with pytest.raises(TritonModelException, match="batch"):
+        load(config(), batch=1)
+
+
+def test_a_variable_dim_over_a_fixed_one_is_refused_as_the_native_backend_does(load):
+    fixed_outputs = {"output": [config()["output"][0], config()["output"][1] | {"dims": [5]}]}
+    with pytest.raises(TritonModelException, match="ids"):
+        load(config(**fixed_outputs), width=5)
+
+
+def test_another_instance_kind_is_refused(load):
+    with pytest.raises(TritonModelException, match="KIND_CPU"):
+        load(config(), kind="GPU")
+
+
+def test_parameters_become_session_options(backend):
+    options = backend.session_options(
+        config(
+            **parameters(
+                intra_op_thread_count="3",
+                inter_op_thread_count="2",
+                execution_mode="1",
+                enable_mem_arena="0",
+                enable_mem_pattern="0",
+                session__intra_op__allow_spinning="0",
+            )
+        )
+    )
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert options.enable_cpu_mem_arena is False
+    assert options.enable_mem_pattern is False
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_defaults_are_those_of_the_native_backend(backend):
+    options = backend.session_options(config())
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (0, 0)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    assert options.enable_cpu_mem_arena is True
+    assert options.enable_mem_pattern is True
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(-1, "ORT_ENABLE_BASIC"), (0, "ORT_ENABLE_ALL"), (1, "ORT_ENABLE_EXTENDED"), (2, "ORT_DISABLE_ALL")],
+)
+def test_graph_level_means_what_it_means_natively(backend, level, expected):
+    options = backend.session_options(config(optimization={"graph": {"level": level}}))
+    assert options.graph_optimization_level == getattr(onnxruntime.GraphOptimizationLevel, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["intra_op_thread_cuont", "cudnn_conv_algo_search", "memory.enable_memory_arena_shrinkage"]
+)
+def test_an_unknown_parameter_is_refused_by_name(load, name):
+    with pytest.raises(TritonModelException, match=name):
+        load(config(parameters={name: {"string_value": "1"}, "intra_op_thread_count": {"string_value": "1"}}))
+
+
+def test_an_accelerator_is_refused(load):
+    accelerators = {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}
+    with pytest.raises(TritonModelException, match="cpu_execution_accelerator"):
+        load(config(optimization=accelerators))
+    load(config(optimization={"execution_accelerators": {"cpu_execution_accelerator": []}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("intra_op_thread_count", "many"),
+        ("execution_mode", "parallel"),
+        ("enable_mem_arena", "true"),
+        ("enable_mem_pattern", "yes"),
+    ],
+)
+def test_a_value_that_is_not_understood_is_refused_by_name(load, name, value):
+    """Read as its opposite (`true` as off), it would be a setting that is silently ignored."""
+    with pytest.raises(TritonModelException, match=name):
+        load(config(**parameters(**{name: value})))

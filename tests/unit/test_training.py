@@ -1,0 +1,210 @@
+"""Training end to end on a tiny encoder, and the command line around it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from training.cli import main
+from training.errors import EncoderError, RunError
+from training.model import InstructionModel
+from training.run import Run
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def run(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Run:
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
+    assert result.exit_code == 0, result.output
+    return Run.open(result.stdout.strip())
+
+
+def test_a_run_holds_what_export_needs(run: Run) -> None:
+    assert (run.domain, run.labels) == ("shop", ("Bags", "Hats", "Shirts", "Shoes"))
+    items, vectors = run.catalogue(), run.item_vectors()
+    assert vectors.shape == (32, 32)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert [len(run.instructions(split)) for split in ("train", "validation", "test")] == [16, 16, 16]
+    model = run.load_model()
+    np.testing.assert_allclose(model.embed([items[3].text]), vectors[3:4], atol=1e-5)
+    h, u = model(*model.pad([[2, 5, 3], [2, 3]]))
+    assert (h.shape, u.shape) == ((2, 32), (2, 4))
+    assert not model.training
+    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == run.manifest.metrics
+    assert set(metrics["test"]) == {"instructions", "labels", "labels_zero_shot", "ranking", "ranking_zero_shot"}
+    assert "test split" in (run.path / "classification_report.txt").read_text(encoding="utf-8")
+    assert run.config.training.epochs == 60
+
+
+def test_the_head_learns_its_training_instructions(run: Run) -> None:
+    model, train = run.load_model(), run.instructions("train")
+    with torch.inference_mode():
+        u = model.head(torch.from_numpy(model.embed([instruction.text for instruction in train])))
+    right = [run.labels[k] == i.label for k, i in zip(u.argmax(dim=1).tolist(), train, strict=True)]
+    assert np.mean(right) > 0.4  # chance is 0.25, and the encoder is random
+
+
+def test_the_second_training_finds_the_run(run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    again = invoke("train", "--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
+    assert again.output == f"run {run.run_id} is up to date\nrun: {run.path}\n"
+
+
+def test_another_setting_or_dataset_is_another_run(
+    run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    common = ("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
+    other = invoke(*common, "training.epochs=1")
+    assert Run.open(other.stdout.strip()).run_id != run.run_id
+    events = tiny_data / "shop/events.csv"
+    events.write_text(events.read_text(encoding="utf-8") + "user-99,item-1,1,1700000000\n", encoding="utf-8")
+    third = invoke(*common)
+    assert Run.open(third.stdout.strip()).manifest.fingerprint not in {run.manifest.fingerprint}
+
+
+def test_equal_inputs_give_equal_weights(run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    other = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "other", "--print-run")
+    twin = Run.open(other.stdout.strip())
+    assert twin.score_weights == run.score_weights
+    assert (twin.path / "head.safetensors").read_bytes() == (run.path / "head.safetensors").read_bytes()
+
+
+def test_without_interactions_and_prior_their_weights_are_zero_and_it_says_so(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    overrides = ("sources.main.interactions=null", "sources.main.catalogue.prior=null")
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", *overrides)
+    assert result.exit_code == 0, result.output
+    assert "gamma is 0" in result.output
+    assert "delta is 0" in result.output
+    weights = Run.open(result.output.strip().rpartition("run: ")[2]).score_weights
+    assert (weights.gamma, weights.delta, weights.history_decay) == (0, 0, 1)
+
+
+def keep(path: Path, *contents: str) -> None:
+    """Keep the header and the lines that hold one of `contents`."""
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if any(content in line for content in contents)]
+    path.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+
+
+def test_a_label_without_instructions_and_a_single_training_instruction(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    keep(tiny_data / "shop/asks.csv", "ask-0,")
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
+    assert result.exit_code == 0, result.output
+    assert "3 of 4 labels have no training instruction" in result.output
+    run = Run.open(result.output.strip().rpartition("run: ")[2])
+    assert run.load_model().head.out_features == 4
+    assert "test" not in run.manifest.metrics
+
+
+def test_a_catalogue_of_one_item(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    keep(tiny_data / "shop/items.csv", "item-0,")
+    keep(tiny_data / "shop/asks.csv", "Shirts")
+    keep(tiny_data / "shop/events.csv", ",item-0,")
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
+    assert result.exit_code == 0, result.output
+    assert Run.open(result.stdout.strip()).manifest.metrics["test"]["ranking"]["ndcg@10"] == 1
+
+
+def test_a_dataset_error_is_one_line_and_leaves_no_run(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    (tiny_data / "shop/asks.csv").write_text("id,words\n1,x\n", encoding="utf-8")
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: shop/asks.csv: no column 'split'")
+    assert result.output.count("\n") == 1
+    assert not list((tmp_path / "var").glob("runs/*/*"))
+
+
+def test_a_failed_write_leaves_nothing(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.run._write_json", full)
+    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
+    assert result.exit_code == 1
+    assert list((tmp_path / "var/runs/shop").iterdir()) == []
+
+
+def test_data_shows_what_a_dataset_holds(tiny_config: Path, tiny_data: Path) -> None:
+    result = invoke("data", "--config", tiny_config, "--data", tiny_data)
+    assert result.exit_code == 0, result.output
+    for expected in ("shop: source main", "items", "32", "instructions, train", "interactions", "60"):
+        assert expected in result.output
+
+
+def test_help_names_both_commands() -> None:
+    result = invoke("--help")
+    assert "train" in result.output
+    assert "data" in result.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "run.json").unlink(), "run.json is missing"),
+        (lambda path: (path / "run.json").write_text("{}"), "damaged run"),
+        (lambda path: (path / "labels.json").write_text("["), "damaged run"),
+        (lambda path: (path / "config.yaml").write_text("domain: 3"), "damaged run"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_made_again(
+    run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path, damage: object, message: str
+) -> None:
+    damage(run.path)  # type: ignore[operator]
+    with pytest.raises(RunError, match=message):
+        Run.open(run.path)
+    again = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
+    assert Run.open(again.stdout.strip()).manifest.fingerprint == run.manifest.fingerprint
+
+
+def test_damaged_tensors_are_named(run: Run) -> None:
+    (run.path / "item_vectors.safetensors").write_bytes(b"x" * 10)
+    with pytest.raises(RunError, match=r"item_vectors\.safetensors is damaged"):
+        run.item_vectors()
+    (run.path / "labels.json").write_text('["one"]', encoding="utf-8")
+    with pytest.raises(RunError, match="the head has the shapes"):
+        Run.open(run.path).load_model()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_vector_does_not_depend_on_its_neighbours(tiny_encoder: Path, pooling: str) -> None:
+    model = InstructionModel.from_folder(tiny_encoder, pooling, 32, labels=2)  # type: ignore[arg-type]
+    texts = ["a", "i want to buy a blue shirt", "", "日本語 and émojis 🎉", "x" * 5_000, "the hat " * 200]
+    together = model.embed(texts, batch_size=4)
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_pooling_is_what_its_name_says(tiny_encoder: Path) -> None:
+    model = InstructionModel.from_folder(tiny_encoder, "mean", 32, labels=2)
+    hidden = torch.arange(12, dtype=torch.float32).reshape(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    for pooling, expected in (("mean", [[1, 2], [8, 9]]), ("cls", [[0, 1], [6, 7]]), ("last", [[2, 3], [10, 11]])):
+        model.pooling = pooling  # type: ignore[assignment]
+        assert model.pool(hidden, mask).tolist() == expected
+
+
+def test_the_tokenizer_cuts_and_does_not_pad(tiny_encoder: Path) -> None:
+    model = InstructionModel.from_folder(tiny_encoder, "mean", 8, labels=2)
+    assert len(model.tokenizer.encode("a shirt").ids) == 4
+    assert len(model.tokenizer.encode("a shirt " * 50).ids) == 8
+
+
+def test_the_encoder_must_fit(tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="max_length is 512, the encoder takes 128"):
+        InstructionModel.from_folder(tiny_encoder, "mean", 512, labels=2)
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        InstructionModel.from_folder(tmp_path, "mean", 32, labels=2)
