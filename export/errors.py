@@ -8,6 +8,7 @@ ExportError              a graph could not be made, quantised or read
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,12 +30,20 @@ class VerificationError(ExportError):
         report: Every check with its measured value and its bar.
     """
 
-    def __init__(self, report: VerificationReport) -> None:
-        """Builds the message from the checks that failed and, where it is known, the layer that diverges first."""
+    def __init__(self, report: VerificationReport, *, kept_at: Path | None = None) -> None:
+        """Builds the message from the checks that failed and, where it is known, the layer that diverges first.
+
+        Args:
+            report: Of the graph.
+            kept_at: Where the whole report was written, for the reader of the message.
+        """
         failed = "; ".join(
             f"{check.name} is {check.measured:.6g}, the bar is {check.relation} {check.bar:.6g}"
             for check in report.failed
         )
         place = f" First divergence: {report.first_divergence}." if report.first_divergence else ""
-        super().__init__(f"The graph {report.graph} failed its verification: {failed}.{place} No release was made.")
+        super().__init__(
+            f"The graph {report.graph} failed its verification: {failed}.{place} No release was made."
+            + (f" The report is in {kept_at}." if kept_at else "")
+        )
         self.report = report

@@ -66,7 +66,9 @@ def build_encoder(
     texts = held_out_texts(run, settings.verification_texts)
     vectors = run.item_vectors()
     stages = 2 if precision == "fp32" else 4
-    with tqdm(total=stages, desc="export", unit="stage", bar_format="{desc}: {n}/{total} {postfix}", disable=None) as progress:
+    with tqdm(
+        total=stages, desc="export", unit="stage", bar_format="{desc}: {n}/{total} {postfix}", disable=None
+    ) as progress:
         progress.set_postfix_str("encoder to ONNX FP32")
         path = folder / "encoder-fp32.onnx"
         export_encoder(model, path)

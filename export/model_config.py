@@ -35,7 +35,7 @@ class ConfigWriter:
 
         Args:
             domain: the ensemble's name.
-            settings: batch size, queue, instances.
+            settings: batch size and instances.
             buckets: lengths in tokens.
             hidden_size: width H of the instruction vector.
             labels: number K of labels.
@@ -54,9 +54,6 @@ class ConfigWriter:
             if tensor.name in self._dims:
                 tensor.dims[:] = self._dims[tensor.name]
         if step == "tokenizer":
-            queue = config.dynamic_batching.default_queue_policy
-            queue.max_queue_size = self.settings.max_queue_size
-            queue.default_timeout_microseconds = self.settings.queue_timeout_ms * 1_000
             config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
         if step == "encoder":
             config.instance_group[0].count = self.settings.encoder_instances

@@ -19,9 +19,10 @@ from export.errors import VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
 from export.model_config import MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from serving.errors import ReleaseError
 from serving.files import sha256_of
 from serving.layout import Layout
-from serving.live_repository import CONFIG_NAME
+from serving.live_repository import CONFIG_NAME, LiveRepository
 from serving.manifest import Manifest, Step, files_below
 from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
 from serving.steps.catalogue import ScoreWeights, write_catalogue
@@ -65,12 +66,11 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         store = ReleaseStore(folder)
-        numbers = store.numbers()
-        previous = store.open(numbers[-1]) if numbers else None
+        previous = _previous(store)
         fingerprint = _fingerprint(run, precision, serving, settings)
         if previous is not None and previous.manifest.export_fingerprint == fingerprint:
             return Exported(previous, is_new=False)
-        number = numbers[-1] + 1 if numbers else 1
+        number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=".graphs-", dir=folder) as scratch:
             graphs = _build_graphs(run, precision, serving, settings, Path(scratch), layout)
             with new_folder(folder / str(number)) as staged:
@@ -88,6 +88,23 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def _previous(store: ReleaseStore) -> Release | None:
+    """The newest release, whose unchanged steps keep their versions; a damaged one is as good as none."""
+    try:
+        release = store.latest()
+        release.manifest  # noqa: B018 - read, and so checked, here
+    except ReleaseError:
+        return None
+    return release
+
+
+def _next_number(folder: Path, layout: Layout, domain: str) -> int:
+    """A number that was never used: not by a folder that is there, nor by what is live, whose release may have been removed."""
+    used = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    live = LiveRepository(layout.live).live_release(domain)
+    return max([*used, live.number if live else 0], default=0) + 1
+
+
 def _build_graphs(
     run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, scratch: Path, layout: Layout
 ) -> EncoderGraphs:
@@ -97,8 +114,7 @@ def _build_graphs(
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(error.report.markdown(), encoding="utf-8")
-        error.message += f" (report: {report})"
-        raise
+        raise VerificationError(error.report, kept_at=report) from None
 
 
 def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings) -> str:

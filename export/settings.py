@@ -11,6 +11,9 @@ from export.errors import ExportError
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
+SHORTEST_BUCKET = 4
+"""Two special tokens, and something between them."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -22,24 +25,20 @@ class ServingSettings(_Section):
     Attributes:
         length_buckets: ascending padded lengths, in tokens; the last is cut to the encoder's limit.
         max_batch_size: rows in one execution of a step, and in one request.
-        max_queue_size: requests that may wait; what comes on top is refused at once.
-        queue_timeout_ms: how long a request may wait unless its client asks for less.
         encoder_instances: encoder sessions side by side.
         encoder_threads: threads of each; instances × threads must not exceed the cores.
     """
 
     length_buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
     max_batch_size: int = Field(default=32, ge=32, le=1024)
-    max_queue_size: int = Field(default=256, ge=1)
-    queue_timeout_ms: int = Field(default=5_000, ge=1)
-    encoder_instances: int = Field(default=1, ge=1)
-    encoder_threads: int = Field(default=1, ge=1)
+    encoder_instances: int = Field(default=1, ge=1, le=1024)
+    encoder_threads: int = Field(default=1, ge=1, le=1024)
 
     @field_validator("length_buckets")
     @classmethod
     def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-            raise ValueError("must be positive lengths in ascending order")
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < SHORTEST_BUCKET:
+            raise ValueError(f"must be lengths of at least {SHORTEST_BUCKET} tokens in ascending order")
         return buckets
 
     def buckets_up_to(self, limit: int) -> tuple[int, ...]:

@@ -18,7 +18,13 @@ from .probe import probe_release
 from .releases import ReleaseStore
 from .server import Server, tail
 
-var_option = click.option("--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all that is produced lies.")
+var_option = click.option(
+    "--var",
+    type=click.Path(path_type=Path),
+    default=Path("var"),
+    show_default=True,
+    help="Where all that is produced lies.",
+)
 domain_option = click.option("--domain", default="ecommerce", show_default=True)
 PORT = click.IntRange(1, 65535)
 
@@ -32,7 +38,12 @@ def main() -> None:
 @var_option
 @domain_option
 @click.option("--release", "number", type=int, help="Number of the release; the newest if left out.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 opens the server to the network.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 opens the server to the network.",
+)
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True)
 @click.option("--http-port", type=PORT, default=8000, show_default=True)
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True)
@@ -64,15 +75,21 @@ def status(var: Path) -> None:
     tree = process_tree.processes(layout.shared_memory_prefix)
     uptime = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(state.started)
     click.echo(f"server     process {state.pid}, {len(tree)} processes, up {str(uptime).split('.', maxsplit=1)[0]}")
-    click.echo(f"memory     {process_tree.proportional_memory_bytes(tree) >> 20} MB (proportional set size of the whole tree)")
+    click.echo(
+        f"memory     {process_tree.proportional_memory_bytes(tree) >> 20} MB (proportional set size of the whole tree)"
+    )
     listening = state.endpoints
-    click.echo(f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, metrics {listening.metrics_port}")
+    click.echo(
+        f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, metrics {listening.metrics_port}"
+    )
     repository = LiveRepository(layout.live)
     for domain in repository.domains():
         live = repository.live_release(domain)
         if live is not None:
             answer = probe_release(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
-            click.echo(f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms")
+            click.echo(
+                f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
+            )
 
 
 @main.command()

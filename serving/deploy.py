@@ -9,7 +9,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .embedded import Endpoints
-from .errors import PublishError, ServerError
+from .errors import PublishError, ServerError, ServingError
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
@@ -74,8 +74,9 @@ def _start(server: Server, repository: LiveRepository, release: Release, endpoin
         server.wait_until_ready(state, domains)
         answer = _first_answer(state, release)
     except BaseException:
-        repository.restore(domain, before)
         server.stop(drain_seconds=1)
+        repository.restore(domain, before)
+        repository.discard(release)
         raise
     repository.retire(domain, _kept(repository, domain, live))
     return Deployment("started", state.endpoints, answer)
@@ -84,35 +85,46 @@ def _start(server: Server, repository: LiveRepository, release: Release, endpoin
 def _publish(server: Server, state: ServerState, repository: LiveRepository, release: Release) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
-    if live is not None and live.number == release.number:
-        return Deployment("unchanged", state.endpoints, probe_release(url, release))
     changed = repository.stage(release)
+    if live is not None and live.number == release.number and not changed:
+        return Deployment("unchanged", state.endpoints, probe_release(url, release))
     with grpc.InferenceServerClient(url) as client:
-        for model in changed:
-            _load(client, model)
-        for step in release.manifest.steps.values():
-            if not client.is_model_ready(step.model, str(step.version)):
-                raise PublishError(f"{step.model} version {step.version} does not get ready: {server.first_error()}; {_still(live)}")
-        before = repository.switch(release)
+        before = None
         try:
+            for model in changed:
+                _load(client, model)
+            for step in release.manifest.steps.values():
+                if not client.is_model_ready(step.model, str(step.version)):
+                    raise PublishError(
+                        f"{step.model} version {step.version} does not get ready: {server.first_error()}"
+                    )
+            before = repository.switch(release)
             _load(client, domain)
             answer = _first_answer(state, release)
         except BaseException as error:
-            repository.restore(domain, before)
-            if before is not None:
-                _load(client, domain)
-            if isinstance(error, ServerError):
-                raise PublishError(f"release {release.number} failed its probe: {error.message}; {_still(live)}") from None
+            _go_back(client, repository, release, before)
+            if isinstance(error, ServingError):
+                raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
-        repository.retire(domain, _kept(repository, domain, live))
+    repository.retire(domain, _kept(repository, domain, live))
     return Deployment("published", state.endpoints, answer)
+
+
+def _go_back(
+    client: grpc.InferenceServerClient, repository: LiveRepository, release: Release, before: str | None
+) -> None:
+    """Let the release before answer again, and take the failed one out."""
+    if before is not None:
+        repository.restore(release.manifest.domain, before)
+        _load(client, release.manifest.domain)
+    repository.discard(release)
 
 
 def _load(client: grpc.InferenceServerClient, model: str) -> None:
     try:
         client.load_model(model, client_timeout=120)
     except InferenceServerException as error:
-        raise PublishError(f"Triton refuses {model}: {error.message()}; what was live before still answers") from None
+        raise PublishError(f"Triton refuses {model}: {error.message()}") from None
 
 
 def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:

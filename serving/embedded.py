@@ -77,7 +77,9 @@ class Installation:
             stub=triton / "python_backend_stubs" / version / "triton_python_backend_stub",
         )
         if not installation.stub.is_file():
-            raise PreflightError(f"tritonserver's wheel has no Python stub for Python {version}; use Python 3.10 to 3.13")
+            raise PreflightError(
+                f"tritonserver's wheel has no Python stub for Python {version}; use Python 3.10 to 3.13"
+            )
         return installation
 
     def environment(self) -> dict[str, str]:
@@ -131,15 +133,21 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
     Raises:
         PreflightError: a port is taken, /dev/shm is too small, or Python's shared library is missing.
     """
-    for name in ("grpc_port", "http_port", "metrics_port"):
-        port = getattr(endpoints, name)
+    ports = {"GRPC_PORT": endpoints.grpc_port, "HTTP_PORT": endpoints.http_port, "METRICS_PORT": endpoints.metrics_port}
+    if not endpoints.host:
+        raise PreflightError("HOST is empty; name an address to listen on, as HOST=127.0.0.1")
+    if len(set(ports.values())) < len(ports):
+        raise PreflightError(
+            f"two services cannot share a port: {', '.join(f'{name}={port}' for name, port in ports.items())}"
+        )
+    for name, port in ports.items():
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((endpoints.host, port))
             except OSError as error:
                 raise PreflightError(
-                    f"cannot listen on {endpoints.host}:{port} ({error.strerror}); choose another with {name.upper()}=<port>"
+                    f"cannot listen on {endpoints.host}:{port} ({error.strerror}); choose another with {name}=<port>"
                 ) from None
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < minimum_shared_memory_bytes:
@@ -155,7 +163,13 @@ def _check_python_library() -> None:
     if sys.version_info >= (3, 13):
         return
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [sysconfig.get_config_var("LIBDIR"), "/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        "/usr/lib/x86_64-linux-gnu",
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+    ]
     if not any(folder and (Path(folder) / name).is_file() for folder in folders):
         raise PreflightError(
             f"Triton's Python backend needs {name}, which this Python lacks; install your system's libpython package, or use a Python built "

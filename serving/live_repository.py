@@ -8,7 +8,8 @@ server can be restarted from the folder as it is.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from .errors import PublishError
-from .files import remove, rename_into_place, write_atomically
+from .files import remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
 from .releases import Release
 
 CONFIG_NAME = "config.pbtxt"
+# Triton passes over version folders whose name is not a number.
+INCOMING = ".incoming-"
+RETIRED = ".retired-"
 
 
 def parse_config(text: str) -> model_config_pb2.ModelConfig:
@@ -71,6 +75,14 @@ class LiveRepository:
         versions = {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
         return LiveRelease(number=config.version_policy.specific.versions[0], versions=versions)
 
+    def _pinned(self) -> dict[str, set[int]]:
+        """The versions that live ensembles need, by model: domains may share a step."""
+        pinned: dict[str, set[int]] = {}
+        for live in filter(None, map(self.live_release, self.domains())):
+            for model, version in live.versions.items():
+                pinned.setdefault(model, set()).add(version)
+        return pinned
+
     def stage(self, release: Release) -> list[str]:
         """Bring a release's version folders and step configs in, beside what is live; nothing answers differently yet.
 
@@ -78,39 +90,56 @@ class LiveRepository:
             The models whose versions changed, which a running server has to load.
 
         Raises:
-            PublishError: the folder cannot be written (full, read-only).
+            PublishError: the folder cannot be written (full, read-only), or holds other files under the release's numbers.
         """
-        live = self.live_release(release.manifest.domain)
-        changed = []
-        try:
-            for step in release.manifest.steps.values():
-                pinned = {live.versions[step.model]} if live and step.model in live.versions else set()
-                if self._stage_step(release, step, keep=pinned):
-                    changed.append(step.model)
+        with self._writing():
+            self._remove_leftovers()
+            pinned = self._pinned()
+            steps = release.manifest.steps.values()
+            changed = [step.model for step in steps if self._stage_step(release, step, pinned.get(step.model, set()))]
             self._stage_folder(release.models / release.manifest.domain / str(release.number), release.manifest.domain)
-        except OSError as error:
-            raise PublishError(f"cannot write the live repository {self.folder}: {error.strerror or error}") from None
         return changed
 
-    def _stage_step(self, release: Release, step: Step, keep: Iterable[int]) -> bool:
+    def _stage_step(self, release: Release, step: Step, pinned: set[int]) -> bool:
         source = release.models / step.model
         copied = self._stage_folder(source / str(step.version), step.model)
         for extra in source.glob("*/*"):  # warm-up data, which lies beside the versions
             if extra.is_file() and not extra.parent.name.isdecimal():
                 self._replace_if_changed(self.folder / step.model / extra.parent.name / extra.name, extra.read_bytes())
         config = parse_config((source / CONFIG_NAME).read_text(encoding="utf-8"))
-        config.version_policy.specific.versions.extend(sorted({*keep, step.version}))
-        return self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode()) or copied
+        versions = pinned | {step.version}
+        listed = self._listed(step.model)
+        if not copied and versions <= listed:
+            # Triton reloads a model, all its versions, if its config changes: an old version may stay until the step changes.
+            versions = listed
+        config.version_policy.specific.versions.extend(sorted(versions))
+        return (
+            self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode()) or copied
+        )
+
+    def _listed(self, model: str) -> set[int]:
+        """The versions that a step's config tells Triton to load."""
+        path = self.folder / model / CONFIG_NAME
+        if not path.is_file():
+            return set()
+        return set(parse_config(path.read_text(encoding="utf-8")).version_policy.specific.versions)
 
     def _stage_folder(self, source: Path, model: str) -> bool:
         """Copy one version folder in, unless it is there; it appears whole or not at all."""
         final = self.folder / model / source.name
         if final.is_dir():
+            if contents(final) != contents(source):
+                raise PublishError(
+                    f"{final} holds other files than {source}: was the folder of releases removed? Run `make clean`, or export once more"
+                )
             return False
-        incoming = final.with_name(f".incoming-{source.name}")
-        remove(incoming)
-        shutil.copytree(source, incoming)
-        rename_into_place(incoming, final)
+        incoming = final.with_name(f"{INCOMING}{source.name}")
+        try:
+            shutil.copytree(source, incoming)
+            rename_into_place(incoming, final)
+        except BaseException:
+            remove(incoming)
+            raise
         return True
 
     @staticmethod
@@ -126,31 +155,99 @@ class LiveRepository:
 
         Returns:
             The ensemble's config before, for `restore`; None if the domain had none.
+
+        Raises:
+            PublishError: the config cannot be written; the one before is still there.
         """
         domain = release.manifest.domain
         path = self.folder / domain / CONFIG_NAME
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         config = parse_config((release.models / domain / CONFIG_NAME).read_text(encoding="utf-8"))
         config.version_policy.specific.versions.append(release.number)
-        self._replace_if_changed(path, format_config(config).encode())
+        with self._writing():
+            self._replace_if_changed(path, format_config(config).encode())
         return before
 
     def restore(self, domain: str, config: str | None) -> None:
-        """Undo `switch`."""
+        """Undo `switch`.
+
+        Raises:
+            PublishError: the config cannot be written.
+        """
         path = self.folder / domain / CONFIG_NAME
-        if config is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_atomically(path, config.encode())
+        with self._writing():
+            if config is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomically(path, config.encode())
+
+    def discard(self, release: Release) -> None:
+        """Take out a staged release that failed, so that a server started later does not stumble over it.
+
+        Raises:
+            PublishError: the folder cannot be written.
+        """
+        pinned = self._pinned()
+        with self._writing():
+            for step in release.manifest.steps.values():
+                needed = pinned.get(step.model, set())
+                path = self.folder / step.model / CONFIG_NAME
+                if step.version in needed or not path.is_file():
+                    continue
+                if needed:
+                    config = parse_config(path.read_text(encoding="utf-8"))
+                    config.version_policy.specific.versions[:] = sorted(self._listed(step.model) - {step.version})
+                    write_atomically(path, format_config(config).encode())
+                else:
+                    path.unlink()
+                self._retire_folder(self.folder / step.model / str(step.version))
 
     def retire(self, domain: str, keep: Iterable[LiveRelease]) -> None:
-        """Remove the version folders that none of the releases to keep pins."""
+        """Remove the version folders that no release to keep and no live ensemble pins, and that no step's config lists.
+
+        Raises:
+            PublishError: the folder cannot be written.
+        """
         kept = list(keep)
-        models: dict[str, set[int]] = {domain: {release.number for release in kept}}
+        needed = self._pinned()
+        needed.setdefault(domain, set()).update(release.number for release in kept)
         for release in kept:
             for model, version in release.versions.items():
-                models.setdefault(model, set()).add(version)
-        for model, versions in models.items():
-            for path in (self.folder / model).iterdir():
-                if path.is_dir() and path.name.isdecimal() and int(path.name) not in versions:
-                    remove(path)
+                needed.setdefault(model, set()).add(version)
+        with self._writing():
+            for model, versions in needed.items():
+                if (self.folder / model).is_dir():
+                    listed = self._listed(model)
+                    for path in (self.folder / model).iterdir():
+                        if path.name.isdecimal() and int(path.name) not in versions | listed:
+                            self._retire_folder(path)
+
+    @staticmethod
+    def _retire_folder(path: Path) -> None:
+        """Remove a version folder: under its own name it is whole or not there, also if we are killed half-way."""
+        if path.is_dir():
+            retired = path.with_name(f"{RETIRED}{path.name}")
+            remove(retired)
+            path.rename(retired)
+            remove(retired)
+
+    def _remove_leftovers(self) -> None:
+        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*"):
+            for path in self.folder.glob(pattern):
+                remove(path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say in one line why the folder could not be written."""
+        try:
+            yield
+        except shutil.Error as error:
+            reason = error.args[0][0][2] if error.args and error.args[0] else error
+            raise PublishError(f"cannot write the live repository {self.folder}: {reason}") from None
+        except OSError as error:
+            raise PublishError(f"cannot write the live repository {self.folder}: {error.strerror or error}") from None
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, by relative path."""
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}

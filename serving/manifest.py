@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from .errors import ReleaseError
 from .files import sha256_of, write_atomically
@@ -76,18 +77,22 @@ class Manifest(BaseModel):
         """
         path = release_folder / MANIFEST_NAME
         try:
-            manifest = cls.model_validate_json(path.read_bytes())
+            raw = from_json(path.read_bytes())
+            if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
+                raise ReleaseError(
+                    f"{path} has schema version {raw.get('schema_version')}; this version reads {SCHEMA_VERSION}: export the release again"
+                )
+            return cls.model_validate(raw)
         except FileNotFoundError:
-            raise ReleaseError(f"{release_folder} has no {MANIFEST_NAME}: it is no release; run `make export`") from None
+            raise ReleaseError(
+                f"{release_folder} has no {MANIFEST_NAME}: it is no release; run `make export`"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise ReleaseError(f"{path}: {where}: {first['msg']}; export the release again") from None
-        if manifest.schema_version != SCHEMA_VERSION:
-            raise ReleaseError(
-                f"{path} has schema version {manifest.schema_version}; this version reads {SCHEMA_VERSION}: export the release again"
-            )
-        return manifest
+        except ValueError as error:
+            raise ReleaseError(f"{path}: not JSON ({error}); export the release again") from None
 
     def write(self, release_folder: Path) -> None:
         """Write the manifest into a release folder, in one step."""
@@ -104,10 +109,14 @@ class Manifest(BaseModel):
             if name not in present:
                 raise ReleaseError(f"{release_folder}: {name} is missing; export the release again")
             if sha256_of(release_folder / name) != expected:
-                raise ReleaseError(f"{release_folder}: {name} does not have the sha256 of the manifest; export the release again")
+                raise ReleaseError(
+                    f"{release_folder}: {name} does not have the sha256 of the manifest; export the release again"
+                )
         extra = sorted(present - set(self.files))
         if extra:
-            raise ReleaseError(f"{release_folder}: {extra[0]} is not in the manifest; remove it or export the release again")
+            raise ReleaseError(
+                f"{release_folder}: {extra[0]} is not in the manifest; remove it or export the release again"
+            )
 
 
 def files_below(folder: Path) -> set[str]:

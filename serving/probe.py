@@ -59,7 +59,9 @@ def probe(url: str, domain: str, text: str, *, timeout_seconds: float = 5.0) -> 
     elapsed = (time.perf_counter() - started) * 1_000
     score, items = result.as_numpy("score"), result.as_numpy("item_id")
     if items.size == 0 or not np.isfinite(score).all() or (np.diff(score) > 0).any():
-        raise ServerError(f"{domain} at {url} answered without items, or with scores that are not finite and descending")
+        raise ServerError(
+            f"{domain} at {url} answered without items, or with scores that are not finite and descending"
+        )
     release = result.as_numpy("release").reshape(-1)[0].decode("utf-8")
     return ProbeAnswer(release=release, model_version=result.get_response().model_version, milliseconds=elapsed)
 
@@ -70,8 +72,13 @@ def probe_release(url: str, release: Release, *, timeout_seconds: float = 5.0) -
     Raises:
         ServerError: see `probe`; or another release answered.
     """
-    with release.instructions.open(encoding="utf-8") as stream:
-        text = json.loads(stream.readline())["text"]
+    try:
+        with release.instructions.open(encoding="utf-8") as stream:
+            text = json.loads(stream.readline())["text"]
+    except (OSError, ValueError, KeyError):
+        raise ServerError(
+            f"{release.instructions} has no instruction to probe with; export the release again"
+        ) from None
     answer = probe(url, release.manifest.domain, text, timeout_seconds=timeout_seconds)
     expected = str(release.number)
     if (answer.release, answer.model_version) != (expected, expected):

@@ -26,6 +26,23 @@ def processes(prefix: str) -> list[psutil.Process]:
     return found
 
 
+def identity(pid: int) -> str | None:
+    """What tells a process from a later one of the same number: the boot it lives in and the clock tick it started at.
+
+    Unlike a start time, neither moves when the machine's clock is corrected. None if there is no such process, or only its exit status.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    state, start_tick = (
+        fields[0],
+        fields[19],
+    )  # fields 3 and 22 of proc_pid_stat(5); the second, in brackets, is cut off
+    return None if state in "ZX" else f"{boot}/{start_tick}"
+
+
 def proportional_memory_bytes(tree: Iterable[psutil.Process]) -> int:
     """The processes' proportional set size (PSS): shared pages count once."""
     total = 0

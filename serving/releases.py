@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from .errors import ReleaseError
-from .manifest import Manifest
+from .manifest import MANIFEST_NAME, Manifest
 
 MODELS_FOLDER = "models"
 """Within a release: the models, laid out as in a Triton model repository."""
@@ -34,7 +35,9 @@ class Release:
         """
         manifest = Manifest.read(self.path)
         if manifest.release != self.number:
-            raise ReleaseError(f"{self.path} holds the manifest of release {manifest.release}; a release is never renamed: export again")
+            raise ReleaseError(
+                f"{self.path} holds the manifest of release {manifest.release}; a release is never renamed: export again"
+            )
         return manifest
 
     @property
@@ -64,7 +67,8 @@ class ReleaseStore:
         """The releases' numbers, ascending; half-written ones do not count."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        whole = (path.parent.name for path in self.folder.glob(f"*/{MANIFEST_NAME}") if path.is_file())
+        return sorted(int(name) for name in whole if re.fullmatch(r"[1-9][0-9]*", name))
 
     def open(self, number: int) -> Release:
         """The release of that number.

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -33,7 +32,7 @@ class ServerState(BaseModel):
 
     Attributes:
         pid: of tritonserver, which leads a process group of its own.
-        process_created: the process's start time as the kernel has it: it tells a reused pid from ours.
+        identity: of that process, see `process_tree.identity`: it tells a reused pid from ours.
         started: ISO 8601 in UTC.
         endpoints: where it listens.
     """
@@ -41,7 +40,7 @@ class ServerState(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pid: int
-    process_created: float
+    identity: str
     started: str
     endpoints: Endpoints
 
@@ -65,18 +64,18 @@ class Server:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ServerError(f"another deploy or stop is at work in {self.layout.var}; wait until it is done") from None
+                raise ServerError(
+                    f"another deploy or stop is at work in {self.layout.var}; wait until it is done"
+                ) from None
             yield
 
     def state(self) -> ServerState | None:
         """The running server's state, or None if none runs."""
         try:
             state = ServerState.model_validate_json(self.layout.server_state.read_bytes())
-            process = psutil.Process(state.pid)
-            alive = process.create_time() == state.process_created and process.status() != psutil.STATUS_ZOMBIE
-        except (FileNotFoundError, ValidationError, psutil.Error):
+        except (FileNotFoundError, ValidationError):
             return None
-        return state if alive else None
+        return state if process_tree.identity(state.pid) == state.identity else None
 
     def start(self, endpoints: Endpoints, domains: list[str]) -> ServerState:
         """Start the server in a process group of its own; it outlives this command.
@@ -106,7 +105,7 @@ class Server:
             )
         state = ServerState(
             pid=process.pid,
-            process_created=psutil.Process(process.pid).create_time(),
+            identity=process_tree.identity(process.pid) or "ended at once",
             started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             endpoints=endpoints,
         )
@@ -124,7 +123,9 @@ class Server:
             while time.monotonic() < deadline:
                 self._reap(state.pid)
                 if self.state() is None:
-                    raise ServerError(f"tritonserver ended while it started: {self.first_error()} (log: {self.layout.server_log})")
+                    raise ServerError(
+                        f"tritonserver ended while it started: {self.first_error()} (log: {self.layout.server_log})"
+                    )
                 with contextlib.suppress(InferenceServerException):
                     if client.is_server_live() and all(client.is_model_ready(domain) for domain in domains):
                         return
@@ -151,7 +152,8 @@ class Server:
         if state is not None:
             if process_tree.has_dead_children(state.pid):
                 drain_seconds = min(drain_seconds, CRIPPLED_DRAIN_SECONDS)
-            os.kill(state.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGTERM)
             deadline = time.monotonic() + drain_seconds
             while self.state() is not None and time.monotonic() < deadline:
                 self._reap(state.pid)
@@ -161,7 +163,9 @@ class Server:
         if left := process_tree.processes(prefix):
             raise ServerError(f"process {left[0].pid} cannot be killed; the machine may need a restart")
         self.layout.server_state.unlink(missing_ok=True)
-        leftovers = f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
+        leftovers = (
+            f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
+        )
         return ("stopped" if was_running else "no server was running") + leftovers
 
     @staticmethod
@@ -179,10 +183,12 @@ class Server:
             return "there is no log"
         harmless = ("NVML", "CudaDriverHelper", "DCGM")
         for line in lines:
-            is_error = line.startswith("E") or any(sign in line for sign in ("error:", "failed to load", "unrecognized option"))
+            is_error = line.startswith("E") or any(
+                sign in line for sign in ("error:", "failed to load", "unrecognized option")
+            )
             if is_error and not any(word in line for word in harmless):
                 return line.split("] ", 1)[-1].strip().strip('"')[:500]
-        return lines[-1].strip()[:500] if lines else "the log is empty"
+        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "the log is empty")
 
 
 def tail(path: Path, lines: int) -> str:

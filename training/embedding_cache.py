@@ -101,7 +101,7 @@ class EmbeddingCache:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            # The default rollback journal, not WAL: switching to WAL does not wait for another process's lock, it fails.
             connection.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
@@ -115,8 +115,7 @@ class EmbeddingCache:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
         logger.warning("The embedding cache %s is damaged (%s): kept as %s, made anew.", self.path, error, aside.name)
         self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
 
 
 def _key(text: str) -> str:

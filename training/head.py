@@ -72,7 +72,7 @@ def tune_head(train: HeadExamples, validation: HeadExamples, centroids: Vectors,
     """
     if config.class_balance:
         train = balanced(train)
-    with tqdm(total=config.epochs * len(config.weight_decays), desc="head", unit="epoch") as bar:
+    with tqdm(total=config.epochs * len(config.weight_decays), desc="head", unit="epoch", disable=None) as bar:
         heads = [_tune(train, validation, centroids, config, decay, bar) for decay in config.weight_decays]
     return min(heads, key=lambda head: head.validation_loss)
 

@@ -45,11 +45,17 @@ def answer_batch(
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this one request
             responses[position] = _error_response(error)
     for position, answer in zip(positions, _compute_each(parsed, compute), strict=True):
-        if isinstance(answer, Exception):
-            responses[position] = _error_response(answer)
-        else:
-            responses[position] = pb_utils.InferenceResponse(output_tensors=write(answer))
+        responses[position] = _response(answer, write)
     return responses
+
+
+def _response(answer: Result | Exception, write: Callable[[Result], list[Any]]) -> Any:
+    if isinstance(answer, Exception):
+        return _error_response(answer)
+    try:
+        return pb_utils.InferenceResponse(output_tensors=write(answer))
+    except Exception as error:  # noqa: BLE001 - see the module's docstring
+        return _error_response(error)
 
 
 def _compute_each(parsed: list[Parsed], compute: Callable[[list[Parsed]], list[Result]]) -> list[Result | Exception]:
@@ -57,7 +63,10 @@ def _compute_each(parsed: list[Parsed], compute: Callable[[list[Parsed]], list[R
     if not parsed:
         return []
     try:
-        return list(compute(parsed))
+        results: list[Result | Exception] = list(compute(parsed))
+        if len(results) != len(parsed):
+            raise RuntimeError(f"{len(results)} results for {len(parsed)} requests")
+        return results
     except Exception as error:  # noqa: BLE001 - see the module's docstring
         if len(parsed) == 1:
             return [error]

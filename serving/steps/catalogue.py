@@ -45,8 +45,17 @@ class StringTable:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> StringTable:
-        """Map the two files that `write` made."""
-        return cls(_map(folder / f"{name}.bytes.npy"), _map(folder / f"{name}.offsets.npy"))
+        """Map the two files that `write` made.
+
+        Raises:
+            ValueError: they do not fit each other.
+        """
+        blob, offsets = _map(folder / f"{name}.bytes.npy"), _map(folder / f"{name}.offsets.npy")
+        if offsets[-1] != len(blob):
+            raise ValueError(
+                f"{name}.bytes.npy has {len(blob)} bytes, its offsets say {offsets[-1]}; export the release again"
+            )
+        return cls(blob, offsets)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,14 @@ class Catalogue:
             "titles": len(catalogue.titles),
         }
         if len(set(counts.values())) != 1:
-            raise ValueError(f"the catalogue's files differ in their number of items: {counts}; export the release again")
+            raise ValueError(
+                f"the catalogue's files differ in their number of items: {counts}; export the release again"
+            )
+        rows = catalogue.label_index
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(catalogue.labels):
+            raise ValueError(
+                f"label_index.npy names a label beyond the {len(catalogue.labels)} there are; export the release again"
+            )
         return catalogue
 
 

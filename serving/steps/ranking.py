@@ -52,25 +52,26 @@ class Ranker:
         self.catalogue = catalogue
         self._row_of = {catalogue.item_ids[row]: row for row in range(len(catalogue.item_ids))}
 
-    def history_vectors(self, histories: Sequence[Sequence[bytes]]) -> tuple[Vectors, int]:
+    def history_vectors(self, histories: Sequence[Sequence[bytes]]) -> Vectors:
         """The decayed mean of each row's known items, zero where there are none.
 
         Args:
-            histories: item ids of each row, newest first; `b""` is padding.
+            histories: item ids of each row, newest first; `b""` is padding, unknown ids are passed over.
 
         Returns:
-            float32 [rows, H], and how many ids were unknown and therefore ignored.
+            float32 [rows, H].
         """
         vectors = np.zeros((len(histories), self.catalogue.item_vectors.shape[1]), dtype=np.float32)
-        unknown = 0
         for row, history in enumerate(histories):
-            given = [item_id for item_id in history if item_id]
-            known = [self._row_of[item_id] for item_id in given if item_id in self._row_of]
-            unknown += len(given) - len(known)
+            known = [self._row_of[item_id] for item_id in history if item_id in self._row_of]
             if known:
                 weight = self.catalogue.score_weights.history_decay ** np.arange(len(known), dtype=np.float32)
                 vectors[row] = weight @ self.catalogue.item_vectors[known] / weight.sum()
-        return vectors, unknown
+        return vectors
+
+    def unknown_items(self, histories: Sequence[Sequence[bytes]]) -> int:
+        """How many entries, padding left out, name no item of this catalogue."""
+        return sum(item_id not in self._row_of for history in histories for item_id in history if item_id)
 
     def rank(self, instruction: Vectors, logits: Vectors, history: Vectors, k: int) -> Ranked:
         """The best k items of each row.
@@ -91,31 +92,45 @@ class Ranker:
         score = query @ self.catalogue.item_vectors.T
         score += label_term[:, self.catalogue.label_index]
         score += weights.delta * self.catalogue.prior
-        items = _top(score, min(k, score.shape[1]))
-        return Ranked(items, *self._explain(items, instruction, label_term, history))
+        if not np.isfinite(score).all():
+            raise FloatingPointError("a score is not finite")
+        k = min(k, score.shape[1])
+        ranked = Ranked(
+            np.empty((len(score), k), np.int64),
+            np.empty((len(score), k), np.float32),
+            np.empty((len(score), k, 4), np.float32),
+        )
+        for row, values in enumerate(score):
+            candidates = _candidates(values, k)
+            reason = self._reason(candidates, instruction[row], label_term[row], history[row])
+            exact = reason.sum(axis=-1)
+            best = np.argsort(-exact, kind="stable")[:k]
+            ranked.items[row], ranked.score[row], ranked.reason[row] = candidates[best], exact[best], reason[best]
+        return ranked
 
-    def _explain(
+    def _reason(
         self, items: npt.NDArray[np.int64], instruction: Vectors, label_term: Vectors, history: Vectors
-    ) -> tuple[Vectors, Vectors]:
-        """The four terms of the chosen items, and their sum as the score, so that the reasons always add up to it."""
+    ) -> Vectors:
+        """The four terms of some items, float32 [items, 4]. Their sum is the score that counts: equal items get equal ones."""
         weights = self.catalogue.score_weights
         vectors = self.catalogue.item_vectors[items]
-        reason = np.empty((*items.shape, 4), dtype=np.float32)
-        reason[..., 0] = weights.alpha * np.einsum("rkh,rh->rk", vectors, instruction)
-        reason[..., 1] = np.take_along_axis(label_term, self.catalogue.label_index[items].astype(np.int64), axis=1)
-        reason[..., 2] = weights.gamma * np.einsum("rkh,rh->rk", vectors, history)
-        reason[..., 3] = weights.delta * self.catalogue.prior[items]
-        # Summed in another order than above, the last bit may differ: keep the promised order of scores.
-        score = np.minimum.accumulate(reason.sum(axis=-1), axis=1)
-        return score, reason
+        reason = np.empty((len(items), 4), dtype=np.float32)
+        reason[:, 0] = weights.alpha * np.einsum("ih,h->i", vectors, instruction)
+        reason[:, 1] = label_term[self.catalogue.label_index[items]]
+        reason[:, 2] = weights.gamma * np.einsum("ih,h->i", vectors, history)
+        reason[:, 3] = weights.delta * self.catalogue.prior[items]
+        return reason
 
 
-def _top(score: Vectors, k: int) -> npt.NDArray[np.int64]:
-    """Column numbers of the k largest of each row, largest first, ties by column number."""
-    items = np.empty((len(score), k), dtype=np.int64)
-    for row, values in enumerate(score):
-        threshold = np.partition(values, len(values) - k)[len(values) - k]
-        above = np.flatnonzero(values > threshold)
-        chosen = np.concatenate([above, np.flatnonzero(values == threshold)[: k - len(above)]])
-        items[row] = chosen[np.argsort(-values[chosen], kind="stable")]
-    return items
+ROUNDING = 1e-5
+"""How far, relative to the largest score, the fast product may be from the sum of the four terms."""
+
+
+def _candidates(score: Vectors, k: int) -> npt.NDArray[np.int64]:
+    """The columns that may be among the k best once rounding is taken out, ascending.
+
+    A matrix product does not round every column alike, so that equal items would not stay in the catalogue's order.
+    """
+    kth = np.partition(score, len(score) - k)[len(score) - k]
+    margin = ROUNDING * max(1.0, float(np.abs(score).max()))
+    return np.flatnonzero(score >= kth - margin)

@@ -43,7 +43,9 @@ def read_top_k(top_k: npt.NDArray[np.int32]) -> int:
     if outside:
         raise InvalidRequestError(f"top_k is {outside[0]}; it must be from 1 to {MAX_TOP_K}")
     if len(values) != 1:
-        raise InvalidRequestError(f"top_k differs between the rows of one request ({sorted(values)[:5]}); send one value")
+        raise InvalidRequestError(
+            f"top_k differs between the rows of one request ({sorted(values)[:5]}); send one value"
+        )
     return values.pop()
 
 
@@ -59,5 +61,7 @@ def read_history(history: npt.NDArray[Any], rows: int) -> list[list[bytes]]:
     """
     length = history.shape[-1]
     if length > MAX_HISTORY:
-        raise InvalidRequestError(f"history has {length:,} entries a row; at most {MAX_HISTORY:,} are accepted: send the newest")
+        raise InvalidRequestError(
+            f"history has {length:,} entries a row; at most {MAX_HISTORY:,} are accepted: send the newest"
+        )
     return [[bytes(item_id) for item_id in row] for row in history.reshape(rows, length)]

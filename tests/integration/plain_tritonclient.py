@@ -20,7 +20,9 @@ OUTPUTS = {
 def inputs(module, texts, histories, k):
     tensors = {
         "instruction": np.array([[text.encode()] for text in texts], dtype=np.object_),
-        "history": np.array([[item.encode() for item in row] for row in histories], dtype=np.object_).reshape(len(texts), -1),
+        "history": np.array([[item.encode() for item in row] for row in histories], dtype=np.object_).reshape(
+            len(texts), -1
+        ),
         "top_k": np.full((len(texts), 1), k, dtype=np.int32),
     }
     made = []
@@ -49,7 +51,11 @@ def check_answer(result, rows, k):
 
 
 def main(grpc_url, http_url, model):
-    texts, histories, k = ["I want to buy a blue shirt", "a mug for tea"], [["sku-0001", "sku-0002"], ["sku-0003", ""]], 7
+    texts, histories, k = (
+        ["I want to buy a blue shirt", "a mug for tea"],
+        [["sku-0001", "sku-0002"], ["sku-0003", ""]],
+        7,
+    )
     answers = []
     for module, url in ((tritonclient.grpc, grpc_url), (tritonclient.http, http_url)):
         with module.InferenceServerClient(url) as client:

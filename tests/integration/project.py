@@ -48,9 +48,21 @@ class Project:
         }
         # Under `make test`, this process has make's own variables in its environment; they must not reach the one we start.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        command = ["make", "--no-print-directory", *(f"{name}={value}" for name, value in variables.items()), *arguments]
+        command = [
+            "make",
+            "--no-print-directory",
+            *(f"{name}={value}" for name, value in variables.items()),
+            *arguments,
+        ]
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         if check and done.returncode != 0:
             pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")

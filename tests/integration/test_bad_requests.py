@@ -103,7 +103,9 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(server: Project) -> N
         reference = alone[number % 3].result
         np.testing.assert_allclose(answer.result.as_numpy("score"), reference.as_numpy("score"), atol=1e-4)
         np.testing.assert_allclose(
-            in_one_request.result.as_numpy("score")[number % 30], alone[number % 30 % 3].result.as_numpy("score")[0], atol=1e-4
+            in_one_request.result.as_numpy("score")[number % 30],
+            alone[number % 30 % 3].result.as_numpy("score")[0],
+            atol=1e-4,
         )
 
 
@@ -112,7 +114,10 @@ def hostile_request(chooser: random.Random) -> dict[str, np.ndarray]:
     rows = chooser.choice([1, 1, 1, 2, 5, 32, 33, 60])
     arrays = request(
         [hostile_text(chooser) for _ in range(rows)],
-        history=[[chooser.randbytes(chooser.randrange(40)) for _ in range(entries)] for entries in [chooser.choice([0, 1, 3, 50])] * rows],
+        history=[
+            [chooser.randbytes(chooser.randrange(40)) for _ in range(entries)]
+            for entries in [chooser.choice([0, 1, 3, 50])] * rows
+        ],
         k=chooser.choice([10, 10, 1, 100, 0, 101, -1, 2**31 - 1]),
     )
     match chooser.randrange(12):
@@ -138,7 +143,9 @@ def hostile_text(chooser: random.Random) -> bytes:
         case 1:
             return "".join(chr(chooser.randrange(0x20, 0xD800)) for _ in range(chooser.randrange(100))).encode()
         case 2:
-            return chooser.choice([b"", b" ", b"\0", b"\xc0\xaf", "\u202e\ufeff\u0301".encode(), b"[MASK] [SEP]", b"{{7*7}}"])
+            return chooser.choice(
+                [b"", b" ", b"\0", b"\xc0\xaf", "\u202e\ufeff\u0301".encode(), b"[MASK] [SEP]", b"{{7*7}}"]
+            )
         case 3:
             return chooser.choice([b"a", b"\xf0\x9f\x91\x95", b"blue "]) * chooser.randrange(4_000)
         case _:

@@ -28,7 +28,11 @@ def tritonserver(project: Project) -> psutil.Process:
 
 
 def stub(project: Project, step: str) -> psutil.Process:
-    return next(process for process in tree(project) if f"_{step}/" in " ".join(process.cmdline()) and "stub" in process.cmdline()[0])
+    return next(
+        process
+        for process in tree(project)
+        if f"_{step}/" in " ".join(process.cmdline()) and "stub" in process.cmdline()[0]
+    )
 
 
 def nothing_is_left(project: Project) -> bool:
@@ -122,7 +126,9 @@ def test_a_damaged_release_never_goes_live(own_project: Project, damage: str) ->
     release = own_project.var / "releases" / "ecommerce"
     shutil.copytree(release / "1", release / "2")
     manifest = release / "2" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"release":1', '"release":2').replace('"release": 1', '"release": 2'))
+    manifest.write_text(
+        manifest.read_text().replace('"release":1', '"release":2').replace('"release": 1', '"release": 2')
+    )
     graph = next((release / "2" / "models" / "ecommerce_encoder").glob("*/model.onnx"))
     content = graph.read_bytes()
     match damage:

@@ -41,7 +41,9 @@ class Answer:
         return "OK" if self.error is None else str(self.error.status()).removeprefix("StatusCode.")
 
 
-def send_together(url: str, model: str, requests: Iterable[dict[str, np.ndarray]], *, in_flight: int = 64) -> list[Answer]:
+def send_together(
+    url: str, model: str, requests: Iterable[dict[str, np.ndarray]], *, in_flight: int = 64
+) -> list[Answer]:
     """Send requests without waiting for the one before, so that Triton batches them; answers come in the order sent."""
     sent = list(requests)
     answers: list[Answer | None] = [None] * len(sent)

@@ -17,12 +17,10 @@ from test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS, check_edges
 
 from export.errors import ExportError
 from export.model_config import STEPS, WARMUP_FOLDER, ConfigWriter, step_name
-from export.settings import ExportSettings, ServingSettings, read_section
+from export.settings import SHORTEST_BUCKET, ExportSettings, ServingSettings, read_section
 from serving.live_repository import parse_config
 
-SETTINGS = ServingSettings(
-    max_batch_size=48, max_queue_size=7, queue_timeout_ms=1_500, encoder_instances=2, encoder_threads=3
-)
+SETTINGS = ServingSettings(max_batch_size=48, encoder_instances=2, encoder_threads=3)
 BUCKETS = (16, 40)
 VERSIONS = {"tokenizer": 1, "encoder": 4, "head": 9, "topk": 12}
 
@@ -66,8 +64,6 @@ def test_a_step_without_a_version_is_not_left_unpinned(writer, missing):
 
 def test_settings_reach_the_configs(writer):
     configs = parsed(writer)
-    policy = configs["news_tokenizer"].dynamic_batching.default_queue_policy
-    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 1_500_000)
     assert configs["news_tokenizer"].parameters["length_buckets"].string_value == "16,40"
     encoder = configs["news_encoder"]
     assert encoder.instance_group[0].count == 2
@@ -124,14 +120,16 @@ def test_the_text_is_the_same_in_every_process():
 
 def test_only_what_a_setting_concerns_changes():
     one = ConfigWriter("news", ServingSettings(), (16, 32), 384, 5)
-    other = ConfigWriter("news", ServingSettings(max_queue_size=3), (16, 32), 384, 5)
-    assert [step for step in STEPS if one.step(step) != other.step(step)] == ["tokenizer"]
+    other = ConfigWriter("news", ServingSettings(encoder_threads=3), (16, 32), 384, 5)
+    assert [step for step in STEPS if one.step(step) != other.step(step)] == ["encoder"]
 
 
-ascending = st.sets(st.integers(1, 600), min_size=1, max_size=6).map(lambda lengths: tuple(sorted(lengths)))
+ascending = st.sets(st.integers(SHORTEST_BUCKET, 600), min_size=1, max_size=6).map(
+    lambda lengths: tuple(sorted(lengths))
+)
 
 
-@given(ascending, st.integers(1, 700))
+@given(ascending, st.integers(SHORTEST_BUCKET, 700))
 def test_buckets_fit_the_encoder(buckets, limit):
     kept = ServingSettings(length_buckets=buckets).buckets_up_to(limit)
     assert list(kept) == sorted(set(kept))
@@ -140,7 +138,7 @@ def test_buckets_fit_the_encoder(buckets, limit):
     assert all(1 <= bucket <= limit for bucket in kept)
 
 
-@pytest.mark.parametrize("buckets", [(), (0, 16), (-1,), (32, 16), (16, 16)])
+@pytest.mark.parametrize("buckets", [(), (0, 16), (-1,), (SHORTEST_BUCKET - 1, 16), (32, 16), (16, 16)])
 def test_buckets_that_make_no_sense_are_refused(buckets):
     with pytest.raises(ValidationError, match="ascending"):
         ServingSettings(length_buckets=buckets)
@@ -160,11 +158,11 @@ def test_a_bad_section_is_one_line_that_names_the_key(values, where):
     with pytest.raises(ExportError, match=where) as caught:
         read_section(ServingSettings, "serving", values)
     assert "\n" not in caught.value.message
-    assert "max_queue_size" in caught.value.message
+    assert "max_batch_size" in caught.value.message
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_queue_size": 2**32}, {"encoder_instances": 2**31}, {"queue_timeout_ms": 2**60}]
+    "values", [{"max_batch_size": 2**32}, {"encoder_instances": 2**31}, {"encoder_threads": 2**31}]
 )
 def test_a_setting_that_config_pbtxt_cannot_hold_is_refused_by_name(values):
     [name] = values

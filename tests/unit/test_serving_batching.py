@@ -198,7 +198,7 @@ def test_topk_step_answers_the_contract(topk_step, triton):
     for request, response, k in zip(requests, responses, (3, 6, 1), strict=True):
         rows = len(request.tensors["top_k"])
         ranker = Ranker(catalogue)
-        history, _ = ranker.history_vectors([list(row) for row in request.tensors["history"]])
+        history = ranker.history_vectors([list(row) for row in request.tensors["history"]])
         best = ranker.rank(request.tensors["instruction_vector"], request.tensors["logits"], history, k)
         outputs = response.outputs
         assert outputs["item_id"].tolist() == [[f"item-{item}".encode() for item in row] for row in best.items]

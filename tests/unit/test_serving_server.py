@@ -45,11 +45,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def remember(layout: Layout, pid: int, *, created: float | None = None) -> ServerState:
+def remember(layout: Layout, pid: int, *, identity: str | None = None) -> ServerState:
     """Write down a process as the server, as `start` does."""
     state = ServerState(
         pid=pid,
-        process_created=psutil.Process(pid).create_time() if created is None else created,
+        identity=identity or process_tree.identity(pid) or "gone",
         started="2026-01-01T00:00:00+00:00",
         endpoints=Endpoints(),
     )
@@ -99,7 +99,7 @@ def test_a_process_that_ended_and_was_not_collected_is_not_running(layout, start
 
 def test_a_pid_that_another_process_got_is_not_ours(layout, start):
     process = start("sleep", "60")
-    remember(layout, process.pid, created=psutil.Process(process.pid).create_time() - 1000)
+    remember(layout, process.pid, identity="another boot/1")
     assert Server(layout).state() is None
     assert Server(layout).stop() == "no server was running"
     assert process.poll() is None  # and it is left alone

@@ -29,7 +29,9 @@ class TritonPythonModel:
             description="History entries that the catalogue does not hold and that were ignored",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self.unknown_items = unknown_items.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
+        self.unknown_items = unknown_items.Metric(
+            labels={"model": args["model_name"], "version": args["model_version"]}
+        )
         width = self.catalogue.item_vectors.shape[1]
         self._rank([Query(np.zeros((1, width), np.float32), np.zeros((1, len(self.labels)), np.float32), [[]], 1)])
 
@@ -39,17 +41,18 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Query:
         instruction = tensor(request, "instruction_vector")
-        return Query(
+        query = Query(
             instruction=instruction,
             logits=tensor(request, "logits"),
             history=read_history(tensor(request, "history"), rows=len(instruction)),
             k=read_top_k(tensor(request, "top_k")),
         )
+        if unknown := self.ranker.unknown_items(query.history):
+            self.unknown_items.increment(unknown)
+        return query
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
-        history, unknown = self.ranker.history_vectors([row for query in queries for row in query.history])
-        if unknown:
-            self.unknown_items.increment(unknown)
+        history = self.ranker.history_vectors([row for query in queries for row in query.history])
         best = self.ranker.rank(
             np.concatenate([query.instruction for query in queries]),
             np.concatenate([query.logits for query in queries]),
