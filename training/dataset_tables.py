@@ -121,6 +121,8 @@ def _read_csv(text: str, file: str) -> Table:
             last = reader.line_num
     except csv.Error as error:
         raise DatasetError(f"{file}: line {last + 1} is not valid CSV ({error}); check its quotes") from None
+    if not records:
+        raise DatasetError(f"{file}: holds nothing but white space; write a header and at least one row")
     header = records[0]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
