@@ -28,6 +28,7 @@ SERVER := $(if $(filter 0.0.0.0,$(HOST)),127.0.0.1,$(HOST)):$(GRPC_PORT)
 ENDPOINTS := --host $(HOST) --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 # People's words go through the environment, where no quote or dollar sign of theirs can become part of a command.
 TUNE := $(PY) -m training
+TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/model.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -99,8 +100,8 @@ lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@MYPYPATH=serving $(VENV)/bin/mypy --config-file pyproject.toml model_repository/tokenizer/1/model.py
-	@MYPYPATH=serving $(VENV)/bin/mypy --config-file pyproject.toml model_repository/topk/1/model.py
+	@# Triton loads each of these on its own, with the package `steps` beside it; all are called `model`, so one run each.
+	@for model in $(TRITON_MODELS); do MYPYPATH=serving $(VENV)/bin/mypy $$model || exit; done
 
 format:  ## Put the code into its style
 	@$(VENV)/bin/ruff check --fix .

@@ -47,7 +47,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    **_: Any,  # noqa: ANN401
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention in five nodes. The scale is applied before the first product, as TensorRT needs."""
     groups = getattr(module, "num_key_value_groups", 1)
@@ -172,7 +172,7 @@ def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], 
 
 
 @contextmanager
-def _ready_to_trace(encoder: Any) -> Iterator[None]:  # noqa: ANN401 - a transformers model, whose class is the config's
+def _ready_to_trace(encoder: Any) -> Iterator[None]:  # a transformers model, whose class is the config's
     """Gives the encoder the attention above and no dropout, and puts both back."""
     attention, training = encoder.config._attn_implementation, encoder.training
     tracer_log = logging.getLogger("torch.onnx")

@@ -25,7 +25,7 @@ from serving.layout import Layout
 from serving.live_repository import CONFIG_NAME, LiveRepository
 from serving.manifest import Manifest, Step, files_below
 from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
-from serving.steps.catalogue import ScoreWeights, write_catalogue
+from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable
 from training.atomic import new_folder
 from training.config import DomainConfig
 from training.run import Run
@@ -57,7 +57,8 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
         precision: of the encoder's graph.
 
     Raises:
-        VerificationError: the graph differs from torch by more than the budget; no release is made, the report is kept in the log folder.
+        VerificationError: the graph differs from torch by more than the budget; no release is made, the report is kept
+            in the log folder.
         ExportError: the run cannot be exported.
     """
     serving = read_section(ServingSettings, "serving", config.serving)
@@ -99,7 +100,7 @@ def _previous(store: ReleaseStore) -> Release | None:
 
 
 def _next_number(folder: Path, layout: Layout, domain: str) -> int:
-    """A number that was never used: not by a folder that is there, nor by what is live, whose release may have been removed."""
+    """A number that no folder here bears, nor what is live, whose release may have been removed."""
     used = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
     live = LiveRepository(layout.live).live_release(domain)
     return max([*used, live.number if live else 0], default=0) + 1
@@ -118,7 +119,7 @@ def _build_graphs(
 
 
 def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings) -> str:
-    """Of everything that determines a release's content: the run, the settings, and the code that makes and is shipped in it."""
+    """Of all that determines a release's content: the run, the settings, the code that makes it and that it ships."""
     digest = hashlib.sha256()
     for part in (
         run.run_id,
@@ -161,9 +162,8 @@ class _ReleaseBuilder:
             steps[step] = self._number_step(step, staged)
         ensemble = self.models / run.domain
         (ensemble / str(self.number)).mkdir(parents=True)
-        (ensemble / str(self.number) / "release").write_text(
-            f"{self.number}\n"
-        )  # Triton wants the folder; not every store keeps empty ones
+        # Triton wants the folder; not every store keeps empty ones.
+        (ensemble / str(self.number) / "release").write_text(f"{self.number}\n")
         (ensemble / CONFIG_NAME).write_text(
             configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
         )
@@ -202,27 +202,28 @@ class _ReleaseBuilder:
         shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
         shutil.copytree(STEPS_CODE, folder / "steps", ignore=shutil.ignore_patterns("__pycache__"))
         for package in (folder, folder / "steps"):
-            # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that name prevents it.
+            # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that
+            # name prevents it.
             (package / "__pycache__").touch()
 
     def _write_catalogue(self, folder: Path) -> None:
         items = self.run.catalogue()
         row_of = {label: row for row, label in enumerate(self.run.labels)}
         weights = self.run.score_weights
-        write_catalogue(
-            folder,
+        catalogue = Catalogue(
             release=str(self.number),
-            item_ids=[item.item_id for item in items],
-            titles=[item.title for item in items],
+            item_ids=StringTable.of([item.item_id for item in items]),
+            titles=StringTable.of([item.title for item in items]),
             item_vectors=self.run.item_vectors(),
             label_index=np.array([row_of[item.label] for item in items], dtype=np.int32),
             prior=np.array([item.prior for item in items], dtype=np.float32),
             labels=self.run.labels,
             score_weights=ScoreWeights(**weights.model_dump()),
         )
+        catalogue.write(folder)
 
     def _number_step(self, step: str, staged: Path) -> Step:
-        """Give a step its version: that of the previous release if its content is the same, else this release's number."""
+        """Give a step its version: the previous release's if its content is the same, else this release's number."""
         digest = _digest(staged.parent)
         version = self.number
         if self.previous is not None and (before := self.previous.manifest.steps.get(step)) and before.digest == digest:

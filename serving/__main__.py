@@ -80,7 +80,8 @@ def status(var: Path) -> None:
     )
     listening = state.endpoints
     click.echo(
-        f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, metrics {listening.metrics_port}"
+        f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, "
+        f"metrics {listening.metrics_port}"
     )
     repository = LiveRepository(layout.live)
     for domain in repository.domains():

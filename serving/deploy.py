@@ -57,8 +57,8 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment
             return _start(server, repository, release, endpoints)
         if state.endpoints != endpoints:
             raise ServerError(
-                f"a server of {layout.var} runs already at {state.endpoints.grpc_url}, with other ports or host; run `make stop` first, "
-                "or choose another VAR"
+                f"a server of {layout.var} runs already at {state.endpoints.grpc_url}, with other ports or host; "
+                "run `make stop` first, or choose another VAR"
             )
         return _publish(server, state, repository, release)
 

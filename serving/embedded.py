@@ -20,7 +20,7 @@ from .process_tree import SHARED_MEMORY
 
 SERVING = Path(__file__).parent
 MINIMUM_SHARED_MEMORY_BYTES = 64 << 20
-"""A Python stub takes 1 MB to begin with and grows by what its tensors need; a full /dev/shm kills stubs without a word."""
+"""A Python stub takes 1 MB at first and grows by what its tensors need; a full /dev/shm kills stubs without a word."""
 EXIT_TIMEOUT_SECONDS = 30
 """How long a stopping server waits for requests in flight."""
 
@@ -83,7 +83,10 @@ class Installation:
         return installation
 
     def environment(self) -> dict[str, str]:
-        """The environment of the server and its stubs: this interpreter, one thread a numeric library, nothing of the caller's Python set-up."""
+        """The environment of the server and its stubs.
+
+        This interpreter, one thread a numeric library, nothing of the caller's Python set-up.
+        """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
         # Only Python 3.13 has this folder: the numpy 1 that the stub needs (requirements/stub-python3.13.txt).
         stub_packages = Path(sys.prefix) / "stub"
@@ -152,8 +155,9 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < minimum_shared_memory_bytes:
         raise PreflightError(
-            f"{SHARED_MEMORY} has {free >> 20} MB free, {minimum_shared_memory_bytes >> 20} MB are needed; remove what other servers left there, "
-            "or enlarge it (`mount -o remount,size=1g`, in a container `--shm-size=1g`)"
+            f"{SHARED_MEMORY} has {free >> 20} MB free, {minimum_shared_memory_bytes >> 20} MB are needed; "
+            "remove what other servers left there, or enlarge it "
+            "(`mount -o remount,size=1g`, in a container `--shm-size=1g`)"
         )
     _check_python_library()
 
@@ -172,8 +176,8 @@ def _check_python_library() -> None:
     ]
     if not any(folder and (Path(folder) / name).is_file() for folder in folders):
         raise PreflightError(
-            f"Triton's Python backend needs {name}, which this Python lacks; install your system's libpython package, or use a Python built "
-            "with --enable-shared"
+            f"Triton's Python backend needs {name}, which this Python lacks; "
+            "install your system's libpython package, or use a Python built with --enable-shared"
         )
 
 

@@ -1,8 +1,8 @@
 """The live repository: the folder that Triton reads, changed so that it is whole at every instant.
 
-A step's version folders live side by side (`<domain>_<step>/<version>/`); a release is what the ensemble's config pins. New version
-folders are renamed into place first, the ensemble's config is replaced last, by a rename. So a crash at any point leaves the old release or the new one, and the
-server can be restarted from the folder as it is.
+A step's version folders live side by side (`<domain>_<step>/<version>/`); a release is what the ensemble's config pins.
+New version folders are renamed into place first, the ensemble's config is replaced last, by a rename. So a crash at any
+point leaves the old release or the new one, and the server can be restarted from the folder as it is.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class LiveRepository:
             The models whose versions changed, which a running server has to load.
 
         Raises:
-            PublishError: the folder cannot be written (full, read-only), or holds other files under the release's numbers.
+            PublishError: the folder cannot be written (full, read-only), or holds other files under the release's
+                numbers.
         """
         with self._writing():
             self._remove_leftovers()
@@ -110,7 +111,7 @@ class LiveRepository:
         versions = pinned | {step.version}
         listed = self._listed(step.model)
         if not copied and versions <= listed:
-            # Triton reloads a model, all its versions, if its config changes: an old version may stay until the step changes.
+            # Triton reloads all versions of a model if its config changes: an old one may stay until the step changes.
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
         return (
@@ -130,7 +131,8 @@ class LiveRepository:
         if final.is_dir():
             if contents(final) != contents(source):
                 raise PublishError(
-                    f"{final} holds other files than {source}: was the folder of releases removed? Run `make clean`, or export once more"
+                    f"{final} holds other files than {source}: was the folder of releases removed? "
+                    "Run `make clean`, or export once more"
                 )
             return False
         incoming = final.with_name(f"{INCOMING}{source.name}")
@@ -203,7 +205,7 @@ class LiveRepository:
                 self._retire_folder(self.folder / step.model / str(step.version))
 
     def retire(self, domain: str, keep: Iterable[LiveRelease]) -> None:
-        """Remove the version folders that no release to keep and no live ensemble pins, and that no step's config lists.
+        """Remove the version folders that no release to keep, no live ensemble and no step's config names.
 
         Raises:
             PublishError: the folder cannot be written.

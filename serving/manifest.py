@@ -41,7 +41,8 @@ class Manifest(BaseModel):
         created: when, ISO 8601 in UTC.
         run_id: the run whose weights these are.
         run_fingerprint: of the data, config and encoder that made the run.
-        export_fingerprint: of everything that determined the release's content; exporting the same again makes no new release.
+        export_fingerprint: of everything that determined the release's content; exporting the same again makes no new
+            release.
         precision: of the encoder's graph.
         items: how many the catalogue has.
         labels: how many the head knows.
@@ -80,7 +81,8 @@ class Manifest(BaseModel):
             raw = from_json(path.read_bytes())
             if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA_VERSION:
                 raise ReleaseError(
-                    f"{path} has schema version {raw.get('schema_version')}; this version reads {SCHEMA_VERSION}: export the release again"
+                    f"{path} has schema version {raw.get('schema_version')}; this version reads {SCHEMA_VERSION}: "
+                    "export the release again"
                 )
             return cls.model_validate(raw)
         except FileNotFoundError:

@@ -83,6 +83,7 @@ def probe_release(url: str, release: Release, *, timeout_seconds: float = 5.0) -
     expected = str(release.number)
     if (answer.release, answer.model_version) != (expected, expected):
         raise ServerError(
-            f"{release.manifest.domain} at {url}: release {answer.release} (version {answer.model_version}) answers, expected {expected}"
+            f"{release.manifest.domain} at {url}: release {answer.release} (version {answer.model_version}) answers, "
+            f"expected {expected}"
         )
     return answer

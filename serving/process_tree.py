@@ -1,7 +1,7 @@
 """Find and end the processes and shared memory of one server, also after it was killed.
 
-Every Python stub carries the name of its shared memory region on its command line, and every region starts with the server's prefix; so ours
-are told apart from any other server's, and from a process that got a dead one's number.
+Every Python stub carries the name of its shared memory region on its command line, and every region starts with the
+server's prefix; so ours are told apart from any other server's, and from a process that got a dead one's number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def processes(prefix: str) -> list[psutil.Process]:
 def identity(pid: int) -> str | None:
     """What tells a process from a later one of the same number: the boot it lives in and the clock tick it started at.
 
-    Unlike a start time, neither moves when the machine's clock is corrected. None if there is no such process, or only its exit status.
+    Unlike a start time, neither moves when the machine's clock is corrected. None if there is no such process, or only
+    its exit status.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()

@@ -13,7 +13,10 @@ from .manifest import MANIFEST_NAME, Manifest
 MODELS_FOLDER = "models"
 """Within a release: the models, laid out as in a Triton model repository."""
 INSTRUCTIONS_FILE = "instructions.jsonl"
-"""Within a release: real instructions of the domain, for probes and load tests; one `{"text": …, "history": [ids]}` a line."""
+"""Within a release: real instructions of the domain, for probes and load tests.
+
+One `{"text": …, "history": [ids]}` a line.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Release:
         manifest = Manifest.read(self.path)
         if manifest.release != self.number:
             raise ReleaseError(
-                f"{self.path} holds the manifest of release {manifest.release}; a release is never renamed: export again"
+                f"{self.path} holds the manifest of release {manifest.release}; "
+                "a release is never renamed: export again"
             )
         return manifest
 

@@ -22,7 +22,6 @@ from .errors import ServerError
 from .files import write_atomically
 from .layout import Layout
 
-
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
 
@@ -131,7 +130,8 @@ class Server:
                         return
                 time.sleep(0.1)
         raise ServerError(
-            f"{', '.join(domains)} not ready within {timeout_seconds:.0f} s: {self.first_error()} (log: {self.layout.server_log})"
+            f"{', '.join(domains)} not ready within {timeout_seconds:.0f} s: {self.first_error()} "
+            f"(log: {self.layout.server_log})"
         )
 
     def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5) -> str:

@@ -72,7 +72,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a section")
 
 
-def _entry(node: object, part: str, override: str) -> Any:  # noqa: ANN401 - YAML holds anything
+def _entry(node: object, part: str, override: str) -> Any:
     if not isinstance(node, list):
         raise ConfigError(f"override {override!r}: {part!r} lies below a value, not a section")
     if part.isdecimal() and int(part) < len(node):

@@ -101,7 +101,7 @@ class EmbeddingCache:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60)
         try:
-            # The default rollback journal, not WAL: switching to WAL does not wait for another process's lock, it fails.
+            # The default rollback journal, not WAL: switching to WAL fails at once under another process's lock.
             connection.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":

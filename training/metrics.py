@@ -76,7 +76,7 @@ def _one(scores: Vectors, grades: dict[int, float]) -> dict[str, float]:
     }
 
 
-def rounded(tree: Any, digits: int = 5) -> Any:  # noqa: ANN401 - any nesting
+def rounded(tree: Any, digits: int = 5) -> Any:
     """A copy of nested metrics with every float rounded, for people to read."""
     if isinstance(tree, dict):
         return {key: rounded(value, digits) for key, value in tree.items()}

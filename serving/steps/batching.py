@@ -1,7 +1,7 @@
 """Answer a batch of Triton requests so that one bad request never harms its neighbours.
 
-A Python model that raises in `execute` fails the whole batch, leaks the requests and can hang the model in UNLOADING; so nothing may escape
-from here. See https://github.com/triton-inference-server/python_backend#error-handling.
+A Python model that raises in `execute` fails the whole batch, leaks the requests and can hang the model in UNLOADING;
+so nothing may escape from here. See https://github.com/triton-inference-server/python_backend#error-handling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 def answer_batch(
     requests: Sequence[Any],
     read: Callable[[Any], Parsed],
-    compute: Callable[[list[Parsed]], list[Result]],
+    compute: Callable[[list[Parsed]], Sequence[Result]],
     write: Callable[[Result], list[Any]],
 ) -> list[Any]:
     """Answer every request with exactly one response, in order.
@@ -58,7 +58,9 @@ def _response(answer: Result | Exception, write: Callable[[Result], list[Any]]) 
         return _error_response(error)
 
 
-def _compute_each(parsed: list[Parsed], compute: Callable[[list[Parsed]], list[Result]]) -> list[Result | Exception]:
+def _compute_each(
+    parsed: list[Parsed], compute: Callable[[list[Parsed]], Sequence[Result]]
+) -> list[Result | Exception]:
     """Compute all at once; if that fails, one by one, so that only the guilty request gets the error."""
     if not parsed:
         return []
@@ -77,7 +79,7 @@ def _compute_each(parsed: list[Parsed], compute: Callable[[list[Parsed]], list[R
 
 
 def _error_response(error: Exception) -> Any:
-    """Make an exception into a response; only our own messages reach the caller, others might repeat a person's text."""
+    """Make an exception into a response; only our own messages reach the caller, others might repeat people's text."""
     if isinstance(error, InvalidRequestError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
     pb_utils.Logger.log_error(f"step failed: {type(error).__name__} at {_origin(error)}")

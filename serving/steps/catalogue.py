@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 
 class StringTable:
-    """Immutable strings in two arrays, one of all UTF-8 bytes and one of offsets, both memory-mapped."""
+    """Immutable strings in two arrays, one of all UTF-8 bytes and one of offsets, memory-mapped when opened."""
 
     def __init__(self, blob: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
         """Wrap the arrays: string i is `blob[offsets[i] : offsets[i + 1]]`."""
@@ -34,14 +34,18 @@ class StringTable:
         taken.reshape(-1)[:] = [self[row] for row in rows.reshape(-1)]
         return taken
 
-    @staticmethod
-    def write(folder: Path, name: str, strings: Sequence[str]) -> None:
-        """Write `<name>.bytes.npy` (uint8) and `<name>.offsets.npy` (int64) into a folder."""
+    @classmethod
+    def of(cls, strings: Sequence[str]) -> StringTable:
+        """Make a table of strings, in memory."""
         encoded = [text.encode("utf-8") for text in strings]
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        np.save(folder / f"{name}.bytes.npy", np.frombuffer(b"".join(encoded), dtype=np.uint8))
-        np.save(folder / f"{name}.offsets.npy", offsets)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write `<name>.bytes.npy` (uint8) and `<name>.offsets.npy` (int64) into a folder."""
+        np.save(folder / f"{name}.bytes.npy", self._blob)
+        np.save(folder / f"{name}.offsets.npy", self._offsets)
 
     @classmethod
     def open(cls, folder: Path, name: str) -> StringTable:
@@ -98,7 +102,7 @@ class Catalogue:
 
     @classmethod
     def open(cls, folder: Path) -> Catalogue:
-        """Open a catalogue that `write_catalogue` made; arrays are mapped, so instances share their pages.
+        """Open a catalogue that `write` made; arrays are mapped, so instances share their pages.
 
         Raises:
             ValueError: the files do not fit each other.
@@ -132,27 +136,21 @@ class Catalogue:
             )
         return catalogue
 
-
-def write_catalogue(
-    folder: Path,
-    *,
-    release: str,
-    item_ids: Sequence[str],
-    titles: Sequence[str],
-    item_vectors: npt.NDArray[np.float32],
-    label_index: npt.NDArray[np.int32],
-    prior: npt.NDArray[np.float32],
-    labels: Sequence[str],
-    score_weights: ScoreWeights,
-) -> None:
-    """Write a catalogue's files into an existing folder; see `Catalogue` for shapes and dtypes."""
-    np.save(folder / "item_vectors.npy", np.ascontiguousarray(item_vectors, dtype=np.float32))
-    np.save(folder / "label_index.npy", np.asarray(label_index, dtype=np.int32))
-    np.save(folder / "prior.npy", np.asarray(prior, dtype=np.float32))
-    StringTable.write(folder, "item_ids", item_ids)
-    StringTable.write(folder, "titles", titles)
-    header = {"release": release, "labels": list(labels), "score_weights": vars(score_weights)}
-    (folder / "catalogue.json").write_text(json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    def write(self, folder: Path) -> None:
+        """Write the catalogue's files into an existing folder, in the dtypes that this class names."""
+        np.save(folder / "item_vectors.npy", np.ascontiguousarray(self.item_vectors, dtype=np.float32))
+        np.save(folder / "label_index.npy", np.asarray(self.label_index, dtype=np.int32))
+        np.save(folder / "prior.npy", np.asarray(self.prior, dtype=np.float32))
+        self.item_ids.write(folder, "item_ids")
+        self.titles.write(folder, "titles")
+        header = {
+            "release": self.release,
+            "labels": list(self.labels),
+            "score_weights": vars(self.score_weights),
+        }
+        (folder / "catalogue.json").write_text(
+            json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _map(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """The score of DESIGN.md, and the best k items by it.
 
-`s_i = α·⟨h, e_i⟩ + β·log softmax(u)[label(i)] + γ·⟨history, e_i⟩ + δ·prior_i`: a sum, so that its four terms explain each item.
+`s_i = α·⟨h, e_i⟩ + β·log softmax(u)[label(i)] + γ·⟨history, e_i⟩ + δ·prior_i`: a sum, so that its four terms explain
+each item.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Ranker:
             The items; equal scores keep the catalogue's order, so that answers repeat.
         """
         weights = self.catalogue.score_weights
-        # One product for both vector terms: ⟨αh + γ·history, e⟩ reads the item vectors once, which is what this step costs.
+        # One product for both vector terms: ⟨αh + γ·history, e⟩ reads the item vectors, this step's whole cost, once.
         query = weights.alpha * instruction + weights.gamma * history
         label_term = weights.beta * log_softmax(logits)
         score = query @ self.catalogue.item_vectors.T
@@ -111,7 +112,10 @@ class Ranker:
     def _reason(
         self, items: npt.NDArray[np.int64], instruction: Vectors, label_term: Vectors, history: Vectors
     ) -> Vectors:
-        """The four terms of some items, float32 [items, 4]. Their sum is the score that counts: equal items get equal ones."""
+        """The four terms of some items, float32 [items, 4].
+
+        Their sum is the score that counts: equal items get equal ones.
+        """
         weights = self.catalogue.score_weights
         vectors = self.catalogue.item_vectors[items]
         reason = np.empty((len(items), 4), dtype=np.float32)

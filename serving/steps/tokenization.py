@@ -34,7 +34,8 @@ def decode_instructions(rows: npt.NDArray[np.object_]) -> list[str]:
 def _decode(value: bytes, row: int) -> str:
     if len(value) > MAX_INSTRUCTION_BYTES:
         raise InvalidRequestError(
-            f"instruction (row {row}) has {len(value):,} bytes; at most {MAX_INSTRUCTION_BYTES:,} are accepted: shorten it"
+            f"instruction (row {row}) has {len(value):,} bytes; "
+            f"at most {MAX_INSTRUCTION_BYTES:,} are accepted: shorten it"
         )
     try:
         text = value.decode("utf-8")
@@ -48,9 +49,10 @@ def _decode(value: bytes, row: int) -> str:
 
 
 class InstructionTokenizer:
-    """A Hugging Face tokenizer that truncates to the last bucket and pads each request to the first bucket that holds it.
+    """A Hugging Face tokenizer that truncates to the last bucket and pads each request to the first that holds it.
 
-    Few distinct lengths let Triton's dynamic batcher, which joins only requests of equal shape, form batches again downstream.
+    Few distinct lengths let Triton's dynamic batcher, which joins only requests of equal shape, form batches again
+    downstream.
     """
 
     def __init__(self, path: Path, buckets: Sequence[int]) -> None:

@@ -1,4 +1,7 @@
-"""A caller that knows nothing of this project: tritonclient, numpy and the wire contract. Run as a script: gRPC URL, HTTP URL, model."""
+"""A caller that knows nothing of this project: tritonclient, numpy and the wire contract.
+
+Run as a script: gRPC URL, HTTP URL, model.
+"""
 
 import sys
 

@@ -46,7 +46,7 @@ class Project:
             "HTTP_PORT": self.http_port,
             "METRICS_PORT": self.metrics_port,
         }
-        # Under `make test`, this process has make's own variables in its environment; they must not reach the one we start.
+        # Under `make test`, this process has make's own variables in its environment; what we start must not get them.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         command = [
             "make",

@@ -12,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 from project import Project
+from wire import request, send_together
+
 from serving import process_tree
 from serving.embedded import Endpoints, check_machine
 from serving.errors import PreflightError
 from serving.layout import Layout
-from wire import request, send_together
 
 
 def tree(project: Project) -> list[psutil.Process]:
@@ -112,7 +113,7 @@ def test_a_port_in_use_is_one_clear_line(own_project: Project) -> None:
 
 
 def test_too_little_shared_memory_is_one_clear_line() -> None:
-    with pytest.raises(PreflightError, match="/dev/shm has .* MB free.*shm-size"):
+    with pytest.raises(PreflightError, match=r"/dev/shm has .* MB free.*shm-size"):
         check_machine(Endpoints(grpc_port=1, http_port=2, metrics_port=3), minimum_shared_memory_bytes=1 << 60)
 
 

@@ -44,7 +44,22 @@ def test_status_and_logs(server: Project) -> None:
 
 def test_help_lists_every_verb() -> None:
     printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    verbs = "setup data train export deploy status logs recommend stop loadtest bench test lint clean".split()
+    verbs = [
+        "setup",
+        "data",
+        "train",
+        "export",
+        "deploy",
+        "status",
+        "logs",
+        "recommend",
+        "stop",
+        "loadtest",
+        "bench",
+        "test",
+        "lint",
+        "clean",
+    ]
     for verb in verbs:
         assert re.search(rf"^  {verb} +\S", printed, flags=re.MULTILINE), verb
 

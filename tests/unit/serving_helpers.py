@@ -117,13 +117,6 @@ def load_model_file(source: Path, folder: Path) -> ModuleType:
     return module
 
 
-def string_table(strings: Sequence[str]) -> StringTable:
-    """A table in memory."""
-    encoded = [text.encode() for text in strings]
-    offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded])]).astype(np.int64)
-    return StringTable(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
-
-
 def catalogue_of(
     vectors: Any, label_index: Any, prior: Any, weights: ScoreWeights, *, labels: int, release: str = "1"
 ) -> Catalogue:
@@ -134,8 +127,8 @@ def catalogue_of(
         item_vectors=np.ascontiguousarray(vectors, dtype=np.float32),
         label_index=np.asarray(label_index, dtype=np.int32),
         prior=np.asarray(prior, dtype=np.float32),
-        item_ids=string_table(names),
-        titles=string_table([f"title of {name}" for name in names]),
+        item_ids=StringTable.of(names),
+        titles=StringTable.of([f"title of {name}" for name in names]),
         labels=tuple(f"label-{row}" for row in range(labels)),
         score_weights=weights,
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving_helpers import ROOT, Request, catalogue_of, install_triton, load_model_file
 from test_serving_tokenization import tokenizer_file
 
-from serving.steps.catalogue import ScoreWeights, write_catalogue
+from serving.steps.catalogue import ScoreWeights
 from serving.steps.invalid_request import InvalidRequestError
 from serving.steps.ranking import Ranker
 
@@ -164,17 +164,8 @@ def test_tokenizer_step_refuses_bad_texts_alone(tokenizer_step, triton):
 @pytest.fixture
 def topk_step(triton: Any, tmp_path: Path) -> Any:
     module = load_model_file(ROOT / "model_repository" / "topk" / "1" / "model.py", tmp_path / "topk")
-    write_catalogue(
-        tmp_path / "topk",
-        release="7",
-        item_ids=[f"item-{row}" for row in range(6)],
-        titles=[f"title of item-{row}" for row in range(6)],
-        item_vectors=np.eye(6, 4, dtype=np.float32),
-        label_index=np.array([0, 1, 0, 1, 0, 1], dtype=np.int32),
-        prior=np.arange(6, dtype=np.float32),
-        labels=["label-0", "label-1"],
-        score_weights=WEIGHTS,
-    )
+    catalogue = catalogue_of(np.eye(6, 4), [0, 1] * 3, range(6), WEIGHTS, labels=2, release="7")
+    catalogue.write(tmp_path / "topk")
     step = module.TritonPythonModel()
     step.initialize({"model_name": "shop_topk", "model_version": "7"})
     return step

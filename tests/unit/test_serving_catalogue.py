@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable, write_catalogue
+from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable
 from serving.steps.ranking import Ranker
 
 WEIGHTS = ScoreWeights(alpha=1.5, beta=0.25, gamma=0.0, delta=1e-7, history_decay=0.9)
@@ -19,24 +19,24 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 def write(folder: Path, items: int = 3, labels: tuple[str, ...] = ("Shirts", "Schuhe"), release: str = "1") -> None:
-    write_catalogue(
-        folder,
+    catalogue = Catalogue(
         release=release,
-        item_ids=[f"item-{row}" for row in range(items)],
-        titles=[f"title {row}" for row in range(items)],
+        item_ids=StringTable.of([f"item-{row}" for row in range(items)]),
+        titles=StringTable.of([f"title {row}" for row in range(items)]),
         item_vectors=np.arange(items * 4, dtype=np.float32).reshape(items, 4),
         label_index=np.arange(items, dtype=np.int32) % len(labels),
         prior=np.linspace(0, 1, items, dtype=np.float32),
         labels=labels,
         score_weights=WEIGHTS,
     )
+    catalogue.write(folder)
 
 
 @settings(max_examples=50)
 @given(st.lists(texts, max_size=8))
 def test_any_strings_come_back(strings):
     with tempfile.TemporaryDirectory() as folder:
-        StringTable.write(Path(folder), "names", strings)
+        StringTable.of(strings).write(Path(folder), "names")
         table = StringTable.open(Path(folder), "names")
         assert len(table) == len(strings)
         assert [table[row].decode() for row in range(len(table))] == strings
@@ -56,17 +56,17 @@ def test_any_strings_come_back(strings):
 def test_a_catalogue_comes_back(items, labels, release):
     vectors = np.random.default_rng(0).normal(size=(len(items), 5)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
-        write_catalogue(
-            Path(name),
+        catalogue = Catalogue(
             release=release,
-            item_ids=[item[0] for item in items],
-            titles=[item[1] for item in items],
+            item_ids=StringTable.of([item[0] for item in items]),
+            titles=StringTable.of([item[1] for item in items]),
             item_vectors=vectors,
             label_index=np.array([item[3] for item in items], dtype=np.int32),
             prior=np.array([item[2] for item in items], dtype=np.float32),
-            labels=labels,
+            labels=tuple(labels),
             score_weights=WEIGHTS,
         )
+        catalogue.write(Path(name))
         opened = Catalogue.open(Path(name))
         assert (opened.release, opened.labels, opened.score_weights) == (release, tuple(labels), WEIGHTS)
         rows = range(len(items))
@@ -82,17 +82,17 @@ def test_a_catalogue_comes_back(items, labels, release):
 
 def test_other_dtypes_and_orders_are_written_as_the_contract_says(tmp_path):
     vectors = np.asfortranarray(np.arange(6, dtype=np.float64).reshape(3, 2))
-    write_catalogue(
-        tmp_path,
+    catalogue = Catalogue(
         release="1",
-        item_ids=["a", "b", "c"],
-        titles=["", "", ""],
+        item_ids=StringTable.of(["a", "b", "c"]),
+        titles=StringTable.of(["", "", ""]),
         item_vectors=vectors,
         label_index=np.array([0, 0, 0], dtype=np.int64),
         prior=np.array([1, 2, 3]),
-        labels=["x"],
+        labels=("x",),
         score_weights=WEIGHTS,
     )
+    catalogue.write(tmp_path)
     opened = Catalogue.open(tmp_path)
     assert opened.item_vectors.dtype == opened.prior.dtype == np.float32
     assert opened.item_vectors.flags.c_contiguous

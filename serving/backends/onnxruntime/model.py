@@ -1,7 +1,8 @@
 """Python-based stand-in for Triton's native `onnxruntime` backend, so that one config.pbtxt serves on both.
 
-It refuses at load what the native backend refuses (names, dtypes and dims that differ from the model's), honours every parameter
-that the native backend knows on a CPU, and refuses the others: a setting that is silently ignored is a wrong setting.
+It refuses at load what the native backend refuses (names, dtypes and dims that differ from the model's), honours every
+parameter that the native backend knows on a CPU, and refuses the others: a setting that is silently ignored is a wrong
+setting.
 Native parameters: https://github.com/triton-inference-server/onnxruntime_backend#other-optimization-options-with-onnx-runtime.
 """
 
@@ -31,7 +32,8 @@ DTYPES = {
     "tensor(uint8)": "TYPE_UINT8",
     "tensor(bool)": "TYPE_BOOL",
 }
-# ORT 1.30 to 1.32 run these two fused kernels slower than what they replace: 0.87 to 0.94 of the time without them in FP32, 0.75 to 0.8 in INT8.
+# ORT 1.30 to 1.32 run these two fused kernels slower than what they replace: 0.87 to 0.94 of the time without them in
+# FP32, 0.75 to 0.8 in INT8.
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 
 # As the native backend reads `optimization.graph.level`; 2 disables everything.
@@ -54,7 +56,8 @@ class TritonPythonModel:
         )
         if args["model_instance_kind"] != "CPU":
             raise pb_utils.TritonModelException(
-                f"{args['model_name']}: this backend runs on KIND_CPU only; for {args['model_instance_kind']} use a stock Triton image"
+                f"{args['model_name']}: this backend runs on KIND_CPU only; "
+                f"for {args['model_instance_kind']} use a stock Triton image"
             )
         self.session = onnxruntime.InferenceSession(
             str(path), session_options(config), providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
@@ -129,7 +132,8 @@ def session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
     if settings or any(accelerators.values()):
         unknown = sorted(settings) + [name for name, value in accelerators.items() if value]
         raise pb_utils.TritonModelException(
-            f"{config['name']}: the Python-based onnxruntime backend does not know {', '.join(unknown)}; remove it from config.pbtxt"
+            f"{config['name']}: the Python-based onnxruntime backend does not know {', '.join(unknown)}; "
+            "remove it from config.pbtxt"
         )
     return options
 
@@ -170,7 +174,8 @@ def check_tensors(role: str, configured: list[dict[str, Any]], actual: list[Any]
         dims = [int(dim) for dim in one["dims"]]
         if batched and (not model.shape or isinstance(model.shape[0], int)):
             raise pb_utils.TritonModelException(
-                f"{role} {one['name']} has no free batch dimension in the model (shape {model.shape}); set max_batch_size: 0 or export it anew"
+                f"{role} {one['name']} has no free batch dimension in the model (shape {model.shape}); "
+                "set max_batch_size: 0 or export it anew"
             )
         expected = model.shape[1:] if batched else model.shape
         fits = len(dims) == len(expected) and all(

@@ -1,0 +1,88 @@
+"""A release goes live on a running server: nobody notices, and a bad one never does."""
+
+import hashlib
+import json
+import threading
+from collections import Counter
+
+import numpy as np
+from instructrec_client import Client, InstructRecError
+from project import Project
+from safetensors.numpy import load_file, save_file
+
+
+def keep_asking(project: Project, stop: threading.Event, seen: Counter[str]) -> None:
+    with Client(project.grpc_url, retries=0, timeout=30.0) as client:
+        while not stop.is_set():
+            try:
+                answer = client.recommend("I want to buy a blue shirt", k=3)
+            except InstructRecError as error:
+                seen[f"failed: {error}"] += 1
+            else:
+                seen[answer.release] += 1
+                if answer.model_version != answer.release:
+                    seen[f"mixed: {answer.model_version} and {answer.release}"] += 1
+
+
+def test_publish_and_roll_back_under_load(own_project: Project) -> None:
+    own_project.make("deploy")
+    stop, seen = threading.Event(), Counter[str]()
+    callers = [threading.Thread(target=keep_asking, args=(own_project, stop, seen)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    try:
+        exported = own_project.make("export", "PRECISION=fp32").stdout
+        assert "exported as fp32 and verified" in exported
+        assert "published to the running server" in own_project.make("deploy").stdout
+        assert "published to the running server" in own_project.make("deploy", "RELEASE=1").stdout
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    assert set(seen) == {"1", "2"}, seen
+    assert min(seen.values()) > 0
+
+    manifests = [json.loads((own_project.var / "releases/ecommerce" / n / "manifest.json").read_text()) for n in "12"]
+    steps = [{name: step["version"] for name, step in manifest["steps"].items()} for manifest in manifests]
+    assert steps[0] == {"tokenizer": 1, "encoder": 1, "head": 1, "topk": 1}
+    assert steps[1] == {"tokenizer": 1, "encoder": 2, "head": 1, "topk": 2}, "an unchanged step keeps its version"
+
+
+def test_a_release_that_triton_cannot_load_never_goes_live(own_project: Project) -> None:
+    """Its files are what its manifest says, and still it does not work: the release before goes on answering."""
+    own_project.make("deploy")
+    releases = own_project.var / "releases" / "ecommerce"
+    own_project.make("export", "PRECISION=fp32")
+    code = releases / "2" / "models" / "ecommerce_topk" / "2" / "model.py"
+    broken = "raise RuntimeError('this release is broken')\n"
+    code.unlink()
+    code.write_text(broken)
+    manifest_file = releases / "2" / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    manifest["files"]["models/ecommerce_topk/2/model.py"] = hashlib.sha256(broken.encode()).hexdigest()
+    manifest_file.write_text(json.dumps(manifest))
+
+    done = own_project.make("deploy", check=False)
+    assert done.returncode != 0
+    assert "release 2 is not live" in done.stderr
+    assert "release 1 still answers" in done.stderr
+    assert "release 1 answers" in own_project.make("status").stdout
+    # Nothing of it is left that a server started later could stumble over.
+    own_project.make("stop")
+    assert "release 1 answers" in own_project.make("deploy", "RELEASE=1").stdout
+
+
+def test_a_failed_verification_leaves_no_release(own_project: Project) -> None:
+    """A run whose weights were damaged after training cannot become a release."""
+    [run] = (own_project.var / "runs" / "ecommerce").iterdir()
+    weights = run / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    name = "encoder.layer.2.output.dense.weight"
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    weights.unlink()  # it is a hard link to the run that other tests use
+    save_file(tensors, weights)
+    done = own_project.make("export", "PRECISION=fp32", check=False)
+    assert done.returncode != 0
+    assert "No release was made" in done.stderr
+    releases = own_project.var / "releases" / "ecommerce"
+    assert [path.name for path in releases.iterdir() if path.name[0] != "."] == ["1"]
