@@ -87,11 +87,11 @@ stop: setup  ## Stop the server once it has answered what is in flight
 
 loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds) and hold it against the domain's SLA
 	@$(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
-		--instructions "$$($(PY) -m serving instructions --domain $(DOMAIN) --var $(VAR))" --output-dir $(VAR)/loadtest
+		--instructions "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))/instructions.jsonl" --output-dir $(VAR)/loadtest
 
 bench: running  ## Measure the live service against its own encoder, as ratios of one run
 	@$(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
-		--release "$$($(PY) -m serving instructions --domain $(DOMAIN) --var $(VAR) --folder)" --output-dir $(VAR)/bench
+		--release "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))" --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
 	@$(PY) -m pytest

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from export.int8 import quantize_encoder
+from export.errors import VerificationError
+from export.int8 import Int8Settings, quantize_encoder
 from export.onnx_graph import export_encoder, export_head
-from export.report import FP32_BUDGET, INT8_BUDGET, VerificationReport
+from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
 from training.run import Run
+
+INT8_RECIPES = {
+    "int8": Int8Settings(),
+    "int8-down-fp32": Int8Settings(float_down_projection=True),
+}
+"""In the order they are tried, fastest first; docs/export.md has what each costs and keeps."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class EncoderGraphs:
         buckets: the lengths it is served at.
         hidden_size: width H of its output.
         tokenizer: that belongs to it.
-        reports: what was verified, and by how much it passed: the FP32 graph first, then what was made of it.
+        reports: the FP32 graph's, then those of the INT8 recipes in the order they were tried; the last one passed.
     """
 
     path: Path
@@ -61,30 +68,52 @@ def build_encoder(
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
-    model = run.load_model()
-    buckets = serving.buckets_up_to(model.max_length)
-    texts = held_out_texts(run, settings.verification_texts)
-    vectors = run.item_vectors()
-    stages = 2 if precision == "fp32" else 4
-    with tqdm(
-        total=stages, desc="export", unit="stage", bar_format="{desc}: {n}/{total} {postfix}", disable=None
-    ) as progress:
-        progress.set_postfix_str("encoder to ONNX FP32")
-        path = folder / "encoder-fp32.onnx"
-        export_encoder(model, path)
-        progress.update()
-        progress.set_postfix_str("verifying FP32 against torch")
-        reports = [verify_encoder(path, model, texts, buckets, FP32_BUDGET, item_vectors=vectors)]
-        progress.update()
-        if precision == "int8":
-            progress.set_postfix_str("calibrating and quantising to INT8")
-            fp32, path = path, folder / "encoder-int8.onnx"
-            quantize_encoder(fp32, path, calibration_batches(model, calibration_texts(run, settings.calibration_texts)))
-            progress.update()
-            progress.set_postfix_str("verifying INT8 against torch")
-            reports.append(verify_encoder(path, model, texts, buckets, INT8_BUDGET, item_vectors=vectors))
-            progress.update()
-    return EncoderGraphs(path, buckets, run.manifest.encoder.hidden_size, model.tokenizer, tuple(reports))
+    return _EncoderBuilder(run, serving, settings, folder).build(precision)
+
+
+class _EncoderBuilder:
+    """What every graph of one run is made of and held against."""
+
+    def __init__(self, run: Run, serving: ServingSettings, settings: ExportSettings, folder: Path) -> None:
+        self.model = run.load_model()
+        self.buckets = serving.buckets_up_to(self.model.max_length)
+        self.hidden_size = run.manifest.encoder.hidden_size
+        self.calibration = calibration_texts(run, settings.calibration_texts)
+        self.texts = held_out_texts(run, settings.verification_texts)
+        self.item_vectors = run.item_vectors()
+        self.folder = folder
+
+    def build(self, precision: Precision) -> EncoderGraphs:
+        """Make the graph of a precision, by way of FP32."""
+        with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
+            progress.set_postfix_str("encoder to ONNX FP32")
+            path = self.folder / "encoder-fp32.onnx"
+            export_encoder(self.model, path)
+            progress.set_postfix_str("verifying FP32 against torch")
+            reports = [self._verify(path, FP32_BUDGET)]
+            if precision == "int8":
+                path, reports = self._int8(path, reports, progress)
+        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports))
+
+    def _int8(
+        self, fp32: Path, reports: list[VerificationReport], progress: tqdm[NoReturn]
+    ) -> tuple[Path, list[VerificationReport]]:
+        """Take the fastest recipe that stays within the budget: how much a catalogue forgives, only measuring tells."""
+        calibration = calibration_batches(self.model, self.calibration)
+        for name, settings in INT8_RECIPES.items():
+            path = self.folder / f"encoder-{name}.onnx"
+            progress.set_postfix_str(f"calibrating and quantising to INT8 ({name})")
+            quantize_encoder(fp32, path, calibration, settings)
+            progress.set_postfix_str(f"verifying INT8 against torch ({name})")
+            try:
+                return path, [*reports, self._verify(path, INT8_BUDGET)]
+            except VerificationError as error:
+                failed = error
+                reports = [*reports, error.report]
+        raise failed
+
+    def _verify(self, path: Path, budget: VerificationBudget) -> VerificationReport:
+        return verify_encoder(path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors)
 
 
 def build_head(run: Run, path: Path) -> None:

@@ -44,12 +44,12 @@ FP32_BUDGET = VerificationBudget(
     top_k_overlap=0.999,
 )
 INT8_BUDGET = VerificationBudget(
-    mean_cosine=0.9975,
+    mean_cosine=0.998,
     min_cosine=0.99,
     shape_cosine=0.98,
     max_absolute=0.06,
     label_agreement=0.95,
-    top_k_overlap=0.93,
+    top_k_overlap=0.95,
 )
 
 

@@ -1,4 +1,4 @@
-"""Command line of the serving room: `python -m serving deploy|status|logs|stop`."""
+"""Command line of the serving room: `python -m serving deploy|status|live|logs|stop`."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def status(var: Path) -> None:
 @main.command()
 @var_option
 @domain_option
-def instructions(var: Path, domain: str) -> None:
-    """Print where the live release keeps its sample of the domain's instructions, for load tests."""
+def live(var: Path, domain: str) -> None:
+    """Print the folder of the release that is live."""
     layout = Layout(var)
-    live = LiveRepository(layout.live).live_release(domain)
-    if live is None:
+    found = LiveRepository(layout.live).live_release(domain)
+    if found is None:
         raise ServerError(f"no release of {domain} is live in {layout.var}; run `make deploy`")
-    click.echo(ReleaseStore(layout.releases(domain)).open(live.number).instructions)
+    click.echo(ReleaseStore(layout.releases(domain)).open(found.number).path)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from project import ROOT, Project
 README = (ROOT / "README.md").read_text()
 # Run by other means: the two commands by the fixtures and by CI; the others need a person's own data, or would undo the
 # test's own server.
-ELSEWHERE = {"make export deploy", "make test", "make export deploy DATA=/path/to/datasets", "make stop"}
+ELSEWHERE = {"make export deploy", "make test", "make export deploy DATA=../datasets", "make stop"}
 
 
 def blocks(language: str) -> list[str]:
