@@ -82,6 +82,7 @@ def test_unknown_history_is_ignored_and_counted(server: Project) -> None:
         ],
     )
     for answer in (unknown, padded):
+        assert answer.status == "OK", answer.error
         assert (answer.result.as_numpy("item_id") == without.result.as_numpy("item_id")).all()
         assert (answer.result.as_numpy("reason")[..., 2] == 0).all()
     assert counted() - before == 2

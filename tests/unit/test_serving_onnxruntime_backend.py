@@ -138,6 +138,23 @@ def test_requests_of_one_shape_run_as_one_batch(load):
     assert sorted(shapes) == [(2, 3), (3, 2)]
 
 
+def test_a_batch_of_long_rows_runs_in_parts_and_answers_the_same(load, monkeypatch):
+    model = load(config())
+    runs: list[int] = []
+    real = model.session
+
+    class Watched:
+        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+            runs.append(len(feed["ids"]))
+            return real.run(names, feed)
+
+    monkeypatch.setattr(model, "session", Watched())
+    rows = np.random.default_rng(0).integers(0, 100, size=(20, 256)).tolist()
+    [response] = model.execute([request(rows)])
+    assert runs == [8, 8, 4]
+    np.testing.assert_array_equal(response.outputs["doubled"], 2 * np.array(rows))
+
+
 def test_a_request_that_the_graph_refuses_fails_alone(load):
     model = load(config())
     bad = Request(ids=np.ones((1, 2), np.int64), mask=np.ones((1, 3), np.int64))

@@ -24,12 +24,12 @@ class TritonPythonModel:
         self.ranker = Ranker(self.catalogue)
         self.release = np.array([self.catalogue.release.encode()], dtype=np.object_)
         self.labels = np.array([label.encode() for label in self.catalogue.labels], dtype=np.object_)
-        unknown_items = pb_utils.MetricFamily(
+        self.unknown_items_family = pb_utils.MetricFamily(  # kept: a metric whose family is collected is dead
             name="instructrec_unknown_history_items",
             description="History entries that the catalogue does not hold and that were ignored",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self.unknown_items = unknown_items.Metric(
+        self.unknown_items = self.unknown_items_family.Metric(
             labels={"model": args["model_name"], "version": args["model_version"]}
         )
         width = self.catalogue.item_vectors.shape[1]

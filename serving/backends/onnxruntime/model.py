@@ -36,6 +36,9 @@ DTYPES = {
 # FP32, 0.75 to 0.8 in INT8.
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 
+# MiniLM at 32 rows of 256 tokens keeps 300 MB, at 8 rows 75 MB, and is no faster a row.
+ELEMENTS_A_RUN = 2048
+
 # As the native backend reads `optimization.graph.level`; 2 disables everything.
 GRAPH_LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -66,6 +69,7 @@ class TritonPythonModel:
         check_tensors("output", config["output"], self.session.get_outputs(), batched=config["max_batch_size"] > 0)
         self.input_names = [one["name"] for one in config["input"]]
         self.output_names = [one["name"] for one in config["output"]]
+        self.variable_inputs = [one["name"] for one in config["input"] if -1 in map(int, one["dims"])]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with the model's outputs, or with an error of its own."""
@@ -81,7 +85,7 @@ class TritonPythonModel:
         results: list[Tensors] = [{} for _ in feeds]
         for positions in groups.values():
             batch = {name: joined([feeds[position][name] for position in positions]) for name in self.input_names}
-            outputs = self.session.run(self.output_names, batch)
+            outputs = self._infer(batch)
             start = 0
             for position in positions:
                 stop = start + len(feeds[position][self.input_names[0]])
@@ -90,6 +94,22 @@ class TritonPythonModel:
                 }
                 start = stop
         return results
+
+    def _infer(self, batch: Tensors) -> list[npt.NDArray[Any]]:
+        """Run a batch, in parts where its rows are long: activations, not weights, are what a batch costs in memory."""
+        rows = len(batch[self.input_names[0]])
+        step = rows
+        if self.variable_inputs:
+            longest = max(int(np.prod(batch[name].shape[1:])) for name in self.variable_inputs)
+            step = max(1, ELEMENTS_A_RUN // max(1, longest))
+        if step >= rows:
+            outputs: list[npt.NDArray[Any]] = self.session.run(self.output_names, batch)
+            return outputs
+        parts = [
+            self.session.run(self.output_names, {name: values[start : start + step] for name, values in batch.items()})
+            for start in range(0, rows, step)
+        ]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     def _write(self, result: Tensors) -> list[Any]:
         return [pb_utils.Tensor(name, np.ascontiguousarray(values)) for name, values in result.items()]
