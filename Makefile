@@ -14,6 +14,7 @@ K ?= 10
 RELEASE ?=
 USERS ?= 8
 DURATION ?= 20
+ROUNDS ?= 5
 # The first Python of 3.10 to 3.12 on the path; 3.13 works too, but numpy is built from source for it (requirements/stub-python3.13.txt).
 PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null && echo $$python && break; done),python3)
@@ -38,7 +39,7 @@ help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) SET"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -91,10 +92,11 @@ loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds
 
 bench: running  ## Measure the live service against its own encoder, as ratios of one run
 	@$(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
-		--release "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))" --output-dir $(VAR)/bench
+		--release "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))" --rounds $(ROUNDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
-	@$(PY) -m pytest
+	@$(PY) -m pytest tests/unit --numprocesses 2
+	@$(PY) -m pytest tests/integration
 
 lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .

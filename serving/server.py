@@ -21,6 +21,7 @@ from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_ba
 from .errors import ServerError
 from .files import write_atomically
 from .layout import Layout
+from .live_repository import LiveRepository
 
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
@@ -152,6 +153,8 @@ class Server:
         if state is not None:
             if process_tree.has_dead_children(state.pid):
                 drain_seconds = min(drain_seconds, CRIPPLED_DRAIN_SECONDS)
+            else:
+                self._drain(state, drain_seconds)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(state.pid, signal.SIGTERM)
             deadline = time.monotonic() + drain_seconds
@@ -167,6 +170,26 @@ class Server:
             f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
         )
         return ("stopped" if was_running else "no server was running") + leftovers
+
+    def _drain(self, state: ServerState, seconds: float) -> None:
+        """Unload the ensembles and wait until their last request is answered.
+
+        On SIGTERM alone, Triton 2.51 closes every step that is idle at that moment, and a request that is still on its
+        way to one fails.
+        """
+        deadline = time.monotonic() + seconds
+        domains = set(LiveRepository(self.layout.live).domains())
+        with (
+            contextlib.suppress(InferenceServerException),
+            grpc.InferenceServerClient(state.endpoints.grpc_url) as client,
+        ):
+            for domain in domains:
+                client.unload_model(domain, client_timeout=5)
+            while time.monotonic() < deadline:
+                models = client.get_model_repository_index(client_timeout=5).models
+                if not any(model.name in domains and model.state in {"READY", "UNLOADING"} for model in models):
+                    return
+                time.sleep(0.05)
 
     @staticmethod
     def _reap(pid: int | None) -> None:

@@ -24,15 +24,14 @@ def keep_asking(project: Project, stop: threading.Event, seen: Counter[str]) -> 
                     seen[f"mixed: {answer.model_version} and {answer.release}"] += 1
 
 
-def test_publish_and_roll_back_under_load(own_project: Project) -> None:
-    own_project.make("deploy")
+def test_publish_and_roll_back_under_load(own_two_releases: Project, two_releases: tuple[Project, str]) -> None:
+    own_project = own_two_releases
+    own_project.make("deploy", "RELEASE=1")
     stop, seen = threading.Event(), Counter[str]()
     callers = [threading.Thread(target=keep_asking, args=(own_project, stop, seen)) for _ in range(4)]
     for caller in callers:
         caller.start()
     try:
-        exported = own_project.make("export", "PRECISION=fp32").stdout
-        assert "exported as fp32 and verified" in exported
         assert "published to the running server" in own_project.make("deploy").stdout
         assert "published to the running server" in own_project.make("deploy", "RELEASE=1").stdout
     finally:
@@ -44,15 +43,16 @@ def test_publish_and_roll_back_under_load(own_project: Project) -> None:
 
     manifests = [json.loads((own_project.var / "releases/ecommerce" / n / "manifest.json").read_text()) for n in "12"]
     steps = [{name: step["version"] for name, step in manifest["steps"].items()} for manifest in manifests]
+    assert "exported as fp32 and verified" in two_releases[1]
     assert steps[0] == {"tokenizer": 1, "encoder": 1, "head": 1, "topk": 1}
     assert steps[1] == {"tokenizer": 1, "encoder": 2, "head": 1, "topk": 2}, "an unchanged step keeps its version"
 
 
-def test_a_release_that_triton_cannot_load_never_goes_live(own_project: Project) -> None:
+def test_a_release_that_triton_cannot_load_never_goes_live(own_two_releases: Project) -> None:
     """Its files are what its manifest says, and still it does not work: the release before goes on answering."""
-    own_project.make("deploy")
+    own_project = own_two_releases
+    own_project.make("deploy", "RELEASE=1")
     releases = own_project.var / "releases" / "ecommerce"
-    own_project.make("export", "PRECISION=fp32")
     code = releases / "2" / "models" / "ecommerce_topk" / "2" / "model.py"
     broken = "raise RuntimeError('this release is broken')\n"
     code.unlink()
@@ -60,6 +60,7 @@ def test_a_release_that_triton_cannot_load_never_goes_live(own_project: Project)
     manifest_file = releases / "2" / "manifest.json"
     manifest = json.loads(manifest_file.read_text())
     manifest["files"]["models/ecommerce_topk/2/model.py"] = hashlib.sha256(broken.encode()).hexdigest()
+    manifest_file.unlink()
     manifest_file.write_text(json.dumps(manifest))
 
     done = own_project.make("deploy", check=False)
@@ -81,7 +82,7 @@ def test_a_failed_verification_leaves_no_release(own_project: Project) -> None:
     tensors[name] = np.full_like(tensors[name], np.nan)
     weights.unlink()  # it is a hard link to the run that other tests use
     save_file(tensors, weights)
-    done = own_project.make("export", "PRECISION=fp32", check=False)
+    done = own_project.make("export", "PRECISION=fp32", "SET=export.verification_texts=48", check=False)
     assert done.returncode != 0
     assert "No release was made" in done.stderr
     releases = own_project.var / "releases" / "ecommerce"
