@@ -87,7 +87,10 @@ def _publish(server: Server, state: ServerState, repository: LiveRepository, rel
     live = repository.live_release(domain)
     changed = repository.stage(release)
     if live is not None and live.number == release.number and not changed:
-        return Deployment("unchanged", state.endpoints, probe_release(url, release))
+        try:
+            return Deployment("unchanged", state.endpoints, probe_release(url, release))
+        except ServerError as error:
+            raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     with grpc.InferenceServerClient(url) as client:
         before = None
         try:

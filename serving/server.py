@@ -204,7 +204,7 @@ class Server:
             lines = self.layout.server_log.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return "there is no log"
-        harmless = ("NVML", "CudaDriverHelper", "DCGM")
+        harmless = ("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version")  # said wherever there is no GPU
         for line in lines:
             is_error = line.startswith("E") or any(
                 sign in line for sign in ("error:", "failed to load", "unrecognized option")
