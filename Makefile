@@ -49,8 +49,9 @@ $(INSTALLED): pyproject.toml client/pyproject.toml $(wildcard requirements/*.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e client -e '.[dev]'
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
-	@! $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' || $(PY) -m pip install --quiet --disable-pip-version-check \
-		--no-deps --upgrade --target $(VENV)/stub -r requirements/stub-python3.13.txt
+	@if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))'; then \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/stub -r requirements/stub-python3.13.txt && \
+		cp requirements/stub-python3.13.pth "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
 	@touch $@
 
 data: setup  ## Check the dataset under DATA and show what is in it

@@ -88,16 +88,14 @@ class Installation:
         This interpreter, one thread a numeric library, nothing of the caller's Python set-up.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
-        # Only Python 3.13 has this folder: the numpy 1 that the stub needs (requirements/stub-python3.13.txt).
-        stub_packages = Path(sys.prefix) / "stub"
-        if stub_packages.is_dir():
-            environment["PYTHONPATH"] = str(stub_packages)
         python_libraries = sysconfig.get_config_var("LIBDIR") or ""
         environment |= {
             "LD_LIBRARY_PATH": f"{self.libraries}:{python_libraries}",
             # The stub embeds Python and finds its packages through the first `python3` on the path.
             "PATH": f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}",
             "PYTHONNOUSERSITE": "1",
+            # Read by requirements/stub-python3.13.pth, which is installed on Python 3.13 only: its stub ignores PYTHONPATH.
+            "INSTRUCTREC_STUB_PACKAGES": str(Path(sys.prefix) / "stub"),
             # Every stub would start a thread a core for each of these, on top of the encoder's own.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
