@@ -27,12 +27,17 @@ INSTALLED := $(VENV)/.installed
 CONFIG := configs/$(DOMAIN).yaml
 SERVER := $(if $(filter 0.0.0.0,$(HOST)),127.0.0.1,$(HOST)):$(GRPC_PORT)
 ENDPOINTS := --host $(HOST) --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
-# People's words go through the environment, where no quote or dollar sign of theirs can become part of a command.
+# People's words reach a command through the environment, unexpanded: no quote or dollar sign of theirs is read by make or by the shell.
+override export TEXT := $(value TEXT)
+override export HISTORY := $(value HISTORY)
+$(foreach name,VAR DATA DOMAIN,$(if $(filter 1,$(words $($(name)))),,$(error $(name) must be one word, without spaces; it is '$($(name))')))
 TUNE := $(PY) -m training
 TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/model.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
+# `make export deploy` means one after the other, also with -j.
+.NOTPARALLEL:
 .PHONY: help setup data train export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
@@ -79,21 +84,19 @@ logs: setup  ## Show the end of the server's log
 running: setup
 	@$(PY) -m serving status --var $(VAR) > /dev/null 2>&1 || $(MAKE) --no-print-directory deploy
 
-recommend: export TEXT := $(value TEXT)
-recommend: export HISTORY := $(value HISTORY)
 recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
-	@$(PY) -m instructrec_client "$$TEXT" --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN)
+	@$(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN) -- "$$TEXT"
 
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)
 
 loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds) and hold it against the domain's SLA
-	@$(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
-		--instructions "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))/instructions.jsonl" --output-dir $(VAR)/loadtest
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
+		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
 
 bench: running  ## Measure the live service against its own encoder, as ratios of one run
-	@$(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
-		--release "$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR))" --rounds $(ROUNDS) --output-dir $(VAR)/bench
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
+		--release "$$release" --rounds $(ROUNDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
 	@$(PY) -m pytest tests/unit --numprocesses 2
@@ -117,4 +120,4 @@ lock: setup  ## Pin every dependency anew (requirements/constraints.in says whic
 
 clean:  ## Stop the server and remove all that was produced (VAR)
 	@test ! -x $(PY) || test ! -e $(VAR)/server.json || $(PY) -m serving stop --var $(VAR)
-	rm -rf $(VAR)
+	rm -rf "$(VAR)"

@@ -48,7 +48,10 @@ def main(config_path: Path, data: Path, var: Path, precision: Precision, overrid
     else:
         click.echo(f"run {run.run_id} exported as {precision} and verified in {time.monotonic() - started:.0f} s")
         for graph, checks in release.manifest.verification.items():
-            click.echo(f"  {graph}: " + ", ".join(f"{name} {measured:.5g}" for name, measured in checks.items()))
+            verdict = "taken" if graph == list(release.manifest.verification)[-1] else "on the way"
+            click.echo(
+                f"  {graph} ({verdict}): " + ", ".join(f"{name} {measured:.5g}" for name, measured in checks.items())
+            )
     click.echo(f"release: {release.path}")
 
 

@@ -51,7 +51,7 @@ class ExportSettings(_Section):
     """How graphs are made and verified.
 
     Attributes:
-        calibration_texts: how many training instructions the INT8 ranges are measured on.
+        calibration_texts: how many texts the INT8 ranges are measured on, half instructions, half items.
         verification_texts: how many instructions a graph is held against torch on.
     """
 

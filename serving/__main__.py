@@ -87,7 +87,10 @@ def status(var: Path) -> None:
     for domain in repository.domains():
         live = repository.live_release(domain)
         if live is not None:
-            answer = probe_release(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
+            try:
+                answer = probe_release(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
+            except ServerError as error:
+                raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
             click.echo(
                 f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
             )

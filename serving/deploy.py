@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment
             return _start(server, repository, release, endpoints)
         if state.endpoints != endpoints:
             raise ServerError(
-                f"a server of {layout.var} runs already at {state.endpoints.grpc_url}, with other ports or host; "
+                f"a server of {layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
                 "run `make stop` first, or choose another VAR"
             )
         return _publish(server, state, repository, release)
@@ -91,16 +92,17 @@ def _publish(server: Server, state: ServerState, repository: LiveRepository, rel
             return Deployment("unchanged", state.endpoints, probe_release(url, release))
         except ServerError as error:
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
+    log_start = server.log_size()
     with grpc.InferenceServerClient(url) as client:
         before = None
         try:
-            for model in changed:
-                _load(client, model)
             for step in release.manifest.steps.values():
-                if not client.is_model_ready(step.model, str(step.version)):
-                    raise PublishError(
-                        f"{step.model} version {step.version} does not get ready: {server.first_error()}"
-                    )
+                # Also those that an earlier deploy staged and, killed, did not load.
+                if step.model in changed or not _ready(client, step.model, step.version):
+                    _load(client, step.model)
+                if not _ready(client, step.model, step.version):
+                    reason = server.first_error(since=log_start)
+                    raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
             before = repository.switch(release)
             _load(client, domain)
             answer = _first_answer(state, release)
@@ -116,11 +118,19 @@ def _publish(server: Server, state: ServerState, repository: LiveRepository, rel
 def _go_back(
     client: grpc.InferenceServerClient, repository: LiveRepository, release: Release, before: str | None
 ) -> None:
-    """Let the release before answer again, and take the failed one out."""
+    """Let the release before answer again, and take the failed one out; what failed first is what is reported."""
     if before is not None:
         repository.restore(release.manifest.domain, before)
-        _load(client, release.manifest.domain)
+        with contextlib.suppress(PublishError):
+            _load(client, release.manifest.domain)
     repository.discard(release)
+
+
+def _ready(client: grpc.InferenceServerClient, model: str, version: int) -> bool:
+    try:
+        return bool(client.is_model_ready(model, str(version), client_timeout=10))
+    except InferenceServerException as error:
+        raise PublishError(f"the server does not answer: {error.message()}") from None
 
 
 def _load(client: grpc.InferenceServerClient, model: str) -> None:

@@ -94,7 +94,7 @@ class Installation:
             # The stub embeds Python and finds its packages through the first `python3` on the path.
             "PATH": f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}",
             "PYTHONNOUSERSITE": "1",
-            # Read by requirements/stub-python3.13.pth, which is installed on Python 3.13 only: its stub ignores PYTHONPATH.
+            # Read by requirements/stub-python3.13.pth, installed on Python 3.13 only: its stub ignores PYTHONPATH.
             "INSTRUCTREC_STUB_PACKAGES": str(Path(sys.prefix) / "stub"),
             # Every stub would start a thread a core for each of these, on top of the encoder's own.
             "OMP_NUM_THREADS": "1",

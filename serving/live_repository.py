@@ -36,6 +36,21 @@ def parse_config(text: str) -> model_config_pb2.ModelConfig:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
+def read_config(path: Path) -> model_config_pb2.ModelConfig:
+    """Read a config.pbtxt of the live repository.
+
+    Raises:
+        PublishError: somebody damaged it: it is not a model config.
+    """
+    try:
+        return parse_config(path.read_text(encoding="utf-8"))
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise PublishError(
+            f"{path} is damaged ({reason}); run `make stop`, remove the folder of it, and deploy again"
+        ) from None
+
+
 def format_config(config: model_config_pb2.ModelConfig) -> str:
     """Write a model config as config.pbtxt text."""
     return str(text_format.MessageToString(config))
@@ -64,14 +79,14 @@ class LiveRepository:
     def domains(self) -> list[str]:
         """The ensembles that are live."""
         configs = self.folder.glob(f"*/{CONFIG_NAME}")
-        return sorted(path.parent.name for path in configs if parse_config(path.read_text()).platform == "ensemble")
+        return sorted(path.parent.name for path in configs if read_config(path).platform == "ensemble")
 
     def live_release(self, domain: str) -> LiveRelease | None:
         """What a domain's ensemble pins now, or None before its first release."""
         path = self.folder / domain / CONFIG_NAME
         if not path.is_file():
             return None
-        config = parse_config(path.read_text(encoding="utf-8"))
+        config = read_config(path)
         versions = {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
         return LiveRelease(number=config.version_policy.specific.versions[0], versions=versions)
 
@@ -123,7 +138,7 @@ class LiveRepository:
         path = self.folder / model / CONFIG_NAME
         if not path.is_file():
             return set()
-        return set(parse_config(path.read_text(encoding="utf-8")).version_policy.specific.versions)
+        return set(read_config(path).version_policy.specific.versions)
 
     def _stage_folder(self, source: Path, model: str) -> bool:
         """Copy one version folder in, unless it is there; it appears whole or not at all."""
@@ -197,7 +212,7 @@ class LiveRepository:
                 if step.version in needed or not path.is_file():
                     continue
                 if needed:
-                    config = parse_config(path.read_text(encoding="utf-8"))
+                    config = read_config(path)
                     config.version_policy.specific.versions[:] = sorted(self._listed(step.model) - {step.version})
                     write_atomically(path, format_config(config).encode())
                 else:

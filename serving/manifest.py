@@ -32,7 +32,7 @@ class Step(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a release is; see DESIGN.md.
+    """What a release is; see.
 
     Attributes:
         schema_version: of this file.
@@ -47,7 +47,8 @@ class Manifest(BaseModel):
         items: how many the catalogue has.
         labels: how many the head knows.
         metrics: of the run, for the history of releases.
-        verification: by graph, each check that it passed, with the figure measured.
+        verification: by graph, each check with the figure measured; the last graph passed and is the one
+            that is served, INT8 recipes before it were tried and rejected.
         steps: the models, by step name.
         files: sha256 by path below the release folder, of every file but this one.
     """

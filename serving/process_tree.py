@@ -37,10 +37,8 @@ def identity(pid: int) -> str | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
-    state, start_tick = (
-        fields[0],
-        fields[19],
-    )  # fields 3 and 22 of proc_pid_stat(5); the second, in brackets, is cut off
+    # Fields 3 and 22 of proc_pid_stat(5): the name, in brackets, and all before it are cut off.
+    state, start_tick = fields[0], fields[19]
     return None if state in "ZX" else f"{boot}/{start_tick}"
 
 

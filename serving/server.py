@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
-from .errors import ServerError
+from .errors import PublishError, ServerError
 from .files import write_atomically
 from .layout import Layout
 from .live_repository import LiveRepository
@@ -127,7 +127,7 @@ class Server:
                         f"tritonserver ended while it started: {self.first_error()} (log: {self.layout.server_log})"
                     )
                 with contextlib.suppress(InferenceServerException):
-                    if client.is_server_live() and all(client.is_model_ready(domain) for domain in domains):
+                    if all(client.is_model_ready(domain, client_timeout=5) for domain in domains):
                         return
                 time.sleep(0.1)
         raise ServerError(
@@ -178,11 +178,12 @@ class Server:
         way to one fails.
         """
         deadline = time.monotonic() + seconds
-        domains = set(LiveRepository(self.layout.live).domains())
         with (
-            contextlib.suppress(InferenceServerException),
+            # A damaged live repository must not keep anyone from stopping the server.
+            contextlib.suppress(InferenceServerException, PublishError),
             grpc.InferenceServerClient(state.endpoints.grpc_url) as client,
         ):
+            domains = set(LiveRepository(self.layout.live).domains())
             for domain in domains:
                 client.unload_model(domain, client_timeout=5)
             while time.monotonic() < deadline:
@@ -198,20 +199,32 @@ class Server:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
-    def first_error(self) -> str:
-        """The log's first line that tells of a failure, without its time stamp."""
+    def log_size(self) -> int:
+        """How many bytes the log has now, for `first_error`."""
         try:
-            lines = self.layout.server_log.read_text(encoding="utf-8", errors="replace").splitlines()
+            return self.layout.server_log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def first_error(self, *, since: int = 0) -> str:
+        """The log's first line that tells of a failure, without its time stamp.
+
+        Args:
+            since: bytes of the log to pass over: what it held before.
+        """
+        try:
+            content = self.layout.server_log.read_bytes()[since:]
         except FileNotFoundError:
             return "there is no log"
-        harmless = ("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version")  # said wherever there is no GPU
+        harmless = ("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version", "pinned")  # said where there is no GPU
+        lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
         for line in lines:
             is_error = line.startswith("E") or any(
                 sign in line for sign in ("error:", "failed to load", "unrecognized option")
             )
             if is_error and not any(word in line for word in harmless):
                 return line.split("] ", 1)[-1].strip().strip('"')[:500]
-        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "the log is empty")
+        return lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty"
 
 
 def tail(path: Path, lines: int) -> str:

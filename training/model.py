@@ -1,4 +1,4 @@
-"""The instruction model: encoder, pooling and head (DESIGN, "The model")."""
+"""The instruction model: encoder, pooling and head."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The score of an item, the sum of four terms (DESIGN, "The model")."""
+"""The score of an item, the sum of four terms."""
 
 from collections.abc import Sequence
 

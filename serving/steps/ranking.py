@@ -1,4 +1,4 @@
-"""The score of DESIGN.md, and the best k items by it.
+"""The score of an item, and the best k items by it.
 
 `s_i = α·⟨h, e_i⟩ + β·log softmax(u)[label(i)] + γ·⟨history, e_i⟩ + δ·prior_i`: a sum, so that its four terms explain
 each item.

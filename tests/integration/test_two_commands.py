@@ -31,10 +31,21 @@ def test_a_second_run_does_no_work_twice(deployed: tuple[Project, str]) -> None:
 
 
 def test_recommend_takes_hostile_shell_text(server: Project) -> None:
-    text = "a \"blue\" 'shirt' `touch owned`; $HOME && exit 3 | * ?"
-    printed = server.make("recommend", f"TEXT={text.replace('$', '$$')}", "K=3", "HISTORY=sku-0001,sku-0002").stdout
+    text = "a \"blue\" 'shirt' `touch owned` $(shell touch owned) $$(touch owned); $HOME && exit 3 | * ?"
+    printed = server.make("recommend", f"TEXT={text}", "K=3", "HISTORY=sku-0001,sku-0002").stdout
     assert len(re.findall(r"sku-\d{4}", printed)) == 3
     assert not (ROOT / "owned").exists()
+
+
+def test_recommend_takes_text_that_looks_like_an_option(server: Project) -> None:
+    assert len(re.findall(r"sku-\d{4}", server.make("recommend", "TEXT=--help", "K=2").stdout)) == 2
+
+
+def test_a_folder_name_with_a_space_is_refused_before_anything_is_removed(tmp_path: Path) -> None:
+    command = ["make", "clean", f"VAR={tmp_path / 'one two'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "VAR must be one word" in done.stderr
 
 
 def test_status_and_logs(server: Project) -> None:
