@@ -244,7 +244,7 @@ def _measure_split(embedded: Embedded, logs: Vectors, weights: ScoreWeights, row
     examples = _of_instructions(embedded, logs, ranked)
     return {
         "instructions": len(rows),
-        "instructions_ranked": len(ranked),
+        **({"instructions_ranked": len(ranked)} if len(ranked) < len(rows) else {}),
         "labels": label_accuracy(logs[rows], label_ids),
         "labels_zero_shot": label_accuracy(zero_shot_label_scores(h, catalogue, logs.shape[1]), label_ids),
         "ranking": ranking_metrics(examples, catalogue, weights),

@@ -16,7 +16,9 @@ from training.dataset import SPLITS, Dataset
 from training.dataset_loading import fingerprint, load_dataset
 from training.dataset_splits import draw_splits
 from training.errors import ConfigError, DatasetError
+from training.plan import make_plan
 from training.relevance import Relevance
+from training.train import train_run
 
 SHARES: dict[Any, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -281,3 +283,16 @@ def test_a_wrong_translation_is_named(tiny_config: Path, tiny_data: Path, table:
 def test_the_domain_s_yaml_is_valid(domain: str) -> None:
     config = load_config(Path(__file__).parents[2] / "configs" / f"{domain}.yaml")
     assert config.domain == domain
+
+
+def test_a_label_without_items_is_learned_but_not_ranked(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    change(tiny_data / "shop/asks.csv", "kind", dict.fromkeys((1, 2, 3), "Gloves"))
+    overrides = ["sources.main.instructions.labels_without_items=keep", "training.epochs=2"]
+    plan = make_plan(load_config(tiny_config, overrides), tiny_data, tmp_path / "var")
+    run = train_run(plan, lambda line: None)
+    assert run.labels == ("Bags", "Gloves", "Hats", "Shirts", "Shoes")
+    assert run.load_model().head.weight.shape[0] == 5
+    assert (run.manifest.metrics["test"]["instructions"], run.manifest.metrics["test"]["instructions_ranked"]) == (
+        16,
+        15,
+    )
