@@ -2,20 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
 
 Pooling = Literal["mean", "cls", "last"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TableConfig(_Section):
-    """Where one table lies, relative to the data directory. Cells equal to one of `missing` are read as empty."""
-
-    file: str = Field(min_length=1)
-    missing: tuple[str, ...] = ()
 
 
 class CatalogueConfig(TableConfig):
@@ -23,26 +14,35 @@ class CatalogueConfig(TableConfig):
 
     `title` and `text` are a column's name or a template over columns (`"{name}. {colour}"`). `title` may be a list: the
     first entry that is not empty counts. `attributes` maps the domain's attribute names to columns.
+    `unlabelled: drop` leaves items without a label out and counts them.
     """
 
     item_id: str
     title: str | tuple[str, ...]
     text: str
-    label: str
+    label: LabelColumn
     prior: str | None = None
-    attributes: dict[str, str] = {}
+    attributes: dict[str, str] = Field(default_factory=dict)
+    unlabelled: Literal["error", "drop"] = "error"
 
 
 class InstructionsConfig(TableConfig):
-    """The columns of the instructions. `weak_labels` says that labels were set by rules, not by people."""
+    """The columns of one table of instructions.
+
+    `weak_labels` says that labels were set by rules, not by people. `unlabelled: drop` leaves rows out that have
+    neither a label nor relevant items, and counts them. `labels_without_items: keep` makes labels that no item has
+    classes of the head; such an instruction counts for labels, not for rankings, unless it names relevant items.
+    """
 
     instruction_id: str | None = None
     text: str
-    label: str | None = None
+    label: LabelColumn | None = None
     relevant: str | None = None
-    attributes: dict[str, str] = {}
-    split: str
+    attributes: dict[str, str] = Field(default_factory=dict)
+    split: SplitColumn
     weak_labels: bool = False
+    unlabelled: Literal["error", "drop"] = "error"
+    labels_without_items: Literal["error", "keep"] = "error"
 
     @model_validator(mode="after")
     def _has_a_target(self) -> "InstructionsConfig":
@@ -55,29 +55,35 @@ class InteractionsConfig(TableConfig):
     """The columns of the interactions. `unknown_items: ignore` drops and counts events of unknown items."""
 
     user_id: str
-    item_id: str
+    item_id: IdColumn
     value: str | None = None
     timestamp: str
     unknown_items: Literal["error", "ignore"] = "error"
 
 
-class SourceConfig(_Section):
-    """One place a domain's dataset may come from."""
+def _listed(value: Any) -> Any:
+    """One table stands for a list of one."""
+    return (value,) if isinstance(value, dict) else value
+
+
+class SourceConfig(Section):
+    """One place a domain's dataset may come from. `instructions` is one table or a list of tables."""
 
     name: str = Field(min_length=1)
     catalogue: CatalogueConfig
-    instructions: InstructionsConfig
+    instructions: Annotated[tuple[InstructionsConfig, ...], BeforeValidator(_listed), Field(min_length=1)]
     interactions: InteractionsConfig | None = None
 
     @model_validator(mode="after")
     def _attributes_are_known(self) -> "SourceConfig":
-        unknown = sorted(set(self.instructions.attributes) - set(self.catalogue.attributes))
+        named = {name for table in self.instructions for name in table.attributes}
+        unknown = sorted(named - set(self.catalogue.attributes))
         if unknown:
             raise ValueError(f"instructions name the attribute {unknown[0]!r}, which the catalogue does not have")
         return self
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The encoder: `package:<distribution>`, a local folder, or a hub name. Texts are cut at `max_length` tokens."""
 
     name: str = Field(min_length=1)
@@ -86,7 +92,7 @@ class EncoderConfig(_Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How the head and the score weights are tuned."""
 
     seed: int = Field(default=0, ge=0)
@@ -103,16 +109,16 @@ class TrainingConfig(_Section):
     max_history: int = Field(default=20, ge=1, description="most recent items of a person that count")
 
 
-class DomainConfig(_Section):
+class DomainConfig(Section):
     """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
 
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
-    export: dict[str, Any] = {}
-    serving: dict[str, Any] = {}
-    sla: dict[str, Any] = {}
+    export: dict[str, Any] = Field(default_factory=dict)
+    serving: dict[str, Any] = Field(default_factory=dict)
+    sla: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _source_names_differ(self) -> "DomainConfig":

@@ -58,8 +58,8 @@ class Dataset:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The catalogue's labels in sorted order; a label's place is its id."""
-        return tuple(sorted({item.label for item in self.items}))
+        """The labels of items and instructions in sorted order; a label's place is its id."""
+        return tuple(sorted({item.label for item in self.items} | {asked.label for asked in self.instructions}))
 
     def split(self, name: Split) -> list[Instruction]:
         """The instructions of one split, in file order."""

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
-from training.config import DomainConfig, SourceConfig, TableConfig
-from training.dataset import Dataset, Instruction, Interaction
-from training.dataset_rows import read_instructions, read_interactions, read_items
+from training.column_config import TableConfig
+from training.config import DomainConfig, SourceConfig
+from training.dataset import Dataset, Instruction, Interaction, Item
+from training.dataset_rows import read_instructions, read_interactions, read_items, read_translation
+from training.dataset_splits import complete_splits, note_unanswered
 from training.dataset_tables import Table, read_table
 from training.encoder_source import file_sha256
 from training.errors import DatasetError
@@ -54,55 +55,60 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
     digest, files = fingerprint(source, data)
     items, notes = read_items(_read(source.catalogue, data), source.catalogue)
     by_id = {item.item_id: item for item in items}
-    table = _read(source.instructions, data)
-    labels = sorted({item.label for item in items})
-    instructions, split_notes = complete_splits(
-        read_instructions(table, source.instructions, by_id, labels), table.file
-    )
-    interactions: list[Interaction] = []
-    if source.interactions is not None:
-        interactions, event_notes = read_interactions(_read(source.interactions, data), source.interactions, by_id)
-        notes = [*notes, *event_notes]
+    instructions, instruction_notes = _read_all_instructions(source, data, by_id)
+    interactions, event_notes = _read_all_interactions(source, data, by_id)
     return Dataset(
         source=source.name,
         items=tuple(items),
         instructions=tuple(instructions),
         interactions=tuple(interactions),
-        weak_labels=source.instructions.weak_labels,
+        weak_labels=any(table.weak_labels for table in source.instructions),
         has_prior=source.catalogue.prior is not None,
         fingerprint=digest,
         files=files,
-        notes=(*notes, *split_notes),
+        notes=(*notes, *event_notes, *instruction_notes),
     )
 
 
-def complete_splits(instructions: Sequence[Instruction], file: str) -> tuple[list[Instruction], list[str]]:
-    """Make a validation split of a fifth of the training split where there is none, and say what is missing.
+def _read_all_instructions(
+    source: SourceConfig, data: Path, items: Mapping[str, Item]
+) -> tuple[list[Instruction], list[str]]:
+    labels = sorted({item.label for item in items.values()})
+    instructions: list[Instruction] = []
+    notes: list[str] = []
+    seen: set[str] = set()
+    for number, config in enumerate(source.instructions, start=1):
+        # Row numbers of several tables would collide; those of one stay as they are.
+        prefix = f"{number}-" if len(source.instructions) > 1 else ""
+        table = _read(config, data)
+        own, own_notes = read_instructions(table, config, items, labels, prefix)
+        repeated = next((i.instruction_id for i in own if i.instruction_id in seen), None)
+        if repeated is not None:
+            where = f"{config.file}: instruction id {repeated!r}"
+            raise DatasetError(f"{where} is in an earlier table of instructions too; make the ids unique")
+        seen.update(i.instruction_id for i in own)
+        instructions += own
+        notes += own_notes
+    files = ", ".join(dict.fromkeys(config.file for config in source.instructions))
+    instructions, split_notes = complete_splits(instructions, files)
+    return instructions, [*notes, *split_notes, *note_unanswered(instructions, labels, files)]
 
-    The choice depends on the texts alone, so it is the same in every run, and equal texts stay together.
 
-    Raises:
-        DatasetError: There is no training split.
-    """
-    texts = {split: {i.text for i in instructions if i.split == split} for split in ("train", "validation", "test")}
-    if not texts["train"]:
-        raise DatasetError(f"{file}: no instruction is in the split 'train'; mark the rows to learn from with it")
-    completed, notes = list(instructions), []
-    if not texts["validation"]:
-        held_out = set(sorted(texts["train"], key=lambda text: hashlib.sha256(text.encode()).digest())[1::5])
-        completed = [
-            replace(i, split="validation") if i.text in held_out and i.split == "train" else i for i in completed
-        ]
-        notes.append(f"no validation split: {len(held_out)} training instructions are held out for it")
-    if not texts["test"]:
-        notes.append("no test split: test metrics are left out")
-    if repeated := len(texts["test"] & (texts["train"] | texts["validation"])):
-        notes.append(f"{repeated} test instructions have the very words of a training or validation instruction")
-    return completed, notes
+def _read_all_interactions(
+    source: SourceConfig, data: Path, items: Mapping[str, Item]
+) -> tuple[list[Interaction], list[str]]:
+    config = source.interactions
+    if config is None:
+        return [], []
+    via = config.item_id.via
+    translation = None if via is None else read_translation(_read(via, data), via)
+    return read_interactions(_read(config, data), config, items, translation)
 
 
 def _tables(source: SourceConfig) -> list[TableConfig]:
-    tables: list[TableConfig | None] = [source.catalogue, source.instructions, source.interactions]
+    tables: list[TableConfig | None] = [source.catalogue, *source.instructions, source.interactions]
+    if source.interactions is not None:
+        tables.append(source.interactions.item_id.via)
     return [table for table in tables if table is not None]
 
 

@@ -5,14 +5,16 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from training.column_config import TranslationTable
 from training.config import CatalogueConfig, InstructionsConfig, InteractionsConfig
-from training.dataset import SPLITS, Instruction, Interaction, Item, Split
+from training.dataset import Instruction, Interaction, Item
+from training.dataset_labels import read_labels
+from training.dataset_splits import read_splits
 from training.dataset_tables import Table, shorten
 from training.errors import DatasetError
 
@@ -25,11 +27,13 @@ def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[
     Raises:
         DatasetError: A column is missing or a row is wrong.
     """
+    labels = read_labels(table, config.label)
+    table, dropped = _drop(table, labels, config.unlabelled)
+    labels = [label for label in labels if label or not dropped]
     item_ids = table.column(config.item_id)
     table.reject(item_ids == "", config.item_id, "empty item id", "give every item an id")
     table.reject(item_ids.duplicated(), config.item_id, "the item id appears before", "make the ids unique")
-    labels = table.column(config.label)
-    table.reject(labels == "", config.label, "empty label", "give every item a label")
+    table.reject([not label for label in labels], config.label.column, "empty label", "give every item a label")
     titles, notes = _titles(table, config)
     texts = _render(table, config.text)
     table.reject(texts == "", _first_column(config.text), "the item's text is empty", "give every item a text")
@@ -51,7 +55,19 @@ def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[
             zip(item_ids, titles, texts, labels, priors, strict=True)
         )
     ]
-    return items, notes
+    return items, [*dropped, *notes]
+
+
+def _drop(table: Table, targets: Sequence[object], unlabelled: str) -> tuple[Table, list[str]]:
+    """Without the rows of empty targets, and a note on them, if `unlabelled` is `drop`."""
+    count = sum(not target for target in targets)
+    if unlabelled != "drop" or not count:
+        return table, []
+    if count == len(targets):
+        raise DatasetError(f"{table.file}: no row has a label; name the right column, or map its values to labels")
+    return table.keep([bool(target) for target in targets]), [
+        f"{table.file}: {count} rows without a label are left out"
+    ]
 
 
 def _titles(table: Table, config: CatalogueConfig) -> tuple["pd.Series[str]", list[str]]:
@@ -67,38 +83,49 @@ def _titles(table: Table, config: CatalogueConfig) -> tuple["pd.Series[str]", li
 
 
 def read_instructions(
-    table: Table, config: InstructionsConfig, items: Mapping[str, Item], labels: Texts
-) -> list[Instruction]:
-    """The instructions in row order. One without a label gets the label of its most relevant items.
+    table: Table, config: InstructionsConfig, items: Mapping[str, Item], labels: Texts, prefix: str = ""
+) -> tuple[list[Instruction], list[str]]:
+    """The instructions in row order, and notes. One without a label gets the label of its most relevant items.
+
+    `prefix` comes before the row's number where that is the instruction's id.
 
     Raises:
         DatasetError: A column is missing or a row is wrong.
     """
+    given = read_labels(table, config.label) if config.label else [""] * len(table.frame)
+    named = table.column(config.relevant).tolist() if config.relevant else [""] * len(table.frame)
+    table, notes = _drop(table, [label or cell for label, cell in zip(given, named, strict=True)], config.unlabelled)
+    if notes:
+        given = [label for label, cell in zip(given, named, strict=True) if label or cell]
     rows = len(table.frame)
-    ids = table.column(config.instruction_id).tolist() if config.instruction_id else [str(n + 1) for n in range(rows)]
-    if config.instruction_id:
-        table.reject([not cell for cell in ids], config.instruction_id, "empty instruction id", "give each one an id")
-        repeated = pd.Series(ids).duplicated()
-        table.reject(repeated, config.instruction_id, "the instruction id appears before", "make the ids unique")
+    ids = _instruction_ids(table, config, prefix)
     texts = table.column(config.text)
     table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
-    splits = table.column(config.split)
-    table.reject(~splits.isin(SPLITS), config.split, "unknown split", f"write one of {', '.join(SPLITS)}")
     relevant = _relevant(table, config.relevant, items) if config.relevant else [{} for _ in range(rows)]
-    given = table.column(config.label).tolist() if config.label else [""] * rows
     targets = _labels(table, config, given, relevant, items, labels)
+    splits = read_splits(table, config.split, texts.tolist(), targets)
     columns = {name: table.column(column).tolist() for name, column in config.attributes.items()}
-    return [
+    instructions = [
         Instruction(
             ids[row],
             texts.iloc[row],
             targets[row],
             {name: cells[row] for name, cells in columns.items() if cells[row]},
             relevant[row],
-            cast(Split, splits.iloc[row]),
+            splits[row],
         )
         for row in range(rows)
     ]
+    return instructions, notes
+
+
+def _instruction_ids(table: Table, config: InstructionsConfig, prefix: str) -> list[str]:
+    if config.instruction_id is None:
+        return [f"{prefix}{number}" for number in table.numbers]
+    ids = table.column(config.instruction_id)
+    table.reject(ids == "", config.instruction_id, "empty instruction id", "give each one an id")
+    table.reject(ids.duplicated(), config.instruction_id, "the instruction id appears before", "make the ids unique")
+    return ids.tolist()
 
 
 def _labels(
@@ -109,14 +136,15 @@ def _labels(
     items: Mapping[str, Item],
     labels: Texts,
 ) -> list[str]:
-    column = config.label or config.relevant or ""
+    column = config.label.column if config.label else config.relevant or ""
     neither = [not label and not grades for label, grades in zip(given, relevant, strict=True)]
     table.reject(neither, column, "neither a label nor relevant items", "give the row one of them or remove it")
     known = set(labels)
     unknown = [bool(label) and label not in known for label in given]
-    if any(unknown):
+    if any(unknown) and config.labels_without_items == "error":
         near = difflib.get_close_matches(given[unknown.index(True)], labels, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use a label that some item has"
+        fix = "use a label that some item has, map it, or set labels_without_items: keep"
+        hint = f"did you mean {near[0]!r}?" if near else fix
         table.reject(unknown, column, "no item of the catalogue has this label", hint)
     return [label or _label_of(grades, items) for label, grades in zip(given, relevant, strict=True)]
 
@@ -174,19 +202,23 @@ def _grades(cell: str) -> dict[str, float]:
 
 
 def read_interactions(
-    table: Table, config: InteractionsConfig, items: Mapping[str, Item]
+    table: Table, config: InteractionsConfig, items: Mapping[str, Item], translation: Mapping[str, str] | None = None
 ) -> tuple[list[Interaction], list[str]]:
-    """The events in row order, and notes on what was left out.
+    """The events in row order, and notes on what was left out. `translation` turns the file's ids into item ids.
 
     Raises:
         DatasetError: A column is missing or a row is wrong.
     """
-    users, item_ids = table.column(config.user_id), table.column(config.item_id)
+    column = config.item_id.column
+    users, item_ids = table.column(config.user_id), table.column(column)
     table.reject(users == "", config.user_id, "empty user id", "give the row a user id or remove it")
+    if translation is not None:
+        item_ids = item_ids.map(lambda cell: translation.get(cell, ""))
     known = item_ids.isin(list(items)).to_numpy()
     if config.unknown_items == "error":
         fix = "add the item, remove the row, or set unknown_items: ignore"
-        table.reject(~known, config.item_id, "the catalogue has no such item", fix)
+        via = "" if config.item_id.via is None else f" by way of {config.item_id.via.file}"
+        table.reject(~known, column, f"the catalogue has no such item{via}", fix)
     values = _numbers(table, config.value) if config.value else np.ones(len(table.frame))
     if config.value:
         table.reject(~np.isfinite(values), config.value, "the value is not a finite number", "write a number")
@@ -194,6 +226,18 @@ def read_interactions(
     notes = [f"{int((~known).sum())} events of items outside the catalogue are left out"] if not known.all() else []
     rows = zip(users[known], item_ids[known], values[known], times[known], strict=True)
     return [Interaction(user, item_id, float(value), float(time)) for user, item_id, value, time in rows], notes
+
+
+def read_translation(table: Table, config: TranslationTable) -> dict[str, str]:
+    """Ids and what they stand for; rows without a translation are left out.
+
+    Raises:
+        DatasetError: A column is missing, or an id is empty or there twice.
+    """
+    keys, values = table.column(config.key), table.column(config.value)
+    table.reject(keys == "", config.key, "empty id", "give the row an id or remove it")
+    table.reject(keys.duplicated(), config.key, "the id appears before", "keep one row an id")
+    return {key: value for key, value in zip(keys, values, strict=True) if value}
 
 
 def _timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:

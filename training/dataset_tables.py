@@ -21,11 +21,27 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose cells are text. `lines[i]` is the file's line of data row i; None where a file has no lines."""
+    """A table whose cells are text. `lines[i]` is the file's line of data row i; None where a file has no lines.
+
+    `rows[i]` is the number in the file, from 1, of row i; None where no row was left out.
+    """
 
     file: str
     frame: pd.DataFrame
     lines: Sequence[int] | None
+    rows: Sequence[int] | None = None
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the rows in the file, from 1."""
+        return range(1, len(self.frame) + 1) if self.rows is None else self.rows
+
+    def keep(self, wanted: "npt.ArrayLike") -> "Table":
+        """The rows where `wanted` is true; errors still name their place in the file."""
+        places = np.flatnonzero(np.asarray(wanted, dtype=bool))
+        lines = None if self.lines is None else [self.lines[place] for place in places]
+        frame = self.frame.iloc[places].reset_index(drop=True)
+        return Table(self.file, frame, lines, [self.numbers[place] for place in places])
 
     def column(self, name: str) -> "pd.Series[str]":
         """The cells of one column, without the white space around them.
@@ -53,7 +69,9 @@ class Table:
         line = f" (line {self.lines[first]})" if self.lines is not None else ""
         value = f", got {shorten(str(self.frame[column].iloc[first]))}" if column in self.frame.columns else ""
         count = f" ({len(rows)} rows have this problem)" if len(rows) > 1 else ""
-        raise DatasetError(f"{self.file}: row {first + 1}{line}, column {column!r}: {problem}{value}; {fix}{count}")
+        raise DatasetError(
+            f"{self.file}: row {self.numbers[first]}{line}, column {column!r}: {problem}{value}; {fix}{count}"
+        )
 
 
 def shorten(value: str, limit: int = 60) -> str:

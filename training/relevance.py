@@ -28,10 +28,13 @@ class Relevance:
         return self._row[item_id]
 
     def grades(self, instruction: Instruction) -> Mapping[int, float]:
-        """The relevant catalogue rows of an instruction and their grades, all above 0; never empty."""
+        """The relevant catalogue rows of an instruction and their grades, all above 0.
+
+        Empty only where the instruction names no relevant items and no item has its label.
+        """
         if instruction.relevant:
             return {self._row[item_id]: grade for item_id, grade in instruction.relevant.items()}
-        with_label = self._rows_of_label[instruction.label]
+        with_label = self._rows_of_label.get(instruction.label, [])
         wanted = instruction.attributes.items()
         matching = [row for row in with_label if wanted <= self._items[row].attributes.items()]
         return dict.fromkeys(matching or with_label, 1.0)

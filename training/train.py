@@ -39,6 +39,10 @@ class Embedded:
         """The places of a split's instructions."""
         return [row for row, instruction in enumerate(self.dataset.instructions) if instruction.split == split]
 
+    def answerable(self, rows: list[int]) -> list[int]:
+        """Those of `rows` whose instruction some item answers."""
+        return [row for row in rows if self.relevance.grades(self.dataset.instructions[row])]
+
     def grades(self, rows: list[int]) -> list[dict[int, float]]:
         """The graded catalogue rows of the instructions at `rows`."""
         return [dict(self.relevance.grades(self.dataset.instructions[row])) for row in rows]
@@ -141,7 +145,7 @@ def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
 
 
 def _fit(plan: Plan, embedded: Embedded, logs: Vectors, people: list[HistoryExample], say: Say) -> Fit:
-    validation, train = embedded.rows("validation"), embedded.rows("train")
+    validation, train = (embedded.answerable(embedded.rows(split)) for split in ("validation", "train"))
     instructions = _of_instructions(embedded, logs, validation or train)
     fitting = [example for example in people if not example.held_out]
     examples = instructions
@@ -236,9 +240,11 @@ def _measure(
 
 def _measure_split(embedded: Embedded, logs: Vectors, weights: ScoreWeights, rows: list[int]) -> dict[str, Any]:
     h, label_ids, catalogue = embedded.h[rows], embedded.label_ids[rows], embedded.catalogue
-    examples = _of_instructions(embedded, logs, rows)
+    ranked = embedded.answerable(rows)
+    examples = _of_instructions(embedded, logs, ranked)
     return {
         "instructions": len(rows),
+        **({"instructions_ranked": len(ranked)} if len(ranked) < len(rows) else {}),
         "labels": label_accuracy(logs[rows], label_ids),
         "labels_zero_shot": label_accuracy(zero_shot_label_scores(h, catalogue, logs.shape[1]), label_ids),
         "ranking": ranking_metrics(examples, catalogue, weights),
