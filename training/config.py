@@ -109,6 +109,38 @@ class TrainingConfig(Section):
     max_history: int = Field(default=20, ge=1, description="most recent items of a person that count")
 
 
+class EncoderTuningConfig(Section):
+    """Whether and how the encoder's own weights are tuned, before the head is (docs/training.md)."""
+
+    method: Literal["frozen", "lora", "adalora", "full"] = "frozen"
+    rank: int = Field(default=8, ge=1, description="of an adapter; AdaLoRA's mean rank at the end")
+    alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False, description="an adapter counts alpha / rank times")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
+    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = "all-linear"
+    epochs: int = Field(default=6, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches to one step of the optimiser")
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="None: by the method")
+    head_learning_rate: float = Field(default=0.003, gt=0, allow_inf_nan=False)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    max_gradient_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    patience: int = Field(default=2, ge=1, description="epochs without a better validation loss before tuning stops")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    items_per_label: int = Field(default=10, ge=0, description="catalogue items a label that are examples too")
+    item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
+    ranking_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the in-batch ranking loss")
+    temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False, description="of the in-batch ranking loss")
+
+    @property
+    def encoder_learning_rate(self) -> float:
+        """The learning rate of the encoder: as given, else what suits the method."""
+        return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
+
+
 class DomainConfig(Section):
     """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
 
@@ -116,6 +148,7 @@ class DomainConfig(Section):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
+    encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
@@ -30,6 +31,11 @@ class Plan:
         """The folder of this domain's runs."""
         return self.var / "runs" / self.config.domain
 
+    @property
+    def tuning_folder(self) -> Path:
+        """Where the encoder's tuning keeps its checkpoints, and its result until the run is written."""
+        return self.var / "cache" / "tuning" / self.fingerprint
+
 
 def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     """Choose the source, find the encoder and fingerprint both.
@@ -41,13 +47,15 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     source = choose_source(config, data)
     digest, _ = fingerprint(source, data)
     encoder = locate_encoder(config.encoder)
-    inputs = {
+    inputs: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
         "domain": config.domain,
         "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.sha256},
         "training": config.training.model_dump(mode="json"),
         "dataset": digest,
     }
+    if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
+        inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
     content = json.dumps(inputs, sort_keys=True)
     return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
 

@@ -38,6 +38,7 @@ FILES = (
     "encoder/config.json",
     "encoder/tokenizer.json",
 )
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 
 
 class _Part(BaseModel):
@@ -204,7 +205,7 @@ def write_run(runs: Path, content: RunContent) -> Run:
 
 
 def _fill(folder: Path, content: RunContent) -> None:
-    _copy_encoder(content.encoder_folder, folder / "encoder")
+    copy_encoder(content.encoder_folder, folder / "encoder")
     # save_file() makes files that only their owner can read; a run is read by other users and containers too.
     (folder / "head.safetensors").write_bytes(save({"weight": content.head.weight, "bias": content.head.bias}))
     vectors = np.ascontiguousarray(content.item_vectors)
@@ -219,17 +220,15 @@ def _fill(folder: Path, content: RunContent) -> None:
     _write_json(folder / "run.json", content.manifest.model_dump(mode="json"))
 
 
-def _copy_encoder(source: Path, target: Path) -> None:
+def copy_encoder(source: Path, target: Path) -> None:
     """Copy weights, configuration and tokenizer: a frozen encoder keeps its very bytes, and so its sha256."""
     target.mkdir()
-    for pattern in (
-        "config.json",
-        "model*.safetensors*",
-        "tokenizer*",
-        "special_tokens_map.json",
-        "vocab*",
-        "merges.txt",
-    ):
+    copy_files(source, target, ("config.json", "model*.safetensors*", *TOKENIZER_FILES))
+
+
+def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of `source` that match one of `patterns` into the folder `target`."""
+    for pattern in patterns:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)

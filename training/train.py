@@ -1,7 +1,7 @@
 """The recipe: dataset, vectors, head, score weights, metrics, run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
+from training.encoder_source import EncoderSource
 from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
 from training.history import HistoryExample, history_examples, pair_with_queries
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
@@ -59,7 +60,13 @@ def train_run(plan: Plan, say: Say) -> Run:
     say(describe(dataset))
     for note in dataset.notes:
         say(f"note: {note}")
-    embedded, hidden_size = _embed(plan, dataset)
+    encoder, tuning = plan.encoder, None
+    if plan.config.encoder_tuning.method != "frozen":
+        # Imported here: a frozen encoder has no need of peft and the Trainer.
+        from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
+
+        encoder, tuning = tune_encoder(plan, dataset, say)
+    embedded, hidden_size = _embed(plan, encoder, dataset)
     head = _tune(plan, embedded, say)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
     people = history_examples(
@@ -69,6 +76,8 @@ def train_run(plan: Plan, say: Say) -> Run:
     )
     fit = _fit(plan, embedded, logs, people, say)
     metrics, text = _measure(embedded, logs, head, fit, people)
+    if tuning is not None:
+        metrics["encoder_tuning"] = rounded(asdict(tuning))
     created = datetime.now(timezone.utc)
     name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
@@ -80,7 +89,7 @@ def train_run(plan: Plan, say: Say) -> Run:
         dataset=DatasetRecord(source=dataset.source, fingerprint=dataset.fingerprint, files=dict(dataset.files)),
         encoder=EncoderRecord(
             name=settings.name,
-            sha256=plan.encoder.sha256,
+            sha256=encoder.sha256,
             pooling=settings.pooling,
             max_length=settings.max_length,
             hidden_size=hidden_size,
@@ -89,7 +98,10 @@ def train_run(plan: Plan, say: Say) -> Run:
         metrics=metrics,
     )
     vectors = embedded.catalogue.vectors
-    return write_run(plan.runs, RunContent(manifest, plan.config, dataset, plan.encoder.folder, head, vectors, text))
+    run = write_run(plan.runs, RunContent(manifest, plan.config, dataset, encoder.folder, head, vectors, text))
+    if tuning is not None:
+        forget_tuning(plan)
+    return run
 
 
 def describe(dataset: Dataset) -> str:
@@ -102,14 +114,12 @@ def describe(dataset: Dataset) -> str:
     )
 
 
-def _embed(plan: Plan, dataset: Dataset) -> tuple[Embedded, int]:
+def _embed(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedded, int]:
     settings = plan.config.encoder
     model = InstructionModel.from_folder(
-        plan.encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
+        encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
     )
-    cache = EmbeddingCache(
-        plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
-    )
+    cache = EmbeddingCache(plan.var / "cache" / "embeddings", encoder.sha256, settings.pooling, settings.max_length)
     texts = [instruction.text for instruction in dataset.instructions] + [item.text for item in dataset.items]
     with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
         vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size, bar.update)

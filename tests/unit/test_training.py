@@ -120,7 +120,7 @@ def test_a_dataset_error_is_one_line_and_leaves_no_run(tiny_config: Path, tiny_d
     (tiny_data / "shop/asks.csv").write_text("id,words\n1,x\n", encoding="utf-8")
     result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: shop/asks.csv: no column 'split'")
+    assert result.output.startswith("Error: shop/asks.csv: no column 'kind'")
     assert result.output.count("\n") == 1
     assert not list((tmp_path / "var").glob("runs/*/*"))
 

@@ -1,0 +1,226 @@
+"""Tunes the encoder together with a head, merges what it learned into its weights and saves them."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import transformers
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
+from training.atomic import new_folder
+from training.config import EncoderTuningConfig
+from training.dataset import Dataset
+from training.embedding_cache import EmbeddingCache
+from training.encoder_source import EncoderSource, weights_sha256
+from training.errors import ConfigError, TrainingError
+from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
+from training.model import InstructionModel
+from training.plan import Plan
+from training.run import TOKENIZER_FILES, copy_files
+from training.score import CatalogueSide
+from training.tuning_examples import Collator, TuningExamples, tuning_examples
+from training.tuning_trainer import (
+    Checkpoints,
+    EncoderTrainer,
+    RankAllotment,
+    Report,
+    TunableModel,
+    last_checkpoint,
+    top1_accuracy,
+)
+
+Say = Callable[[str], None]
+RESULT = "tuning.json"
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """How the encoder was tuned. `parameters` counts encoder and head, `trained` those that were trained."""
+
+    method: str
+    parameters: int
+    trained: int
+    trained_share: float
+    epochs: float
+    best_step: int
+    steps: int
+    validation_loss: float
+    validation_top1_accuracy: float
+
+
+def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, TuningRecord]:
+    """Tune the plan's encoder and return the tuned one, which lies in the plan's tuning folder.
+
+    A tuning that was cut off goes on from its last checkpoint, to the same result; one that is done is used again.
+    Equal inputs give equal bytes on the same CPU with the same number of threads.
+
+    Raises:
+        ConfigError: The settings do not fit the encoder or the hardware.
+        TrainingError: The loss is not finite, or the folder cannot be written.
+    """
+    folder = (plan.tuning_folder / "encoder").resolve()
+    try:
+        if (folder / RESULT).is_file():
+            say("encoder: tuned before, used again")
+        else:
+            _tune(plan, dataset, folder, say)
+        record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: cannot be used ({error.strerror}); free some space or check its rights"
+        ) from None
+    return EncoderSource(folder, weights_sha256(folder)), record
+
+
+def forget_tuning(plan: Plan) -> None:
+    """Remove the plan's tuning folder, once the run holds the tuned encoder."""
+    shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+
+
+def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
+    config, settings = plan.config.encoder_tuning, plan.config.encoder
+    model = InstructionModel.from_folder(
+        plan.encoder.folder, settings.pooling, settings.max_length, len(dataset.labels)
+    )
+    head = _start_head(plan, dataset, model)
+    model.head.load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
+    train, validation = tuning_examples(dataset, model, config)
+    transformers.set_seed(config.seed)
+    steps = config.epochs * math.ceil(math.ceil(len(train) / config.batch_size) / config.gradient_accumulation)
+    model.encoder = cast(transformers.PreTrainedModel, make_trainable(model.encoder, config, steps))
+    trained, parameters = trainable_parameters(model)
+    say(
+        f"encoder: {config.method} trains {trained:,} of {parameters:,} parameters ({trained / parameters:.2%}) on "
+        f"{len(train):,} texts, up to {steps:,} steps"
+    )
+    started = time.monotonic()
+    record = _run_trainer(model, train, validation, config, folder.parent / "checkpoints", say)
+    say(f"encoder: best at step {record.best_step} of {record.steps}, {time.monotonic() - started:.0f} s")
+    with new_folder(folder) as temporary:
+        encoder = cast(transformers.PreTrainedModel, merged(model.encoder.cpu()))
+        encoder.save_pretrained(temporary)
+        copy_files(plan.encoder.folder, temporary, TOKENIZER_FILES)
+        (temporary / RESULT).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+    shutil.rmtree(folder.parent / "checkpoints")
+
+
+def _start_head(plan: Plan, dataset: Dataset, model: InstructionModel) -> TunedHead:
+    """The head that the frozen encoder would get, from the drawn items alone: a start, so not worth the catalogue."""
+    config, settings = plan.config.encoder_tuning, plan.config.encoder
+    rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed)
+    train, validation = dataset.split("train"), dataset.split("validation") or dataset.split("train")
+    label_id = {label: number for number, label in enumerate(dataset.labels)}
+    cache = EmbeddingCache(
+        plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
+    )
+    texts = [
+        *(item.text for item in (dataset.items[row] for row in rows)),
+        *(one.text for one in [*train, *validation]),
+    ]
+    vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size)
+    ids = np.array(
+        [label_id[dataset.items[row].label] for row in rows] + [label_id[one.label] for one in [*train, *validation]]
+    )
+    weights = np.ones(len(texts), np.float32)
+    weights[: len(rows)] = config.item_weight
+    taught, held = slice(0, len(rows) + len(train)), slice(len(rows) + len(train), None)
+    centroids = label_centroids(CatalogueSide(vectors[: len(rows)], ids[: len(rows)].tolist(), ()), len(dataset.labels))
+    return tune_head(
+        HeadExamples(vectors[taught], ids[taught], weights[taught]),
+        HeadExamples(vectors[held], ids[held], weights[held]),
+        centroids,
+        plan.config.training,
+    )
+
+
+def _run_trainer(
+    model: InstructionModel,
+    train: TuningExamples,
+    validation: TuningExamples,
+    config: EncoderTuningConfig,
+    checkpoints: Path,
+    say: Say,
+) -> TuningRecord:
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its hints name no setting of this project
+    resume = last_checkpoint(checkpoints)
+    if resume is not None:
+        say(f"encoder: going on from {resume.name}")
+    trainer = EncoderTrainer(
+        head_learning_rate=config.head_learning_rate,
+        model=TunableModel(model, config.ranking_weight, config.temperature),
+        args=_arguments(config, checkpoints),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=Collator(model),
+        compute_metrics=top1_accuracy,
+        callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if is_adaptive(model.encoder):
+        assert isinstance(model.encoder, PeftModel)  # noqa: S101 - for mypy
+        trainer.add_callback(RankAllotment(model.encoder, resume))
+    trainer.add_callback(Checkpoints())  # last: its mark says that the others are done
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    state, best = trainer.state, trainer.state.best_metric
+    if best is None or not math.isfinite(best):
+        raise TrainingError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
+    at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
+    trained, parameters = trainable_parameters(model)
+    return TuningRecord(
+        method=config.method,
+        parameters=parameters,
+        trained=trained,
+        trained_share=trained / parameters,
+        epochs=float(state.epoch or 0),
+        best_step=int(state.best_global_step or 0),
+        steps=state.global_step,
+        validation_loss=float(best),
+        validation_top1_accuracy=float(at_best["eval_top1_accuracy"]),
+    )
+
+
+def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArguments:
+    gpu = torch.cuda.is_available()
+    if config.precision == "bfloat16" and not (gpu and torch.cuda.is_bf16_supported()):
+        raise ConfigError("encoder_tuning.precision: bfloat16 needs a GPU that has it; set float32")
+    if config.precision == "float16" and not gpu:
+        raise ConfigError("encoder_tuning.precision: float16 needs a GPU; set float32")
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.encoder_learning_rate,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_gradient_norm,
+        optim={"adamw": "adamw_torch", "adafactor": "adafactor"}[config.optimizer],
+        bf16=config.precision == "bfloat16",
+        fp16=config.precision == "float16",
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=gpu,
+        logging_strategy="epoch",
+        disable_tqdm=True,
+        report_to="none",
+    )
