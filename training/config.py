@@ -1,5 +1,6 @@
 """The typed form of a domain's YAML (`configs/<domain>.yaml`)."""
 
+import string
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -61,18 +62,56 @@ class InteractionsConfig(TableConfig):
     unknown_items: Literal["error", "ignore"] = "error"
 
 
+class UnlabelledConfig(TableConfig):
+    """The column of a table of instructions without labels. Texts that are held out elsewhere are left out."""
+
+    text: str
+
+
+class SyntheticConfig(Section):
+    """Instructions made of the catalogue (training/synthetic.py). `phrases` are templates over an item.
+
+    A phrase names `{title}`, `{noun}` (the last two words of the title), `{label}` and the domain's attributes.
+    """
+
+    phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    per_label: int = Field(default=60, ge=1, description="instructions of a label that has many items")
+    at_least: int = Field(default=10, ge=0, description="instructions of a label that has few")
+    begun: float = Field(default=0.8, ge=0, le=1, description="share that begins like a real instruction")
+    ended: float = Field(default=0.6, ge=0, le=1, description="share that ends like a real instruction")
+    weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="of one; a given instruction weighs 1")
+    seed: int = Field(default=0, ge=0)
+
+
 def _listed(value: Any) -> Any:
     """One table stands for a list of one."""
     return (value,) if isinstance(value, dict) else value
 
 
 class SourceConfig(Section):
-    """One place a domain's dataset may come from. `instructions` is one table or a list of tables."""
+    """One place a domain's dataset may come from. `instructions` is one table or a list of tables.
+
+    `unlabelled` names instructions without labels, `synthetic` how instructions are made of the catalogue.
+    """
 
     name: str = Field(min_length=1)
     catalogue: CatalogueConfig
     instructions: Annotated[tuple[InstructionsConfig, ...], BeforeValidator(_listed), Field(min_length=1)]
+    unlabelled: UnlabelledConfig | None = None
+    synthetic: SyntheticConfig | None = None
     interactions: InteractionsConfig | None = None
+
+    @model_validator(mode="after")
+    def _phrases_are_known(self) -> "SourceConfig":
+        known = {"title", "noun", "label", *self.catalogue.attributes}
+        for phrase in self.synthetic.phrases if self.synthetic else ():
+            try:
+                names = {name for _, name, _, _ in string.Formatter().parse(phrase) if name is not None}
+            except ValueError as error:
+                raise ValueError(f"synthetic.phrases: {phrase!r} is no template ({error})") from None
+            if names - known:
+                raise ValueError(f"synthetic.phrases: {phrase!r} names {min(names - known)!r}; there are {sorted(known)}")
+        return self
 
     @model_validator(mode="after")
     def _attributes_are_known(self) -> "SourceConfig":
@@ -133,12 +172,24 @@ class EncoderTuningConfig(Section):
     items_per_label: int = Field(default=10, ge=0, description="catalogue items a label that are examples too")
     item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
     ranking_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the in-batch ranking loss")
+    rivals: int = Field(default=1, ge=0, description="items of the same label that do not answer, an instruction")
     temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False, description="of the in-batch ranking loss")
 
     @property
     def encoder_learning_rate(self) -> float:
         """The learning rate of the encoder: as given, else what suits the method."""
         return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
+
+
+class SelfTrainingConfig(Section):
+    """Labels for the source's unlabelled instructions, by a teacher's head (training/pseudo_labels.py)."""
+
+    teacher: str = Field(min_length=1, description="a run's folder or id")
+    confidence: float = Field(default=0.6, ge=0, le=1, description="least probability of the label")
+    nearest: float = Field(default=0.5, gt=0, le=1, description="share of the texts, those nearest to some item")
+    per_label: int = Field(default=100, ge=1, description="at most so many of a label")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of one; a given instruction weighs 1")
+    seed: int = Field(default=0, ge=0)
 
 
 class DomainConfig(Section):
@@ -149,6 +200,7 @@ class DomainConfig(Section):
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
+    self_training: SelfTrainingConfig | None = None
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

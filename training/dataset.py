@@ -43,8 +43,24 @@ class Interaction:
 
 
 @dataclass(frozen=True)
+class MadeInstruction:
+    """An instruction to learn from that no person labelled: made of an item, or labelled by a model.
+
+    It counts `weight` where a given one counts 1. `ranked` says that it tells which items answer it.
+    """
+
+    instruction: Instruction
+    weight: float
+    ranked: bool
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent."""
+    """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent.
+
+    `unlabelled` are texts of instructions that nobody labelled, none of them held out; `made` is what was made of them
+    and of the items, which belongs to no split.
+    """
 
     source: str
     items: tuple[Item, ...]
@@ -55,6 +71,8 @@ class Dataset:
     fingerprint: str
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    made: tuple[MadeInstruction, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.column_config import TableConfig
@@ -57,6 +57,7 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
     by_id = {item.item_id: item for item in items}
     instructions, instruction_notes = _read_all_instructions(source, data, by_id)
     interactions, event_notes = _read_all_interactions(source, data, by_id)
+    unlabelled, unlabelled_notes = _read_unlabelled(source, data, instructions)
     return Dataset(
         source=source.name,
         items=tuple(items),
@@ -66,7 +67,8 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
         has_prior=source.catalogue.prior is not None,
         fingerprint=digest,
         files=files,
-        notes=(*notes, *event_notes, *instruction_notes),
+        notes=(*notes, *event_notes, *instruction_notes, *unlabelled_notes),
+        unlabelled=tuple(unlabelled),
     )
 
 
@@ -105,8 +107,30 @@ def _read_all_interactions(
     return read_interactions(_read(config, data), config, items, translation)
 
 
+def _read_unlabelled(
+    source: SourceConfig, data: Path, instructions: Sequence[Instruction]
+) -> tuple[list[str], list[str]]:
+    """The distinct texts without labels; what is held out with a label must not be seen without one either."""
+    config = source.unlabelled
+    if config is None:
+        return [], []
+    table = _read(config, data)
+    texts = table.column(config.text)
+    table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
+    held_out = {one.text for one in instructions if one.split != "train"}
+    distinct = dict.fromkeys(texts.tolist())
+    kept = [text for text in distinct if text not in held_out]
+    left_out = len(distinct) - len(kept)
+    return kept, [f"{config.file}: {left_out} texts that are held out are left out"] if left_out else []
+
+
 def _tables(source: SourceConfig) -> list[TableConfig]:
-    tables: list[TableConfig | None] = [source.catalogue, *source.instructions, source.interactions]
+    tables: list[TableConfig | None] = [
+        source.catalogue,
+        *source.instructions,
+        source.unlabelled,
+        source.interactions,
+    ]
     if source.interactions is not None:
         tables.append(source.interactions.item_id.via)
     return [table for table in tables if table is not None]
