@@ -85,9 +85,9 @@ def _markdown(facts: StudyFacts, measurements: Sequence[Measurement]) -> str:
             for method in [PLAIN, *facts.encoders]
         ),
         "",
-        f"The plain baseline is a logistic regression (C = {PLAIN_C:g}) on the vectors of the first encoder, taught with "
-        "the drawn instructions alone; with none, with items. A head is also taught with items and stopped early on as many "
-        "validation instructions a label.",
+        f"The plain baseline is a logistic regression (C = {PLAIN_C:g}) on the vectors of the first encoder, taught "
+        "with the drawn instructions alone, or with items where none are drawn. A head is also taught with items, and "
+        "stopped early on as many validation instructions a label.",
         "",
         "![accuracy by number of instructions](shots.png)",
         "",

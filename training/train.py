@@ -125,7 +125,7 @@ def describe(dataset: Dataset) -> str:
 
 
 def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedded, int]:
-    """The dataset with the vectors that `encoder` gives its texts (known ones are read from the cache), and their length."""
+    """The dataset with `encoder`'s vectors of its texts, and their length H. Known ones are read from the cache."""
     settings = plan.config.encoder
     model = InstructionModel.from_folder(
         encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
