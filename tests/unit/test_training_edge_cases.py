@@ -127,9 +127,7 @@ def test_any_text_may_be_an_instruction_or_an_item(shop: Shop, texts: list[str],
     asks = [(text, ("A", "B")[n % 2], ("train", "train", "validation", "test")[n]) for n, text in enumerate(texts[4:])]
     run, _ = shop.train(items, asks, f"training.shots={shots}")
     check(run)
-    assert [item.text for item in run.catalogue()] == [" ".join(text.split()) or text for text, _ in items] or [
-        item.text for item in run.catalogue()
-    ] == [text.strip() for text, _ in items]
+    assert [item.text for item in run.catalogue()] == [text.strip() for text, _ in items]
 
 
 def test_every_hostile_text_at_once_and_a_tuned_encoder(shop: Shop) -> None:
@@ -213,11 +211,9 @@ def test_items_of_the_same_text_rank_in_catalogue_order(shop: Shop) -> None:
     check(run)
     vectors = run.item_vectors()
     assert (vectors[0] == vectors[1]).all()
-    h = run.load_model().embed(["buy a hat"])
-    scores = h @ vectors.T
-    assert np.argsort(-scores[0], kind="stable").tolist().index(0) < np.argsort(
-        -scores[0], kind="stable"
-    ).tolist().index(1)
+    scores = vectors @ run.load_model().embed(["buy a hat"])[0]
+    ranked = np.argsort(-scores, kind="stable").tolist()
+    assert ranked.index(1) == ranked.index(0) + 1
 
 
 def test_a_catalogue_of_one_text_gives_all_items_one_score(shop: Shop) -> None:
