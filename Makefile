@@ -15,6 +15,10 @@ RELEASE ?=
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
+SHOTS ?= 1,2,5,10
+DRAWS ?= 5
+SPLIT ?= validation
+INIT_FROM ?=
 # The first Python of 3.10 to 3.12 on the path; 3.13 works too, but numpy is built from source for it (requirements/stub-python3.13.txt).
 PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null && echo $$python && break; done),python3)
@@ -38,13 +42,14 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
 	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
+	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -64,6 +69,9 @@ data: setup  ## Check the dataset under DATA and show what is in it
 
 train: setup  ## Tune the instruction model: dataset to run
 	@$(TUNE) train --config $(CONFIG) --data $(DATA) --var $(VAR) $(SET)
+
+shots: setup  ## Measure tuning on few labelled instructions: SHOTS=1,2,5,10 DRAWS=5, with INIT_FROM=<run> another run's encoder too
+	@$(TUNE) shots --config $(CONFIG) --data $(DATA) --var $(VAR) --shots $(SHOTS) --draws $(DRAWS) --split $(SPLIT) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(SET)
 
 export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)

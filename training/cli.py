@@ -1,7 +1,8 @@
-"""The command line of training: `python -m training` trains, `python -m training data` checks a dataset."""
+"""The command line of training: `python -m training` trains, `data` checks a dataset, `shots` studies few labels."""
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from training.config import DomainConfig
 from training.config_loading import load_config
 from training.dataset import SPLITS, Dataset
-from training.dataset_loading import load_dataset
+from training.dataset_loading import fingerprint, load_dataset
 from training.plan import existing_run, make_plan
 from training.run import Run
 
@@ -34,12 +35,15 @@ _data = click.option(
     show_default=True,
     help="The directory of datasets.",
 )
+_var = click.option(
+    "--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all output goes."
+)
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 @click.group(cls=_TrainByDefault)
 def main() -> None:
-    """Tune a domain's model (`train`, the default) or check its dataset (`data`).
+    """Tune a domain's model (`train`, the default), check its dataset (`data`), study few labels (`shots`).
 
     KEY=VALUE overrides a value of the YAML: training.epochs=100
     """
@@ -48,9 +52,7 @@ def main() -> None:
 @main.command()
 @_config
 @_data
-@click.option(
-    "--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all output goes."
-)
+@_var
 @click.option(
     "--print-run", is_flag=True, help="Write only the run's path to standard output, the rest to standard error."
 )
@@ -86,6 +88,63 @@ def check_data(config: Path, data: Path, overrides: tuple[str, ...]) -> None:
     console.print(_dataset_table(settings, load_dataset(settings, data)))
 
 
+def _counts(_: click.Context, __: click.Parameter, value: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers; write it as 1,2,5,10") from None
+    if counts[0] < 0:
+        raise click.BadParameter(f"{counts[0]} is below 0")
+    return counts
+
+
+@main.command("shots")
+@_config
+@_data
+@_var
+@click.option("--shots", "counts", default="1,2,5,10", show_default=True, callback=_counts, help="Numbers a label.")
+@click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each number.")
+@click.option("--init-from", help="A run, by folder or id: its encoder beside the config's.")
+@click.option("--split", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
+@_overrides
+def shots(
+    config: Path,
+    data: Path,
+    var: Path,
+    counts: list[int],
+    draws: int,
+    init_from: str | None,
+    split: Literal["validation", "test"],
+    overrides: tuple[str, ...],
+) -> None:
+    """Measure heads tuned on few labelled instructions, with and without another run's encoder."""
+    from training.shots_report import StudyFacts, cell, write_study  # noqa: PLC0415 - loads torch
+    from training.shots_study import study_shots  # noqa: PLC0415
+
+    settings = load_config(config, [*overrides, f"training.shots={counts[0]}"])
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    plans = {"tuned head": make_plan(settings, data, var)}
+    if init_from is not None:
+        plan = make_plan(settings.model_copy(update={"init_from": init_from}), data, var)
+        plans[f"tuned head, encoder of {plan.encoder.run}"] = plan
+    found = study_shots(plans, counts, draws, split, lambda line: console.print(line, markup=False))
+    table = Table("method", *map(str, counts), title=f"{settings.domain}: top-1 accuracy in % by shots, {split} split")
+    for method in dict.fromkeys(one.method for one in found):
+        table.add_row(method, *(cell(one) for one in found if one.method == method))
+    Console(highlight=False).print(table)
+    source = plans["tuned head"].source
+    facts = StudyFacts(
+        domain=settings.domain,
+        source=source.name,
+        dataset_fingerprint=fingerprint(source, data)[0],
+        weak_labels=any(one.weak_labels for one in source.instructions),
+        split=split,
+        draws=draws,
+        encoders={method: plan.encoder.sha256 for method, plan in plans.items()},
+    )
+    click.echo(f"report: {write_study(var / 'evaluation' / settings.domain, facts, found)}")
+
+
 def _dataset_table(config: DomainConfig, dataset: Dataset) -> Table:
     table = Table(title=f"{config.domain}: source {dataset.source}", show_header=False)
     table.add_row("items", f"{len(dataset.items):,}")
@@ -108,7 +167,9 @@ def _metrics_table(run: Run) -> Table:
     table.add_column("metric")
     splits = [split for split in SPLITS if split in metrics]
     for split in splits:
-        table.add_column(f"{split}, {metrics[split]['instructions']} instructions", justify="right")
+        stand_ins = split == "validation" and metrics.get("shots", {}).get("stand_ins", 0)
+        texts = "item titles" if stand_ins else "instructions"
+        table.add_column(f"{split}, {metrics[split]['instructions']} {texts}", justify="right")
     for part, names in (("labels", ("top1_accuracy", "top3_accuracy")), ("ranking", ("ndcg@10", "recall@10", "mrr"))):
         for name in names:
             cells = [f"{metrics[s][part][name]:.3f} ({metrics[s][part + '_zero_shot'][name]:.3f})" for s in splits]

@@ -135,6 +135,7 @@ class TrainingConfig(Section):
     """How the head and the score weights are tuned."""
 
     seed: int = Field(default=0, ge=0)
+    shots: int | None = Field(default=None, ge=0, description="instructions a label to learn from; None: all there are")
     epochs: int = Field(default=200, ge=1)
     patience: int = Field(default=30, ge=1, description="epochs without a better validation loss before tuning stops")
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
@@ -198,6 +199,9 @@ class DomainConfig(Section):
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     encoder: EncoderConfig
+    init_from: str | None = Field(
+        default=None, min_length=1, description="a run's folder or id: start from its encoder, not from encoder.name"
+    )
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
     self_training: SelfTrainingConfig | None = None
@@ -210,4 +214,13 @@ class DomainConfig(Section):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have the same name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_taught(self) -> "DomainConfig":
+        tuned = self.encoder_tuning.method != "frozen"
+        fewest = min([self.training.items_per_label, *([self.encoder_tuning.items_per_label] if tuned else [])])
+        if self.training.shots == 0 and fewest == 0:
+            where = "encoder_tuning" if self.training.items_per_label else "training"
+            raise ValueError(f"training.shots=0 leaves only items to learn from; set {where}.items_per_label above 0")
         return self

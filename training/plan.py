@@ -8,7 +8,7 @@ from typing import Any
 
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
-from training.encoder_source import EncoderSource, locate_encoder
+from training.encoder_source import EncoderSource, encoder_of_run, locate_encoder
 from training.errors import RunError
 from training.run import Run
 
@@ -40,20 +40,30 @@ class Plan:
 def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     """Choose the source, find the encoder and fingerprint both.
 
+    With `init_from` the encoder is that run's, and the plan's config says how that run pools.
+
     Raises:
         DatasetError: No source is there, or a file of it cannot be read.
         EncoderError: The encoder cannot be found, or is not the one the config promises.
+        RunError: `init_from` names no run, a damaged one, or one whose encoder pools differently.
     """
     source = choose_source(config, data)
     digest, _ = fingerprint(source, data)
-    encoder = locate_encoder(config.encoder)
+    if config.init_from is None:
+        encoder = locate_encoder(config.encoder)
+    else:
+        encoder, settings = encoder_of_run(config.init_from, var / "runs", config.encoder)
+        config = config.model_copy(update={"encoder": settings})
     inputs: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
         "domain": config.domain,
         "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.sha256},
-        "training": config.training.model_dump(mode="json"),
+        # A setting that may be absent, and is, leaves the fingerprint as it was before there was such a setting.
+        "training": config.training.model_dump(mode="json", exclude_none=True),
         "dataset": digest,
     }
+    if config.init_from is not None:
+        inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
     content = json.dumps(inputs, sort_keys=True)

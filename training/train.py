@@ -22,6 +22,7 @@ from training.ranking import Fit, RankingExamples, fit_score_weights
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
+from training.shots import limit_shots
 
 Say = Callable[[str], None]
 
@@ -58,6 +59,11 @@ def train_run(plan: Plan, say: Say) -> Run:
     """
     dataset = load_dataset(plan.config, plan.data)
     say(describe(dataset))
+    dataset, shots = limit_shots(dataset, plan.config)
+    if shots is not None:
+        say(str(shots))
+    if plan.encoder.run is not None:
+        say(f"encoder: starts as that of run {plan.encoder.run}")
     for note in dataset.notes:
         say(f"note: {note}")
     encoder, tuning = plan.encoder, None
@@ -66,8 +72,8 @@ def train_run(plan: Plan, say: Say) -> Run:
         from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
 
         encoder, tuning = tune_encoder(plan, dataset, say)
-    embedded, hidden_size = _embed(plan, encoder, dataset)
-    head = _tune(plan, embedded, say)
+    embedded, hidden_size = embed_dataset(plan, encoder, dataset)
+    head = tune_instruction_head(plan, embedded, say)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
     people = history_examples(
         dataset.interactions,
@@ -78,6 +84,10 @@ def train_run(plan: Plan, say: Say) -> Run:
     metrics, text = _measure(embedded, logs, head, fit, people)
     if tuning is not None:
         metrics["encoder_tuning"] = rounded(asdict(tuning))
+    if shots is not None:
+        metrics["shots"] = asdict(shots)
+    if plan.encoder.run is not None:
+        metrics["init_from"] = {"run": plan.encoder.run, "encoder_sha256": plan.encoder.sha256}
     created = datetime.now(timezone.utc)
     name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
@@ -114,7 +124,8 @@ def describe(dataset: Dataset) -> str:
     )
 
 
-def _embed(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedded, int]:
+def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedded, int]:
+    """The dataset with `encoder`'s vectors of its texts, and their length H. Known ones are read from the cache."""
     settings = plan.config.encoder
     model = InstructionModel.from_folder(
         encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
@@ -132,7 +143,8 @@ def _embed(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedd
     return Embedded(dataset, vectors[:split], label_ids, catalogue, Relevance(dataset.items)), model.hidden_size
 
 
-def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
+def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
+    """The head tuned on the training split and on drawn items, the best on the validation split."""
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
     drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
