@@ -75,8 +75,10 @@ class SyntheticConfig(Section):
     """
 
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
-    per_label: int = Field(default=60, ge=1, description="instructions of a label that has many items")
-    at_least: int = Field(default=10, ge=0, description="instructions of a label that has few")
+    per_thousand: int = Field(
+        default=60, ge=1, description="instructions of a label with 1,000 items; grows as the root"
+    )
+    at_least: int = Field(default=10, ge=0, description="instructions of a label that has few items")
     begun: float = Field(default=0.8, ge=0, le=1, description="share that begins like a real instruction")
     ended: float = Field(default=0.6, ge=0, le=1, description="share that ends like a real instruction")
     weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="of one; a given instruction weighs 1")
@@ -110,7 +112,9 @@ class SourceConfig(Section):
             except ValueError as error:
                 raise ValueError(f"synthetic.phrases: {phrase!r} is no template ({error})") from None
             if names - known:
-                raise ValueError(f"synthetic.phrases: {phrase!r} names {min(names - known)!r}; there are {sorted(known)}")
+                raise ValueError(
+                    f"synthetic.phrases: {phrase!r} names {min(names - known)!r}; there are {sorted(known)}"
+                )
         return self
 
     @model_validator(mode="after")

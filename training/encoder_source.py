@@ -56,7 +56,7 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
     Raises:
         RunError: There is no such run, it is damaged, or it pools differently.
     """
-    run = Run.open(_run_folder(init_from, runs))
+    run = Run.open(run_folder(init_from, runs, "init_from"))
     record, where = run.manifest.encoder, f"init_from: run {run.run_id}"
     given = config.model_fields_set
     if "pooling" in given and config.pooling != record.pooling:
@@ -72,14 +72,19 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
     return EncoderSource(run.path / "encoder", found, f"{run.domain}/{run.run_id}"), used
 
 
-def _run_folder(init_from: str, runs: Path) -> Path:
-    if Path(init_from).is_dir():
-        return Path(init_from)
-    by_id = [folder / init_from for folder in sorted(runs.glob("*")) if Path(init_from).name == init_from]
+def run_folder(name: str, runs: Path, key: str) -> Path:
+    """The folder of the run that the config's `key` names: a folder, or the id of a run below `runs`.
+
+    Raises:
+        RunError: There is no such run.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    by_id = [folder / name for folder in sorted(runs.glob("*")) if Path(name).name == name]
     for path in by_id:
         if path.is_dir():
             return path
-    raise RunError(f"init_from: {init_from} is neither the folder of a run nor the id of one under {runs}")
+    raise RunError(f"{key}: {name} is neither the folder of a run nor the id of one under {runs}")
 
 
 def weights_sha256(folder: Path) -> str:

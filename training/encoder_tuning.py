@@ -160,7 +160,7 @@ def _run_trainer(
         args=_arguments(config, checkpoints),
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=Collator(model),
+        data_collator=Collator(model, config.rivals),
         compute_metrics=top1_accuracy,
         callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
     )

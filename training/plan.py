@@ -8,7 +8,7 @@ from typing import Any
 
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
-from training.encoder_source import EncoderSource, encoder_of_run, locate_encoder
+from training.encoder_source import EncoderSource, encoder_of_run, locate_encoder, run_folder
 from training.errors import RunError
 from training.run import Run
 
@@ -25,6 +25,7 @@ class Plan:
     source: SourceConfig
     encoder: EncoderSource
     fingerprint: str
+    teacher: Run | None = None
 
     @property
     def runs(self) -> Path:
@@ -66,8 +67,13 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
+    teacher = None
+    if config.self_training is not None:
+        teacher = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))
+        settings = config.self_training.model_dump(mode="json", exclude={"teacher"})
+        inputs["self_training"] = {**settings, "teacher": teacher.manifest.fingerprint}
     content = json.dumps(inputs, sort_keys=True)
-    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
+    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher)
 
 
 def existing_run(plan: Plan) -> Run | None:

@@ -27,6 +27,10 @@ class Relevance:
         """The catalogue row of an item."""
         return self._row[item_id]
 
+    def rows_of_label(self, label: str) -> Sequence[int]:
+        """The catalogue rows of a label, none if no item has it."""
+        return self._rows_of_label.get(label, ())
+
     def grades(self, instruction: Instruction) -> Mapping[int, float]:
         """The relevant catalogue rows of an instruction and their grades, all above 0.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.config import SyntheticConfig
-from training.dataset import Dataset, Instruction, Item
+from training.dataset import Dataset, Instruction, Item, MadeInstruction
 
 FREQUENT = 40  # so many of the most frequent words count as joints of a sentence
 BEGINNING_WORDS = (2, 5)
@@ -55,13 +55,13 @@ def learn_manner(texts: Sequence[str]) -> Manner:
     return Manner([text for text, _ in beginnings], [count for _, count in beginnings], endings)
 
 
-def synthesise(dataset: Dataset, config: SyntheticConfig, manner_of: Sequence[str]) -> list[Instruction]:
-    """Up to `config.per_label` synthetic training instructions of each label, in the manner of the texts `manner_of`.
+def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[MadeInstruction]:
+    """Instructions of each label, in the manner of the unlabelled and the training instructions.
 
     The items of a label are drawn without replacement first, then again. The same inputs give the same instructions.
     """
     generator = np.random.default_rng(config.seed)
-    manner = learn_manner(manner_of)
+    manner = learn_manner([*(one.text for one in dataset.split("train")), *dataset.unlabelled])
     shares = np.array(manner.frequencies, dtype=np.float64)
     shares = shares / shares.sum() if len(shares) else shares
     rows_of_label: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ def synthesise(dataset: Dataset, config: SyntheticConfig, manner_of: Sequence[st
     for label in sorted(rows_of_label):
         own = rows_of_label[label]
         # The square root: a frequent label is asked for more often, but a rare one must be learned too.
-        wanted = max(config.at_least, min(config.per_label, round(config.per_label * (len(own) / 1000) ** 0.5)))
+        wanted = max(config.at_least, round(config.per_thousand * (len(own) / 1000) ** 0.5))
         drawn = np.concatenate([generator.permutation(own) for _ in range(-(-wanted // len(own)))])[:wanted]
         for row in drawn:
             item = dataset.items[int(row)]
@@ -84,7 +84,9 @@ def synthesise(dataset: Dataset, config: SyntheticConfig, manner_of: Sequence[st
                 text = f"{manner.beginnings[int(generator.choice(len(shares), p=shares))]} {text}"
             if manner.endings and generator.random() < config.ended:
                 text = f"{text} {manner.endings[int(generator.integers(len(manner.endings)))]}"
-            made.append(Instruction(f"synthetic-{len(made)}", text, label, attributes, {}, "train"))
+            instruction = Instruction(f"synthetic-{len(made)}", text, label, attributes, {}, "train")
+            # A title is one item's name: for it, items that merely share the label are no answer.
+            made.append(MadeInstruction(instruction, config.weight, ranked="title" not in _names(phrase)))
     return made
 
 

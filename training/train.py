@@ -1,7 +1,7 @@
 """The recipe: dataset, vectors, head, score weights, metrics, run."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from training.dataset import SPLITS, Dataset, Split
+from training.dataset import SPLITS, Dataset, MadeInstruction, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
@@ -18,22 +18,29 @@ from training.history import HistoryExample, history_examples, pair_with_queries
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
 from training.model import InstructionModel
 from training.plan import Plan
+from training.pseudo_labels import pseudo_label
 from training.ranking import Fit, RankingExamples, fit_score_weights
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
 from training.shots import limit_shots
+from training.synthetic import synthesise
 
 Say = Callable[[str], None]
+HELD_OUT = 10  # each such synthetic instruction stands in for validation where there is none
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A dataset with its vectors: `h` [n, H] of all instructions, and the catalogue's side of the score."""
+    """A dataset with its vectors: `h` [n, H] of all instructions, and the catalogue's side of the score.
+
+    `made` are the instructions that were made, as examples of the head.
+    """
 
     dataset: Dataset
     h: Vectors
     label_ids: npt.NDArray[np.int64]
+    made: HeadExamples
     catalogue: CatalogueSide
     relevance: Relevance
 
@@ -66,6 +73,7 @@ def train_run(plan: Plan, say: Say) -> Run:
         say(f"encoder: starts as that of run {plan.encoder.run}")
     for note in dataset.notes:
         say(f"note: {note}")
+    dataset = with_made(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
     encoder, tuning = plan.encoder, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.
@@ -114,6 +122,35 @@ def train_run(plan: Plan, say: Say) -> Run:
     return run
 
 
+def with_made(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
+    """The dataset with the instructions that are made of its catalogue and of its unlabelled instructions.
+
+    Where the validation split is but `stand_ins`, made instructions take their place.
+    """
+    made: list[MadeInstruction] = []
+    if plan.source.synthetic is not None:
+        made += synthesise(dataset, plan.source.synthetic)
+        say(f"made {len(made):,} synthetic instructions of the catalogue")
+    settings, encoder = plan.config.self_training, plan.config.encoder
+    if settings is not None and plan.teacher is not None:
+        teacher = plan.teacher
+        cache = EmbeddingCache(
+            plan.var / "cache" / "embeddings", teacher.manifest.encoder.sha256, encoder.pooling, encoder.max_length
+        )
+        labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
+        say(f"run {teacher.run_id} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
+        made += labelled
+    if stand_ins and any(one.ranked for one in made):
+        # No person's words are there to validate on: made ones come nearer to them than the titles of items.
+        held_out = [one for one in made if one.ranked][::HELD_OUT]
+        made = [one for one in made if one not in held_out]
+        instructions = [one for one in dataset.instructions if one.split != "validation"]
+        instructions += [replace(one.instruction, split="validation") for one in held_out]
+        dataset = replace(dataset, instructions=tuple(instructions))
+        say(f"{len(held_out)} synthetic instructions stand in for the validation split")
+    return replace(dataset, made=tuple(made))
+
+
 def describe(dataset: Dataset) -> str:
     """One line on what a dataset holds."""
     splits = ", ".join(f"{len(dataset.split(split))} {split}" for split in SPLITS)
@@ -131,16 +168,20 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
         encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
     )
     cache = EmbeddingCache(plan.var / "cache" / "embeddings", encoder.sha256, settings.pooling, settings.max_length)
-    texts = [instruction.text for instruction in dataset.instructions] + [item.text for item in dataset.items]
+    instructions, made = dataset.instructions, [one.instruction for one in dataset.made]
+    texts = [one.text for one in [*instructions, *made]] + [item.text for item in dataset.items]
     with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
         vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size, bar.update)
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    split = len(dataset.instructions)
+    ids = np.array([label_id[one.label] for one in [*instructions, *made]], dtype=np.int64)
+    given, asked = len(instructions), len(ids)
     catalogue = CatalogueSide(
-        vectors[split:], [label_id[item.label] for item in dataset.items], [item.prior for item in dataset.items]
+        vectors[asked:], [label_id[item.label] for item in dataset.items], [item.prior for item in dataset.items]
     )
-    label_ids = np.array([label_id[instruction.label] for instruction in dataset.instructions], dtype=np.int64)
-    return Embedded(dataset, vectors[:split], label_ids, catalogue, Relevance(dataset.items)), model.hidden_size
+    weights = np.array([one.weight for one in dataset.made], dtype=np.float32)
+    examples = HeadExamples(vectors[given:asked], ids[given:], weights)
+    embedded = Embedded(dataset, vectors[:given], ids[:given], examples, catalogue, Relevance(dataset.items))
+    return embedded, model.hidden_size
 
 
 def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
@@ -149,9 +190,15 @@ def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say) -> TunedHead
     train, validation = embedded.rows("train"), embedded.rows("validation")
     drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
     examples = HeadExamples(
-        np.concatenate([embedded.h[train], embedded.catalogue.vectors[drawn]]),
-        np.concatenate([embedded.label_ids[train], embedded.catalogue.label_ids[drawn]]),
-        np.array([1.0] * len(train) + [settings.item_weight] * len(drawn), dtype=np.float32),
+        np.concatenate([embedded.h[train], embedded.made.vectors, embedded.catalogue.vectors[drawn]]),
+        np.concatenate([embedded.label_ids[train], embedded.made.label_ids, embedded.catalogue.label_ids[drawn]]),
+        np.concatenate(
+            [
+                np.ones(len(train), np.float32),
+                embedded.made.weights,
+                np.full(len(drawn), settings.item_weight, np.float32),
+            ]
+        ),
     )
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))

@@ -1,7 +1,7 @@
 """What the encoder learns from: tokenised instructions and items, and how a batch is made of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from training.config import EncoderTuningConfig
-from training.dataset import Dataset, Split
+from training.dataset import Dataset, Instruction, Split
 from training.head import sample_items
 from training.model import InstructionModel
 from training.relevance import Relevance
 
 CANDIDATES = 16  # relevant items of an instruction, one of which joins it in a batch
+RIVALS = 16  # items of its label that do not answer it, of which some join it
 PAD_TO = 8  # batch lengths are multiples of it: fewer shapes
 
 
@@ -22,8 +23,8 @@ PAD_TO = 8  # batch lengths are multiples of it: fewer shapes
 class TuningExample:
     """A text with its label.
 
-    `item` is its catalogue row if it is an item's text. `candidates` are the token ids of relevant items by row, and
-    `grades` all graded rows; both are empty for an item.
+    `item` is its catalogue row if it is an item's text. `candidates` are the token ids of relevant items by row,
+    `rivals` those of items with its label that are not relevant, `grades` all graded rows; all are empty for an item.
     """
 
     token_ids: Sequence[int]
@@ -31,7 +32,11 @@ class TuningExample:
     weight: float
     item: int | None = None
     candidates: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    rivals: Mapping[int, Sequence[int]] = field(default_factory=dict)
     grades: Mapping[int, float] = field(default_factory=dict)
+
+
+Examples = list[TuningExample]
 
 
 class TuningExamples(TorchDataset[dict[str, object]]):
@@ -58,20 +63,20 @@ def tuning_examples(
     A dataset without validation instructions is validated on its training instructions.
     """
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    relevance = Relevance(dataset.items)
-    generator = np.random.default_rng(config.seed)
+    ranker = _Ranker(dataset, model, config) if config.ranking_weight > 0 else None
 
-    def of_split(split: Split, *, ranked: bool) -> list[TuningExample]:
-        instructions = dataset.split(split)
+    def examples(instructions: Sequence[Instruction], weights: Sequence[float], ranked: Sequence[bool]) -> Examples:
         ids = _tokenize(model, [instruction.text for instruction in instructions])
-        examples = []
-        for instruction, tokens in zip(instructions, ids, strict=True):
-            grades: Mapping[int, float] = relevance.grades(instruction) if ranked else {}
-            drawn = generator.permutation(list(grades))[:CANDIDATES].tolist() if grades else []
-            texts = _tokenize(model, [dataset.items[row].text for row in drawn])
-            candidates = dict(zip(drawn, texts, strict=True))
-            examples.append(TuningExample(tokens, label_id[instruction.label], 1.0, None, candidates, grades))
-        return examples
+        return [
+            (ranker.example if ranker is not None and asks else _plain)(
+                one, TuningExample(tokens, label_id[one.label], weight)
+            )
+            for one, tokens, weight, asks in zip(instructions, ids, weights, ranked, strict=True)
+        ]
+
+    def of_split(split: Split, *, ranked: bool) -> Examples:
+        instructions = dataset.split(split)
+        return examples(instructions, [1.0] * len(instructions), [ranked] * len(instructions))
 
     rows = sample_items(dataset.items, config.items_per_label, config.seed)
     texts = _tokenize(model, [dataset.items[row].text for row in rows])
@@ -79,8 +84,42 @@ def tuning_examples(
         TuningExample(tokens, label_id[dataset.items[row].label], config.item_weight, row)
         for row, tokens in zip(rows, texts, strict=True)
     ]
+    made = dataset.made
+    learned = examples([one.instruction for one in made], [one.weight for one in made], [one.ranked for one in made])
     held = of_split("validation", ranked=False) or of_split("train", ranked=False)
-    return TuningExamples(of_split("train", ranked=config.ranking_weight > 0) + items), TuningExamples(held)
+    return TuningExamples([*of_split("train", ranked=True), *learned, *items]), TuningExamples(held)
+
+
+def _plain(instruction: Instruction, example: TuningExample) -> TuningExample:
+    return example
+
+
+class _Ranker:
+    """Adds to an example what it needs for the ranking loss."""
+
+    def __init__(self, dataset: Dataset, model: InstructionModel, config: EncoderTuningConfig) -> None:
+        self._dataset = dataset
+        self._model = model
+        self._relevance = Relevance(dataset.items)
+        self._generator = np.random.default_rng(config.seed)
+        self._rivals = RIVALS if config.rivals else 0
+        self._tokens: dict[int, Sequence[int]] = {}
+
+    def example(self, instruction: Instruction, example: TuningExample) -> TuningExample:
+        """`example` with its graded items; itself where no item answers."""
+        grades = self._relevance.grades(instruction)
+        if not grades:
+            return example
+        others = [row for row in self._relevance.rows_of_label(instruction.label) if row not in grades]
+        candidates, rivals = self._draw(list(grades), CANDIDATES), self._draw(others, self._rivals)
+        return replace(example, candidates=candidates, rivals=rivals, grades=grades)
+
+    def _draw(self, rows: Sequence[int], count: int) -> dict[int, Sequence[int]]:
+        drawn = self._generator.choice(rows, size=min(count, len(rows)), replace=False).tolist() if rows else []
+        unknown = [row for row in drawn if row not in self._tokens]
+        texts = _tokenize(self._model, [self._dataset.items[row].text for row in unknown])
+        self._tokens.update(zip(unknown, texts, strict=True))
+        return {row: self._tokens[row] for row in drawn}
 
 
 def _tokenize(model: InstructionModel, texts: Sequence[str]) -> list[list[int]]:
@@ -88,16 +127,17 @@ def _tokenize(model: InstructionModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 class Collator:
-    """Makes a batch of B examples; relevant items of its instructions join it as texts without a label.
+    """Makes a batch of B examples; for its instructions relevant items and rivals join it, as texts without a label.
 
     Returns `input_ids` and `attention_mask` int64 [B + J, L], `labels` int64 [B] and `weights` float32 [B], and for the
     ranking loss `asking` int64 [I], the places of the instructions, `answering` int64 [M], the places of all items, and
     `targets` float32 [I, M], the grades of the items for each instruction, each row with the sum 1.
     """
 
-    def __init__(self, model: InstructionModel) -> None:
-        """Pad as `model` needs it."""
+    def __init__(self, model: InstructionModel, rivals: int) -> None:
+        """Pad as `model` needs it; `rivals` items that do not answer join each instruction that is ranked."""
         self._model = model
+        self._rivals = rivals
 
     def __call__(self, features: Sequence[Mapping[str, object]]) -> dict[str, Tensor]:
         """Pad, join and grade."""
@@ -107,11 +147,12 @@ class Collator:
         asking = [place for place, example in enumerate(batch) if example.candidates]
         rows = {place: example.item for place, example in enumerate(batch) if example.item is not None}
         for place in asking:
-            candidates = batch[place].candidates
-            # torch's own generator: the Trainer's checkpoints keep its state.
-            chosen = list(candidates)[int(torch.randint(len(candidates), ()))]
-            rows[len(tokens)] = chosen
-            tokens.append(list(candidates[chosen]))
+            for pool, count in ((batch[place].candidates, 1), (batch[place].rivals, self._rivals)):
+                # torch's own generator: the Trainer's checkpoints keep its state.
+                for chosen in torch.randperm(len(pool))[:count].tolist():
+                    row = list(pool)[chosen]
+                    rows[len(tokens)] = row
+                    tokens.append(list(pool[row]))
         input_ids, attention_mask = self._model.pad(tokens)
         missing = -input_ids.shape[1] % min(PAD_TO, self._model.max_length)
         missing = min(missing, self._model.max_length - input_ids.shape[1])
