@@ -75,9 +75,7 @@ class SyntheticConfig(Section):
     """
 
     phrases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
-    per_thousand: int = Field(
-        default=60, ge=1, description="instructions of a label with 1,000 items; grows as the root"
-    )
+    per_thousand: int = Field(default=60, ge=1, description="of a label with 1,000 items; grows as the root")
     at_least: int = Field(default=10, ge=0, description="instructions of a label that has few items")
     begun: float = Field(default=0.8, ge=0, le=1, description="share that begins like a real instruction")
     ended: float = Field(default=0.6, ge=0, le=1, description="share that ends like a real instruction")

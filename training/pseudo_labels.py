@@ -1,4 +1,4 @@
-"""Self-training: a teacher labels the instructions that nobody labelled, where it is sure and they fit the catalogue."""
+"""Self-training: a teacher labels the instructions that nobody labelled, where it is sure and they fit the items."""
 
 from collections.abc import Sequence
 
