@@ -70,8 +70,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     teacher = None
     if config.self_training is not None:
         teacher = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))
-        settings = config.self_training.model_dump(mode="json", exclude={"teacher"})
-        inputs["self_training"] = {**settings, "teacher": teacher.manifest.fingerprint}
+        own = config.self_training.model_dump(mode="json", exclude={"teacher"})
+        inputs["self_training"] = {**own, "teacher": teacher.manifest.fingerprint}
     content = json.dumps(inputs, sort_keys=True)
     return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher)
 

@@ -1,10 +1,10 @@
 """Instructions made of the catalogue: what an item is called, said in the manner of people's own instructions.
 
 A catalogue knows what its items are and how they look, but not how people ask for them. Instructions without labels
-know how people ask, but not for what. A synthetic instruction joins both: the beginning of one real instruction, a phrase of
-an item (the config's `synthetic.phrases`), and the end of another real instruction. It carries the item's label, and
-those attributes that its phrase names, so that it teaches the label, the colour and whatever else can be asked for.
-The ends are drawn without regard to the item: what stands there must not decide the label.
+know how people ask, but not for what. A synthetic instruction joins both: the beginning of one real instruction, a
+phrase of an item (the config's `synthetic.phrases`), and the end of another real instruction. It carries the item's
+label, and those attributes that its phrase names, so that it teaches the label, the colour and whatever else can be
+asked for. The ends are drawn without regard to the item: what stands there must not decide the label.
 """
 
 import re
@@ -67,7 +67,7 @@ def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[MadeInstructio
     rows_of_label: dict[str, list[int]] = {}
     for row, item in enumerate(dataset.items):
         rows_of_label.setdefault(item.label, []).append(row)
-    made = []
+    made: list[MadeInstruction] = []
     for label in sorted(rows_of_label):
         own = rows_of_label[label]
         # The square root: a frequent label is asked for more often, but a rare one must be learned too.

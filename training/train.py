@@ -1,7 +1,7 @@
 """The recipe: dataset, vectors, head, score weights, metrics, run."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -9,25 +9,23 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from training.dataset import SPLITS, Dataset, MadeInstruction, Split
+from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
 from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
 from training.history import HistoryExample, history_examples, pair_with_queries
+from training.made import with_made
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
 from training.model import InstructionModel
 from training.plan import Plan
-from training.pseudo_labels import pseudo_label
 from training.ranking import Fit, RankingExamples, fit_score_weights
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
 from training.shots import limit_shots
-from training.synthetic import synthesise
 
 Say = Callable[[str], None]
-HELD_OUT = 10  # each such synthetic instruction stands in for validation where there is none
 
 
 @dataclass(frozen=True)
@@ -120,35 +118,6 @@ def train_run(plan: Plan, say: Say) -> Run:
     if tuning is not None:
         forget_tuning(plan)
     return run
-
-
-def with_made(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
-    """The dataset with the instructions that are made of its catalogue and of its unlabelled instructions.
-
-    Where the validation split is but `stand_ins`, made instructions take their place.
-    """
-    made: list[MadeInstruction] = []
-    if plan.source.synthetic is not None:
-        made += synthesise(dataset, plan.source.synthetic)
-        say(f"made {len(made):,} synthetic instructions of the catalogue")
-    settings, encoder = plan.config.self_training, plan.config.encoder
-    if settings is not None and plan.teacher is not None:
-        teacher = plan.teacher
-        cache = EmbeddingCache(
-            plan.var / "cache" / "embeddings", teacher.manifest.encoder.sha256, encoder.pooling, encoder.max_length
-        )
-        labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
-        say(f"run {teacher.run_id} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
-        made += labelled
-    if stand_ins and any(one.ranked for one in made):
-        # No person's words are there to validate on: made ones come nearer to them than the titles of items.
-        held_out = [one for one in made if one.ranked][::HELD_OUT]
-        made = [one for one in made if one not in held_out]
-        instructions = [one for one in dataset.instructions if one.split != "validation"]
-        instructions += [replace(one.instruction, split="validation") for one in held_out]
-        dataset = replace(dataset, instructions=tuple(instructions))
-        say(f"{len(held_out)} synthetic instructions stand in for the validation split")
-    return replace(dataset, made=tuple(made))
 
 
 def describe(dataset: Dataset) -> str:
