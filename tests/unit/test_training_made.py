@@ -1,0 +1,182 @@
+"""Instructions that nobody labelled: read without those held out, made of the catalogue, or labelled by a teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.cli import main
+from training.config import EncoderTuningConfig
+from training.config_loading import load_config
+from training.dataset import Dataset
+from training.dataset_loading import load_dataset
+from training.encoder_source import locate_encoder
+from training.errors import ConfigError, DatasetError
+from training.made import with_made
+from training.model import InstructionModel
+from training.plan import make_plan
+from training.run import Run
+from training.synthetic import learn_manner
+from training.tuning_examples import Collator, tuning_examples
+
+PHRASES = ["{title}", "{colour} {label}", "{label}"]
+
+
+@pytest.fixture
+def config(tiny_config: Path, tiny_data: Path) -> Path:
+    """The tiny config with unlabelled instructions and phrases."""
+    asks = (tiny_data / "shop" / "asks.csv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.split(",")[1] for line in asks] + ["show me the fish of the sea", "I want a hat for the red bag", ""]
+    (tiny_data / "shop" / "words.csv").write_text("words\n" + "\n".join(texts[:-1]) + "\n", encoding="utf-8")
+    tree = yaml.safe_load(tiny_config.read_text(encoding="utf-8"))
+    tree["sources"][0]["unlabelled"] = {"file": "shop/words.csv", "text": "words"}
+    tree["sources"][0]["synthetic"] = {"phrases": PHRASES, "per_thousand": 100, "at_least": 12}
+    tiny_config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return tiny_config
+
+
+@pytest.fixture
+def made(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
+    def call(*overrides: str, stand_ins: bool = False) -> Dataset:
+        plan = make_plan(load_config(config, overrides), tiny_data, tmp_path / "var")
+        return with_made(plan, load_dataset(plan.config, tiny_data), lambda _: None, stand_ins=stand_ins)
+
+    return call
+
+
+@pytest.fixture
+def train(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
+    def call(*overrides: str) -> Result:
+        common = ["train", "--config", config, "--data", tiny_data, "--var", tmp_path / "var", *overrides]
+        return CliRunner().invoke(main, [str(argument) for argument in common])
+
+    return call
+
+
+def finished(result: Result) -> Run:
+    assert result.exit_code == 0, result.output
+    return Run.open(result.output.strip().rpartition("run: ")[2])
+
+
+def test_what_is_held_out_is_not_among_the_unlabelled(config: Path, tiny_data: Path) -> None:
+    dataset = load_dataset(load_config(config), tiny_data)
+    held_out = {one.text for one in dataset.instructions if one.split != "train"}
+    assert set(dataset.unlabelled) == {one.text for one in dataset.split("train")} | {
+        "show me the fish of the sea",
+        "I want a hat for the red bag",
+    }
+    assert not held_out & set(dataset.unlabelled)
+    assert any("32 texts that are held out are left out" in note for note in dataset.notes)
+
+
+def test_an_empty_unlabelled_instruction_is_named(config: Path, tiny_data: Path) -> None:
+    path = tiny_data / "shop" / "words.csv"
+    path.write_text('words,x\nred hat,1\n" ",2\n', encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"words.csv: row 2 .*the instruction is empty"):
+        load_dataset(load_config(config), tiny_data)
+
+
+def test_synthetic_instructions_say_what_their_items_are(made: Any) -> None:
+    dataset = made()
+    assert {one.instruction.label for one in dataset.made} == set(dataset.labels)
+    assert len(dataset.made) == 4 * 12
+    beginnings = 0
+    for one in dataset.made:
+        text, asked = one.instruction.text, one.instruction
+        assert asked.split == "train"
+        assert one.weight == 0.3
+        assert asked.label.lower().rstrip("s") in text
+        assert one.ranked == (f"{asked.label[:-1].lower()}s" in text)  # a title names one thing, a label several
+        if "colour" in asked.attributes:
+            assert f"{asked.attributes['colour']} {asked.label.lower()}" in text
+        beginnings += text.startswith(("show me", "buy a", "i want", "I want"))
+    assert 20 < beginnings < 48
+
+
+def test_the_same_inputs_make_the_same_instructions(made: Any) -> None:
+    assert made().made == made().made
+    assert made().made != made("sources.main.synthetic.seed=1").made
+
+
+def test_synthetic_instructions_stand_in_for_a_validation_split(made: Any) -> None:
+    whole, dataset = made(), made(stand_ins=True)
+    stand_ins = dataset.split("validation")
+    assert stand_ins
+    assert all(one.instruction_id.startswith("synthetic-") for one in stand_ins)
+    assert len(dataset.made) + len(stand_ins) == len(whole.made)
+    assert not {one.instruction.instruction_id for one in dataset.made} & {one.instruction_id for one in stand_ins}
+
+
+@given(st.lists(st.text(max_size=80), max_size=12))
+def test_any_texts_have_a_manner(texts: list[str]) -> None:
+    manner = learn_manner(texts)
+    assert len(manner.beginnings) == len(manner.frequencies)
+    assert all(count > 1 for count in manner.frequencies)
+    assert all(len(ending.split()) >= 2 for ending in manner.endings)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "problem"), [("{size} {label}", "names 'size'; there are"), ("{label", "is no template"), ("{}", "'';")]
+)
+def test_a_wrong_phrase_is_refused(config: Path, phrase: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_config(config, [f"sources.main.synthetic.phrases=['{phrase}']"])
+
+
+def test_rivals_share_the_label_and_do_not_answer(config: Path, made: Any) -> None:
+    dataset = made()
+    encoder = encoder_of(config, dataset)
+    settings = EncoderTuningConfig(method="lora", ranking_weight=1.0, rivals=2)
+    train, _ = tuning_examples(dataset, encoder, settings)
+    ranked = [one for one in (train[row]["example"] for row in range(len(train))) if one.candidates]  # type: ignore[attr-defined]
+    with_rivals = [one for one in ranked if one.rivals]
+    assert with_rivals
+    for one in with_rivals:
+        assert not set(one.rivals) & set(one.grades)
+        labels = {dataset.items[row].label for row in [*one.rivals, *one.grades]}
+        assert labels == {dataset.labels[one.label_id]}
+    batch = Collator(encoder, settings.rivals)([{"example": one} for one in with_rivals[:3]])
+    assert len(batch["input_ids"]) == 3 + 3 * (1 + 2)
+    assert np.allclose(batch["targets"].sum(dim=1), 1)
+    assert (batch["targets"] == 0).any()
+
+
+def encoder_of(config: Path, dataset: Dataset) -> InstructionModel:
+    folder = locate_encoder(load_config(config).encoder).folder
+    return InstructionModel.from_folder(folder, "mean", 32, len(dataset.labels))
+
+
+def test_a_teacher_labels_what_it_is_sure_of(train: Any, made: Any, tmp_path: Path) -> None:
+    teacher = finished(train("training.shots=0"))
+    assert teacher.manifest.metrics["shots"]["train"] == 0
+    sure = made(f"self_training.teacher={teacher.path}", "self_training.confidence=0", "self_training.nearest=1")
+    labelled = [one for one in sure.made if one.instruction.instruction_id.startswith("pseudo-")]
+    assert {one.instruction.text for one in labelled} == set(sure.unlabelled)
+    assert not any(one.ranked for one in labelled)
+    fewer = made(f"self_training.teacher={teacher.run_id}", "self_training.per_label=1", "self_training.confidence=0")
+    found = [one.instruction.label for one in fewer.made if one.instruction.instruction_id.startswith("pseudo-")]
+    assert len(found) == len(set(found)) > 0
+    none = made(f"self_training.teacher={teacher.path}", "self_training.confidence=1")
+    assert len(none.made) == 48
+    student = finished(train("training.shots=0", f"self_training.teacher={teacher.path}"))
+    assert student.manifest.fingerprint != teacher.manifest.fingerprint
+    assert len(student.instructions()) == len(teacher.instructions())
+
+
+def test_a_teacher_that_does_not_fit_is_refused(train: Any, config: Path, tiny_data: Path) -> None:
+    missing = train("self_training.teacher=nobody")
+    assert missing.exit_code == 1
+    assert "self_training.teacher: nobody is neither the folder of a run nor the id" in missing.output
+    teacher = finished(train())
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del tree["sources"][0]["unlabelled"]
+    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    without = train(f"self_training.teacher={teacher.path}")
+    assert without.exit_code == 1
+    assert "the source has no unlabelled instructions" in without.output
+    assert "Traceback" not in without.output
