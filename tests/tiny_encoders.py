@@ -69,7 +69,7 @@ def save_encoder(kind: str, folder: Path, *, dtype: str = "float32", end_of_text
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "max_position_embeddings": 128,
-        "initializer_range": 0.1,
+        "initializer_range": 0.3,
         "bos_token_id": 0,
         "eos_token_id": 0,
     }

@@ -95,7 +95,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Live]]:
     found = {}
     try:
         for domain, kind, pooling, precision, method in (
-            ("decoder", "llama", "last", "int8", "lora"),
+            ("decoder", "gpt2", "last", "int8", "lora"),
             ("cls", "bert", "cls", "fp32", "frozen"),
         ):
             (folder / kind).mkdir()

@@ -19,9 +19,11 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
 from export.errors import ExportError
-from export.graphs import build_encoder
+from export.int8 import quantize_encoder
 from export.onnx_graph import export_encoder
-from export.settings import ExportSettings, ServingSettings
+from export.report import FP32_BUDGET, INT8_BUDGET
+from export.tokens import calibration_batches
+from export.verify import verify_encoder
 from serving.steps.tokenization import InstructionTokenizer
 from training.cli import main
 from training.encoder_source import locate_encoder
@@ -32,6 +34,17 @@ from training.tokenizer import load_tokenizer
 
 LIMIT = 16
 END = "<|endoftext|>"
+BUCKETS = (8, 32)
+LOOSE = INT8_BUDGET.model_copy(  # random weights lose more than trained ones; what must not depend on them stays
+    update={
+        "mean_cosine": 0.98,
+        "min_cosine": 0.9,
+        "shape_cosine": 0.9,
+        "max_absolute": 0.3,
+        "label_agreement": 0.5,
+        "top_k_overlap": 0.5,
+    }
+)
 any_text = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
     st.lists(st.sampled_from([*MULTILINGUAL, END, "\u0301", "\u200d", "\ufeff", " ", "\x00"]), max_size=6).map("".join),
@@ -183,9 +196,7 @@ def tune(config: Path, data: Path, var: Path, encoder: Path, *overrides: str) ->
 
 
 @pytest.mark.parametrize(("kind", "products"), [("gpt2", 8), ("llama", 14)])
-def test_a_decoder_is_tuned_and_becomes_a_verified_int8_graph(
-    kind, products, folders, tiny_config, tiny_data, tmp_path
-):
+def test_a_decoder_is_tuned_and_becomes_an_int8_graph(kind, products, folders, tiny_config, tiny_data, tmp_path):
     """LoRA finds GPT-2's own kind of linear layer too; INT8 holds every product with a weight."""
     few = ("encoder_tuning.method=lora", "encoder_tuning.epochs=1", "encoder_tuning.rank=2", "training.epochs=5")
     run = tune(tiny_config, tiny_data, tmp_path / "var", folders[kind], *few)
@@ -195,13 +206,13 @@ def test_a_decoder_is_tuned_and_becomes_a_verified_int8_graph(
     assert model.encoder.state_dict().keys() == before.encoder.state_dict().keys()
     np.testing.assert_allclose(model.embed([item.text for item in run.catalogue()]), run.item_vectors(), atol=1e-5)
 
-    serving, export = ServingSettings(length_buckets=(8, 32)), ExportSettings(verification_texts=8)
-    graphs = build_encoder(run, "int8", serving, export, tmp_path)
-    assert graphs.reports[0].graph == "encoder-fp32.onnx"
-    assert graphs.reports[-1].passed
-    assert graphs.path.name in ("encoder-int8.onnx", "encoder-int8-down-fp32.onnx")
-    content = (tmp_path / "encoder-int8.onnx").read_bytes()
-    assert content.count(b"/codes") > products  # the name of a quantised weight, and of what reads it
+    texts = [*MULTILINGUAL, *(one.text for one in run.instructions()[:8])]
+    fp32, int8 = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_encoder(model, fp32)
+    assert verify_encoder(fp32, model, texts, BUCKETS, FP32_BUDGET, item_vectors=run.item_vectors()).passed
+    report = quantize_encoder(fp32, int8, calibration_batches(model, texts))
+    assert [product.quantized for product in report.products] == [True] * products
+    assert verify_encoder(int8, model, texts, BUCKETS, LOOSE, item_vectors=run.item_vectors()).passed
 
 
 def test_attention_with_a_window_is_refused_where_it_would_matter(tmp_path):
