@@ -122,7 +122,7 @@ class EncoderGraph(nn.Module):
 def ready_to_trace(encoder: Any) -> Iterator[None]:  # a transformers model, whose class is the config's
     """Gives the encoder the attention and the products above and no dropout, and puts all back."""
     attention, training = encoder.config._attn_implementation, encoder.training
-    products = [module for module in encoder.modules() if isinstance(module, Conv1D)]
+    products: list[Any] = [module for module in encoder.modules() if isinstance(module, Conv1D)]
     tracer_log = logging.getLogger("torch.onnx")
     level = tracer_log.level
     try:

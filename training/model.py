@@ -163,4 +163,4 @@ def first_position(encoder: transformers.PreTrainedModel) -> int:
     """The position of the first token: RoBERTa counts from behind its padding index, others from 0."""
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(table, "padding_idx", None)
-    return 0 if padding_index is None else padding_index + 1
+    return 0 if padding_index is None else int(padding_index) + 1
