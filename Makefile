@@ -108,7 +108,7 @@ bench: running  ## Measure the live service against its own encoder, as ratios o
 
 test: setup  ## Run all tests, those against the real server included
 	@$(PY) -m pytest tests/unit --numprocesses 2
-	@$(PY) -m pytest tests/integration
+	@$(PY) -m pytest tests/integration --numprocesses 2 --dist loadgroup
 
 lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .

@@ -6,110 +6,29 @@ Opset 20 and IR 10 load in every stock Triton image since 24.10.
 from __future__ import annotations
 
 import ast
-import inspect
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
-from transformers import AttentionInterface
 
+from export.encoder_graph import EncoderGraph, ready_to_trace
 from export.errors import ExportError
 from export.graph_file import save_graph
 
 if TYPE_CHECKING:
     from training.model import InstructionModel
 
-__all__ = ["HIDDEN_STATE", "IR_VERSION", "OPSET", "VECTOR", "EncoderGraph", "export_encoder", "export_head"]
+__all__ = ["HIDDEN_STATE", "IR_VERSION", "OPSET", "VECTOR", "export_encoder", "export_head"]
 
 OPSET = 20
 IR_VERSION = 10
 VECTOR = "instruction_vector"  # "embedding" would collide with a node inside the graph
 HIDDEN_STATE = "hidden_state_{}"
 """Name, within the encoder graph, of the hidden state after layer i (0: after the embedding tables)."""
-
-_MASKED = -1e4  # far below any attention score, and still finite in FP16
-_ATTENTION = "instructrec_export"
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention in five nodes. The scale is applied before the first product, as TensorRT needs."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    return torch.matmul(torch.softmax(scores, dim=-1), value).transpose(1, 2), None
-
-
-AttentionInterface.register(_ATTENTION, _attention)
-
-
-class EncoderGraph(nn.Module):
-    """What is traced: encoder, pooling and normalisation, with everything explicit that transformers would derive.
-
-    Padding is on the right. A row of padding alone gives a vector of zeros.
-    """
-
-    def __init__(self, model: InstructionModel) -> None:
-        """Wraps a model; its weights are shared, not copied."""
-        super().__init__()
-        self.encoder = model.encoder
-        self.pooling = model.pooling
-        self.causal = any(getattr(module, "is_causal", False) for module in self.encoder.modules())
-        self.accepted = set(inspect.signature(self.encoder.forward).parameters)
-        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
-        padding_index = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind it
-        self.first_position = 0 if padding_index is None else padding_index + 1
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns the vector [B, H] and the hidden states [B, L, H], the one of the embedding tables first."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        blocked = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
-        if self.causal:
-            future = (positions[:, None, None, :] > positions[:, None, :, None]).to(torch.float32)
-            blocked = torch.maximum(blocked, future)
-        arguments = {
-            "position_ids": positions + self.first_position,
-            "token_type_ids": torch.zeros(1, 1, dtype=torch.int64, device=input_ids.device),
-            "use_cache": False,
-        }
-        states = self.encoder(
-            input_ids=input_ids,
-            attention_mask=blocked * _MASKED,
-            output_hidden_states=True,
-            **{name: value for name, value in arguments.items() if name in self.accepted},
-        )
-        vector = self._pool(states.last_hidden_state.to(torch.float32), attention_mask.to(torch.float32), positions)
-        # Not `functional.normalize`: its expansion keeps ONNX Runtime from some of its fusions.
-        length = torch.sqrt((vector * vector).sum(dim=1, keepdim=True).clamp(min=1e-24))
-        return (vector / length, *states.hidden_states)
-
-    def _pool(self, states: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        if self.pooling == "cls":
-            return states[:, 0]
-        count = mask.sum(dim=1, keepdim=True)
-        if self.pooling == "last":
-            last = (positions == count - 1).to(torch.float32)
-            return (states * last[:, :, None]).sum(dim=1)
-        return (states * mask[:, :, None]).sum(dim=1) / count.clamp(min=1.0)
 
 
 def export_encoder(model: InstructionModel, path: Path) -> None:
@@ -127,7 +46,7 @@ def export_encoder(model: InstructionModel, path: Path) -> None:
     """
     if model.pooling not in ("mean", "cls", "last"):
         raise ExportError(f"Pooling {model.pooling!r} cannot be exported. Choose mean, cls or last.")
-    with _ready_to_trace(model.encoder):
+    with ready_to_trace(model.encoder):
         wrapper = EncoderGraph(model).eval()
         try:
             graph = _trace(wrapper, model.max_length)
@@ -169,24 +88,6 @@ def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], 
         ],
     )
     save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
-
-
-@contextmanager
-def _ready_to_trace(encoder: Any) -> Iterator[None]:  # a transformers model, whose class is the config's
-    """Gives the encoder the attention above and no dropout, and puts both back."""
-    attention, training = encoder.config._attn_implementation, encoder.training
-    tracer_log = logging.getLogger("torch.onnx")
-    level = tracer_log.level
-    try:
-        encoder.set_attn_implementation(_ATTENTION)
-        tracer_log.setLevel(logging.ERROR)  # it warns of torchvision, which has no part in this
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        tracer_log.setLevel(level)
-        encoder.set_attn_implementation(attention)
-        encoder.train(training)
 
 
 def _trace(wrapper: EncoderGraph, max_length: int) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 """The instruction model: encoder, pooling and head."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,12 @@ class InstructionModel(nn.Module):
         self.pooling: Pooling = pooling
         self.max_length = max_length
         self.hidden_size = int(encoder.config.get_text_config().hidden_size)
-        self.pad_token_id = int(getattr(encoder.config.get_text_config(), "pad_token_id", None) or 0)
+        self.pad_token_id = pad_token_id(encoder)
+        self.causal = is_causal(encoder)
+        self.first_position = first_position(encoder)
+        # A decoder would keep keys and values for words to come; none will.
+        takes_cache = "use_cache" in inspect.signature(encoder.forward).parameters
+        self._arguments = {"use_cache": False} if takes_cache else {}
         self.head = nn.Linear(self.hidden_size, labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -46,19 +52,38 @@ class InstructionModel(nn.Module):
         """Load encoder and tokenizer from a Hugging Face folder; the head is fresh.
 
         Raises:
-            EncoderError: The folder is incomplete, needs code of its own, or cannot take `max_length` tokens.
+            EncoderError: The folder is incomplete, needs code of its own, cannot take `max_length` tokens, or its
+                first token cannot be what `pooling` wants of it.
         """
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # It would list the output layer of a language model, which has no part here.
+        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            encoder = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
-            ).float()
+            encoder, loaded = transformers.AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EncoderError(f"encoder {folder}: cannot be loaded: {reason}") from None
+        missing = sorted(name for name in loaded["missing_keys"] if "pooler." not in name)  # BERT's pooler is not used
+        if missing:  # they would be random numbers
+            raise EncoderError(
+                f"encoder {folder}: the weights lack {missing[0]} ({len(missing)} in all); save them with config.json"
+            )
         limit = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and max_length > limit:
+        if limit is not None and max_length > (limit := limit - first_position(encoder)):
             raise EncoderError(f"encoder.max_length is {max_length}, the encoder takes {limit}; set {limit} or less")
+        if pooling == "cls" and is_causal(encoder):
+            raise EncoderError(
+                f"encoder {folder}: its first token sees no other, so encoder.pooling cls gives all texts nearly one "
+                "vector; set last"
+            )
         tokenizer = load_tokenizer(folder, max_length)
         words = encoder.get_input_embeddings().weight.shape[0]
         if tokenizer.get_vocab_size() > words:
@@ -69,19 +94,22 @@ class InstructionModel(nn.Module):
         return cls(encoder, tokenizer, pooling, max_length, labels)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token vectors [B, L, H] and mask [B, L] to one vector a text [B, H], not yet normalised."""
+        """Token vectors [B, L, H] and mask [B, L] to one vector a text [B, H], not yet normalised.
+
+        A text without a single token gets zeros, whatever the pooling.
+        """
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         if self.pooling == "cls":
-            return hidden[:, 0]
+            return hidden[:, 0] * mask[:, 0]
         if self.pooling == "last":
             positions = torch.arange(attention_mask.shape[1], device=hidden.device)
             last = (positions * attention_mask).argmax(dim=1)
-            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last] * mask[:, 0]
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 [B, L], to `h` [B, H] (length 1) and `u` [B, K] (logits), float32."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **self._arguments).last_hidden_state
         pooled = self.pool(hidden.float(), attention_mask)
         h = pooled / torch.sqrt((pooled * pooled).sum(dim=-1, keepdim=True) + NORM_FLOOR**2)
         return h, self.head(h)
@@ -115,3 +143,24 @@ class InstructionModel(nn.Module):
             input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
+
+
+def pad_token_id(encoder: transformers.PreTrainedModel) -> int:
+    """The id that fills rows up: the encoder's own, else 0. It is masked, so any id that exists will do."""
+    found = getattr(encoder.config.get_text_config(), "pad_token_id", None)
+    known = encoder.get_input_embeddings().weight.shape[0]
+    return int(found) if found is not None and 0 <= found < known else 0
+
+
+def is_causal(encoder: transformers.PreTrainedModel) -> bool:
+    """Whether a token sees only those before it, as in GPT-class models."""
+    if not getattr(encoder.config.get_text_config(), "is_causal", True):  # a decoder made into a two-way encoder
+        return False
+    return any(getattr(module, "is_causal", False) for module in encoder.modules())
+
+
+def first_position(encoder: transformers.PreTrainedModel) -> int:
+    """The position of the first token: RoBERTa counts from behind its padding index, others from 0."""
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding_index = getattr(table, "padding_idx", None)
+    return 0 if padding_index is None else int(padding_index) + 1

@@ -18,6 +18,8 @@ class Project:
     Attributes:
         var: where all that is produced lies.
         grpc_port, http_port, metrics_port: where its server listens, when it runs.
+        domain: what it recommends for.
+        settings: what it changes of the domain's YAML.
     """
 
     var: Path
@@ -25,6 +27,7 @@ class Project:
     http_port: int
     metrics_port: int
     domain: str = "ecommerce"
+    settings: tuple[str, ...] = ()
 
     @property
     def grpc_url(self) -> str:
@@ -45,6 +48,7 @@ class Project:
             "GRPC_PORT": self.grpc_port,
             "HTTP_PORT": self.http_port,
             "METRICS_PORT": self.metrics_port,
+            "SET": " ".join(self.settings),
         }
         # Under `make test`, this process has make's own variables in its environment; what we start must not get them.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}

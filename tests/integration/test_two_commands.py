@@ -8,6 +8,9 @@ from pathlib import Path
 
 from project import ROOT, Project
 
+from serving import process_tree
+from serving.layout import Layout
+
 
 def test_export_deploy_ends_in_a_live_recommendation(deployed: tuple[Project, str]) -> None:
     project, printed = deployed
@@ -92,3 +95,12 @@ def test_the_manifest_names_what_answers(server: Project) -> None:
     manifest = json.loads((server.var / "releases" / "ecommerce" / "1" / "manifest.json").read_text())
     assert manifest["precision"] == "int8"
     assert set(manifest["steps"]) == {"tokenizer", "encoder", "head", "topk"}
+
+
+def test_no_process_of_the_server_holds_torch_and_memory_is_bounded(server: Project) -> None:
+    tree = process_tree.processes(Layout(server.var).shared_memory_prefix)
+    assert len(tree) == 5
+    for process in tree:
+        mapped = {Path(one.path).name for one in process.memory_maps()}
+        assert not any("torch" in name or "transformers" in name for name in mapped), process.cmdline()
+    assert process_tree.proportional_memory_bytes(tree) < 700 << 20
