@@ -188,7 +188,7 @@ class SelfTrainingConfig(Section):
     """Labels for the source's unlabelled instructions, by a teacher's head (training/pseudo_labels.py)."""
 
     teacher: str = Field(min_length=1, description="a run's folder or id")
-    confidence: float = Field(default=0.6, ge=0, le=1, description="least probability of the label")
+    confidence: float = Field(default=0.6, ge=0, le=1, description="least mean of probability and votes")
     nearest: float = Field(default=0.5, gt=0, le=1, description="share of the texts, those nearest to some item")
     per_label: int = Field(default=100, ge=1, description="at most so many of a label")
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of one; a given instruction weighs 1")

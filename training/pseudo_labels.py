@@ -1,7 +1,5 @@
 """Self-training: a teacher labels the instructions that nobody labelled, where it is sure and they fit the items."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +11,8 @@ from training.run import Run
 from training.score import Vectors, log_softmax
 
 CHUNK = 256  # texts compared with the whole catalogue at once
+NEIGHBOURS = 50
+TEMPERATURE = 0.03
 
 
 def pseudo_label(
@@ -20,10 +20,12 @@ def pseudo_label(
 ) -> list[MadeInstruction]:
     """The unlabelled instructions that `teacher` labels, in the order of `dataset.unlabelled`.
 
-    A teacher of some labels knows none but those, and is as sure of a text that asks for no item of this catalogue at
-    all. So of the texts only the share `config.nearest` that lies nearest to some item is used, and of those only what
-    the teacher gives a probability of at least `config.confidence`. Of a label that is found more than
-    `config.per_label` times as many are drawn (Lee 2013; the thresholds are this project's).
+    Two views of the teacher are averaged: its head's probabilities, and the votes of the items nearest to the text.
+    They err in different places, so that their mean is surer where it is sure (measured in docs/training.md).
+    A teacher knows no labels but its own, and is as sure of a text that asks for nothing of this catalogue at all. So
+    of the texts only the share `config.nearest` that lies nearest to some item is used, and of those only what gets at
+    least `config.confidence`. Of a label found more than `config.per_label` times as many are drawn (Lee 2013; the
+    votes and thresholds are this project's).
 
     Raises:
         RunError: The teacher has other labels than the dataset.
@@ -34,10 +36,11 @@ def pseudo_label(
         raise RunError("self_training: the source has no unlabelled instructions; name them under `unlabelled`")
     model = teacher.load_model()
     h = cache.embed(model, dataset.unlabelled, batch_size)
-    near = nearest_similarity(h, teacher.item_vectors())
     logs = log_softmax(h @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy())
-    label_ids = logs.argmax(axis=1)
-    sure = (near >= np.quantile(near, 1 - config.nearest)) & (np.exp(logs.max(axis=1)) >= config.confidence)
+    near, votes = votes_of_items(h, teacher, logs.shape[1])
+    shares = (np.exp(logs) + votes) / 2
+    label_ids = shares.argmax(axis=1)
+    sure = (near >= np.quantile(near, 1 - config.nearest)) & (shares.max(axis=1) >= config.confidence)
     generator = np.random.default_rng(config.seed)
     chosen: list[int] = []
     for label_id in np.unique(label_ids[sure]):
@@ -53,9 +56,22 @@ def pseudo_label(
     ]
 
 
-def nearest_similarity(h: Vectors, item_vectors: Vectors) -> Vectors:
-    """The greatest cosine of each row of `h` [n, H] with an item [N, H], float32 [n]."""
-    parts: Sequence[Vectors] = [
-        (h[start : start + CHUNK] @ item_vectors.T).max(axis=1) for start in range(0, len(h), CHUNK)
-    ]
-    return np.concatenate(parts)
+def votes_of_items(h: Vectors, teacher: Run, labels: int) -> tuple[Vectors, Vectors]:
+    """How near each text of `h` [n, H] is to an item, float32 [n], and its nearest items' votes, float32 [n, K].
+
+    Each of the `NEIGHBOURS` nearest items votes for its label by `exp(cosine / TEMPERATURE)`; a text's votes sum to 1.
+    """
+    vectors = teacher.item_vectors()
+    number = {label: place for place, label in enumerate(teacher.labels)}
+    label_ids = np.array([number[item.label] for item in teacher.catalogue()])
+    count = min(NEIGHBOURS, len(vectors))
+    near, votes = np.empty(len(h), np.float32), np.zeros((len(h), labels), np.float32)
+    for start in range(0, len(h), CHUNK):
+        cosines = h[start : start + CHUNK] @ vectors.T
+        rows = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        best = np.take_along_axis(cosines, rows, axis=1)
+        near[start : start + CHUNK] = best.max(axis=1)
+        weights = np.exp((best - best.max(axis=1, keepdims=True)) / TEMPERATURE)
+        places = np.arange(start, start + len(cosines))[:, None]
+        np.add.at(votes, (places, label_ids[rows]), weights / weights.sum(axis=1, keepdims=True))
+    return near, votes
