@@ -10,6 +10,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from training.bottleneck import load_bottlenecks
 from training.config import Pooling
 from training.errors import EncoderError
 from training.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ class InstructionModel(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path, pooling: Pooling, max_length: int, labels: int) -> "InstructionModel":
-        """Load encoder and tokenizer from a Hugging Face folder; the head is fresh.
+        """Load encoder, its bottleneck adapters if any, and tokenizer from a Hugging Face folder; the head is fresh.
 
         Raises:
             EncoderError: The folder is incomplete, needs code of its own, or cannot take `max_length` tokens.
@@ -56,6 +57,7 @@ class InstructionModel(nn.Module):
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EncoderError(f"encoder {folder}: cannot be loaded: {reason}") from None
+        load_bottlenecks(encoder, folder)
         limit = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and max_length > limit:
             raise EncoderError(f"encoder.max_length is {max_length}, the encoder takes {limit}; set {limit} or less")
