@@ -141,6 +141,13 @@ class EncoderTuningConfig(Section):
         """The learning rate of the encoder: as given, else what suits the method."""
         return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
 
+    def fingerprinted(self) -> dict[str, Any]:
+        """The settings that make a run another one, with the learning rate that None stands for."""
+        settings = {**self.model_dump(mode="json"), "learning_rate": self.encoder_learning_rate}
+        if self.method != "bottleneck":
+            del settings["bottleneck_size"]
+        return settings
+
 
 class DomainConfig(Section):
     """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""

@@ -229,8 +229,11 @@ def _record(state: TrainerState, model: InstructionModel, config: EncoderTuningC
 
 def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArguments:
     gpu = torch.cuda.is_available()
-    if config.precision == "bfloat16" and not (gpu and torch.cuda.is_bf16_supported()):
-        raise ConfigError("encoder_tuning.precision: bfloat16 needs a GPU that has it; set float32")
+    if config.precision == "bfloat16" and not (torch.cuda.is_bf16_supported() if gpu else _cpu_has_bfloat16()):
+        raise ConfigError(
+            "encoder_tuning.precision: bfloat16 needs a GPU that has it, or a CPU with avx512_bf16 or amx_bf16; "
+            "set float32"
+        )
     if config.precision == "float16" and not gpu:
         raise ConfigError("encoder_tuning.precision: float16 needs a GPU; set float32")
     if config.batch_size % processes.count():
@@ -241,6 +244,7 @@ def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArgume
     batch_size = config.batch_size // processes.count()
     return TrainingArguments(
         output_dir=str(checkpoints),
+        use_cpu=not gpu and (processes.count() > 1 or config.precision == "bfloat16"),  # else they insist on a GPU
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=2 * batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -271,3 +275,9 @@ def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArgume
         ddp_timeout=int(processes.PATIENCE.total_seconds()),
         report_to="none",
     )
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; others would be slower with it than with float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # a torch without it cannot tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -55,7 +55,7 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         "dataset": digest,
     }
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
-        inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
+        inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
     content = json.dumps(inputs, sort_keys=True)
     return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
 

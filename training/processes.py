@@ -64,10 +64,11 @@ def wait() -> None:
 
 
 def _state() -> "PartialState":
-    from accelerate import PartialState  # noqa: PLC0415 - a process alone has no need of it here
+    import torch  # noqa: PLC0415 - a process alone has no need of them here
+    from accelerate import PartialState  # noqa: PLC0415
 
     # Joins the others at the first call; later calls give the same state.
-    return PartialState(timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def _leave() -> None:
