@@ -1,4 +1,4 @@
-"""Makes an encoder trainable: all its weights, or low-rank adapters beside them that merge into them at the end."""
+"""Makes an encoder trainable: all its weights, low-rank adapters that merge into them at the end, or bottlenecks."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import transformers
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 
+from training.bottleneck import ADAPTER, add_bottlenecks, bottleneck_size, train_bottlenecks
 from training.config import EncoderTuningConfig
 from training.errors import ConfigError
 
@@ -19,14 +20,25 @@ ADAPTIVE_START = 1.5  # AdaLoRA starts with so many times the rank that it ends 
 def make_trainable(encoder: transformers.PreTrainedModel, config: EncoderTuningConfig, steps: int) -> nn.Module:
     """The encoder with the weights that the method trains; `steps` is the number of steps of the optimiser.
 
-    LoRA is Hu et al. 2021, AdaLoRA Zhang et al. 2023. The adapters' start is drawn from torch's generator.
+    LoRA is Hu et al. 2021, AdaLoRA Zhang et al. 2023, bottleneck Houlsby et al. 2019. The adapters' start is drawn from
+    torch's generator.
 
     Raises:
-        ConfigError: No module of the encoder has one of the names in `target_modules`.
+        ConfigError: No module of the encoder has one of the names in `target_modules`, the encoder has no known place
+            for bottlenecks, or it has bottlenecks, which do not go with low-rank adapters.
     """
     if config.method == "full":
         encoder.requires_grad_(True)
         return encoder
+    if config.method == "bottleneck":
+        add_bottlenecks(encoder, config.bottleneck_size)
+        train_bottlenecks(encoder)
+        return encoder
+    if bottleneck_size(encoder) is not None:
+        raise ConfigError(
+            f"encoder_tuning.method: {config.method} cannot be merged into an encoder that has bottleneck adapters; "
+            "use bottleneck or full, or start from another encoder"
+        )
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     common: dict[str, Any] = {
         "task_type": TaskType.FEATURE_EXTRACTION,
@@ -55,7 +67,10 @@ def make_trainable(encoder: transformers.PreTrainedModel, config: EncoderTuningC
 
 
 def merged(encoder: nn.Module) -> nn.Module:
-    """The encoder in its own format again, with what its adapters learned added to its weights."""
+    """The encoder in its own format again, with what low-rank adapters learned added to its weights.
+
+    Bottleneck adapters stay: they are no linear maps, so no weights could do their work.
+    """
     if isinstance(encoder, PeftModel):
         encoder = encoder.merge_and_unload()
     return encoder.requires_grad_(False).eval()
@@ -86,5 +101,6 @@ def is_adaptive(encoder: nn.Module) -> bool:
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters of `model` are trained, and how many it has without its adapters."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    whole = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" not in name)
+    own = (value for name, value in model.named_parameters() if "lora_" not in name and f".{ADAPTER}." not in name)
+    whole = sum(parameter.numel() for parameter in own)
     return trained, whole

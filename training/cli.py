@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from training import processes
 from training.config import DomainConfig
 from training.config_loading import load_config
 from training.dataset import SPLITS, Dataset
@@ -59,6 +60,9 @@ def main() -> None:
 @_overrides
 def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple[str, ...]) -> None:
     """Tune head and score weights and write a run; a run of the same inputs is used again."""
+    if not processes.is_main():
+        _help(config, data, var, overrides)
+        return
     console = Console(stderr=print_run, highlight=False, soft_wrap=True)
     started = time.monotonic()
     plan = make_plan(load_config(config, overrides), data, var)
@@ -71,10 +75,23 @@ def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple
         run = train_run(plan, lambda line: console.print(line, markup=False))
         console.print(_metrics_table(run))
         console.print(f"trained in {time.monotonic() - started:.0f} s", markup=False)
+    processes.finish()
     if print_run:
         click.echo(run.path)
     else:
         click.echo(f"run: {run.path}")
+
+
+def _help(config: Path, data: Path, var: Path, overrides: tuple[str, ...]) -> None:
+    """What the other processes of `accelerate launch` do: share the tuning, and leave the rest to the main one."""
+
+    def tune() -> None:
+        from training.encoder_tuning import help_tuning  # noqa: PLC0415
+
+        plan = make_plan(load_config(config, overrides), data, var)
+        help_tuning(plan, load_dataset(plan.config, plan.data))
+
+    processes.help_main_process(tune)
 
 
 @main.command("data")

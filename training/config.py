@@ -154,9 +154,10 @@ class TrainingConfig(Section):
 class EncoderTuningConfig(Section):
     """Whether and how the encoder's own weights are tuned, before the head is (docs/training.md)."""
 
-    method: Literal["frozen", "lora", "adalora", "full"] = "frozen"
+    method: Literal["frozen", "lora", "adalora", "bottleneck", "full"] = "frozen"
     rank: int = Field(default=8, ge=1, description="of an adapter; AdaLoRA's mean rank at the end")
     alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False, description="an adapter counts alpha / rank times")
+    bottleneck_size: int = Field(default=64, ge=1, description="dimensions inside of a bottleneck adapter")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
     target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = "all-linear"
     epochs: int = Field(default=6, ge=1)
@@ -182,6 +183,13 @@ class EncoderTuningConfig(Section):
     def encoder_learning_rate(self) -> float:
         """The learning rate of the encoder: as given, else what suits the method."""
         return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """The settings that make a run another one, with the learning rate that None stands for."""
+        settings = {**self.model_dump(mode="json"), "learning_rate": self.encoder_learning_rate}
+        if self.method != "bottleneck":
+            del settings["bottleneck_size"]
+        return settings
 
 
 class SelfTrainingConfig(Section):

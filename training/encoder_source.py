@@ -11,6 +11,7 @@ from training.run import Run
 
 WEIGHTS = "model.safetensors"
 PACKAGE = "package:"
+BOTTLENECK_WEIGHTS, BOTTLENECK_SETTINGS = "bottleneck.safetensors", "bottleneck.json"  # beside an adapted encoder's
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ def run_folder(name: str, runs: Path, key: str) -> Path:
 def weights_sha256(folder: Path) -> str:
     """The sha256 of `model.safetensors`; of weights in several files, the sha256 over theirs in name order.
 
+    Bottleneck adapters count as weights, with their settings.
+
     Raises:
         EncoderError: There is no safetensors file.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise EncoderError(f"encoder {folder}: holds no {WEIGHTS}; only safetensors are read, save the model as such")
+    files += [folder / name for name in (BOTTLENECK_WEIGHTS, BOTTLENECK_SETTINGS) if (folder / name).is_file()]
     digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -126,7 +130,8 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"]))
+        files = ["*.json", "*.txt", "*.model", "model*.safetensors", BOTTLENECK_WEIGHTS]
+        return Path(snapshot_download(name, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(

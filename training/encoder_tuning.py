@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import transformers
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
 
+from training import processes
 from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
 from training.atomic import new_folder
+from training.bottleneck import save_bottlenecks, save_encoder
 from training.config import EncoderTuningConfig
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
@@ -25,7 +27,7 @@ from training.errors import ConfigError, TrainingError
 from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
 from training.plan import Plan
-from training.run import TOKENIZER_FILES, copy_files
+from training.run import TOKENIZER_FILES, copy_encoder_files, copy_files
 from training.score import CatalogueSide
 from training.tuning_examples import Collator, TuningExamples, tuning_examples
 from training.tuning_trainer import (
@@ -34,6 +36,7 @@ from training.tuning_trainer import (
     RankAllotment,
     Report,
     TunableModel,
+    checkpoint_step,
     last_checkpoint,
     top1_accuracy,
 )
@@ -44,7 +47,10 @@ RESULT = "tuning.json"
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """How the encoder was tuned. `parameters` counts encoder and head, `trained` those that were trained."""
+    """How the encoder was tuned. `parameters` counts encoder and head, `trained` those that were trained.
+
+    `processes` is the number of processes that shared the batches.
+    """
 
     method: str
     parameters: int
@@ -55,6 +61,7 @@ class TuningRecord:
     steps: int
     validation_loss: float
     validation_top1_accuracy: float
+    processes: int = 1
 
 
 def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, TuningRecord]:
@@ -67,7 +74,7 @@ def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource,
         ConfigError: The settings do not fit the encoder or the hardware.
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
-    folder = (plan.tuning_folder / "encoder").resolve()
+    folder = _folder(plan)
     try:
         if (folder / RESULT).is_file():
             say("encoder: tuned before, used again")
@@ -81,9 +88,18 @@ def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource,
     return EncoderSource(folder, weights_sha256(folder)), record
 
 
+def help_tuning(plan: Plan, dataset: Dataset) -> None:
+    """Take a share of the batches of the main process, which tunes the same encoder; see `training.processes`."""
+    _tune(plan, dataset, _folder(plan), lambda _: None)
+
+
 def forget_tuning(plan: Plan) -> None:
     """Remove the plan's tuning folder, once the run holds the tuned encoder."""
     shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+
+
+def _folder(plan: Plan) -> Path:
+    return (plan.tuning_folder / "encoder").resolve()
 
 
 def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
@@ -91,8 +107,9 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
     model = InstructionModel.from_folder(
         plan.encoder.folder, settings.pooling, settings.max_length, len(dataset.labels)
     )
-    head = _start_head(plan, dataset, model)
-    model.head.load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
+    if processes.is_main():  # the others get the main process's weights, as the tuning starts
+        head = _start_head(plan, dataset, model)
+        model.head.load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
     train, validation = tuning_examples(dataset, model, config)
     transformers.set_seed(config.seed)
     steps = config.epochs * math.ceil(math.ceil(len(train) / config.batch_size) / config.gradient_accumulation)
@@ -103,14 +120,23 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
         f"{len(train):,} texts, up to {steps:,} steps"
     )
     started = time.monotonic()
-    record = _run_trainer(model, train, validation, config, folder.parent / "checkpoints", say)
+    # Another number of processes makes other batches, and keeps other states of chance.
+    checkpoints = folder.parent / ("checkpoints" if processes.count() == 1 else f"checkpoints-{processes.count()}")
+    state = _run_trainer(model, train, validation, config, checkpoints, say)
+    if not processes.is_main():
+        return
+    record = _record(state, model, config)
     say(f"encoder: best at step {record.best_step} of {record.steps}, {time.monotonic() - started:.0f} s")
     with new_folder(folder) as temporary:
-        encoder = cast(transformers.PreTrainedModel, merged(model.encoder.cpu()))
-        encoder.save_pretrained(temporary)
-        copy_files(plan.encoder.folder, temporary, TOKENIZER_FILES)
+        encoder = merged(model.encoder.cpu())
+        if config.method == "bottleneck":  # all that was learned lies beside the weights, which stay byte for byte
+            copy_encoder_files(plan.encoder.folder, temporary)
+            save_bottlenecks(encoder, temporary)
+        else:
+            save_encoder(encoder, temporary)
+            copy_files(plan.encoder.folder, temporary, TOKENIZER_FILES)
         (temporary / RESULT).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
-    shutil.rmtree(folder.parent / "checkpoints")
+    shutil.rmtree(checkpoints)
 
 
 def _start_head(plan: Plan, dataset: Dataset, model: InstructionModel) -> TunedHead:
@@ -149,15 +175,23 @@ def _run_trainer(
     config: EncoderTuningConfig,
     checkpoints: Path,
     say: Say,
-) -> TuningRecord:
+) -> TrainerState:
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its hints name no setting of this project
-    resume = last_checkpoint(checkpoints)
+    arguments = _arguments(config, checkpoints)
+    # All that may be wrong with the settings is known by now: only one process says so.
+    if processes.is_main():
+        resume = last_checkpoint(checkpoints)
+        processes.ask_for_help()
+        processes.agree(0 if resume is None else checkpoint_step(resume))
+    else:
+        step = processes.agree(0)
+        resume = checkpoints / f"checkpoint-{step}" if step else None
     if resume is not None:
         say(f"encoder: going on from {resume.name}")
     trainer = EncoderTrainer(
         head_learning_rate=config.head_learning_rate,
         model=TunableModel(model, config.ranking_weight, config.temperature),
-        args=_arguments(config, checkpoints),
+        args=arguments,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=Collator(model, config.rivals),
@@ -170,7 +204,11 @@ def _run_trainer(
         trainer.add_callback(RankAllotment(model.encoder, resume))
     trainer.add_callback(Checkpoints())  # last: its mark says that the others are done
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    state, best = trainer.state, trainer.state.best_metric
+    return trainer.state
+
+
+def _record(state: TrainerState, model: InstructionModel, config: EncoderTuningConfig) -> TuningRecord:
+    best = state.best_metric
     if best is None or not math.isfinite(best):
         raise TrainingError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
     at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
@@ -185,19 +223,30 @@ def _run_trainer(
         steps=state.global_step,
         validation_loss=float(best),
         validation_top1_accuracy=float(at_best["eval_top1_accuracy"]),
+        processes=processes.count(),
     )
 
 
 def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArguments:
     gpu = torch.cuda.is_available()
-    if config.precision == "bfloat16" and not (gpu and torch.cuda.is_bf16_supported()):
-        raise ConfigError("encoder_tuning.precision: bfloat16 needs a GPU that has it; set float32")
+    if config.precision == "bfloat16" and not (torch.cuda.is_bf16_supported() if gpu else _cpu_has_bfloat16()):
+        raise ConfigError(
+            "encoder_tuning.precision: bfloat16 needs a GPU that has it, or a CPU with avx512_bf16 or amx_bf16; "
+            "set float32"
+        )
     if config.precision == "float16" and not gpu:
         raise ConfigError("encoder_tuning.precision: float16 needs a GPU; set float32")
+    if config.batch_size % processes.count():
+        raise ConfigError(
+            f"encoder_tuning.batch_size: {config.batch_size} texts cannot be shared out evenly among "
+            f"{processes.count()} processes; set a multiple of {processes.count()}"
+        )
+    batch_size = config.batch_size // processes.count()
     return TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=2 * config.batch_size,
+        use_cpu=not gpu and (processes.count() > 1 or config.precision == "bfloat16"),  # else they insist on a GPU
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=2 * batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         num_train_epochs=config.epochs,
         learning_rate=config.encoder_learning_rate,
@@ -222,5 +271,13 @@ def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArgume
         dataloader_pin_memory=gpu,
         logging_strategy="epoch",
         disable_tqdm=True,
+        ddp_find_unused_parameters=True,  # a BERT's pooler learns nothing
+        ddp_timeout=int(processes.PATIENCE.total_seconds()),
         report_to="none",
     )
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; others would be slower with it than with float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # a torch without it cannot tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -11,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from training.bottleneck import load_bottlenecks
 from training.config import Pooling
 from training.errors import EncoderError
 from training.tokenizer import load_tokenizer
@@ -49,7 +50,7 @@ class InstructionModel(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path, pooling: Pooling, max_length: int, labels: int) -> "InstructionModel":
-        """Load encoder and tokenizer from a Hugging Face folder; the head is fresh.
+        """Load encoder, its bottleneck adapters if any, and tokenizer from a Hugging Face folder; the head is fresh.
 
         Raises:
             EncoderError: The folder is incomplete, needs code of its own, cannot take `max_length` tokens, or its
@@ -76,6 +77,7 @@ class InstructionModel(nn.Module):
             raise EncoderError(
                 f"encoder {folder}: the weights lack {missing[0]} ({len(missing)} in all); save them with config.json"
             )
+        load_bottlenecks(encoder, folder)
         limit = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and max_length > (limit := limit - first_position(encoder)):
             raise EncoderError(f"encoder.max_length is {max_length}, the encoder takes {limit}; set {limit} or less")

@@ -66,7 +66,7 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     if config.init_from is not None:
         inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
-        inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
+        inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
     teacher = None
     if config.self_training is not None:
         teacher = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))

@@ -18,6 +18,7 @@ from training.atomic import new_folder
 from training.config import DomainConfig
 from training.config_loading import parse_config
 from training.dataset import Dataset, Instruction, Item, Split
+from training.encoder_source import BOTTLENECK_SETTINGS, BOTTLENECK_WEIGHTS
 from training.errors import ConfigError, RunError
 from training.score import ScoreWeights
 
@@ -223,7 +224,13 @@ def _fill(folder: Path, content: RunContent) -> None:
 def copy_encoder(source: Path, target: Path) -> None:
     """Copy weights, configuration and tokenizer: a frozen encoder keeps its very bytes, and so its sha256."""
     target.mkdir()
-    copy_files(source, target, ("config.json", "model*.safetensors*", *TOKENIZER_FILES))
+    copy_encoder_files(source, target)
+
+
+def copy_encoder_files(source: Path, target: Path) -> None:
+    """Copy the files of an encoder into the folder `target`, which is there."""
+    adapters = (BOTTLENECK_WEIGHTS, BOTTLENECK_SETTINGS)
+    copy_files(source, target, ("config.json", "model*.safetensors*", *adapters, *TOKENIZER_FILES))
 
 
 def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
+from training import processes
 from training.adapters import orthogonality_loss
 from training.model import InstructionModel
 
@@ -70,6 +71,9 @@ class EncoderTrainer(Trainer):
         super().__init__(**arguments)
         self._tuned: nn.Module = arguments["model"]
         self._head_learning_rate = head_learning_rate
+        if processes.count() > 1:
+            # The sampler draws from torch's generator, and all processes must draw the same order to share it out.
+            self.accelerator.rng_types = ["torch"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for the head, without weight decay (its start is a meaning, not noise), two for the encoder."""
@@ -103,8 +107,10 @@ class Checkpoints(TrainerCallback):
     """Marks a checkpoint as complete once all of it is written."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the mark."""
-        (Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        """Write the mark; each process has a file of its own in the checkpoint."""
+        processes.wait()
+        if state.is_world_process_zero:
+            (Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -112,10 +118,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     found: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
-            found[int(path.name.rpartition("-")[2])] = path
+            found[checkpoint_step(path)] = path
         else:
             shutil.rmtree(path)
     return found[max(found)] if found else None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The number of steps of the optimiser that a checkpoint has behind it."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class RankAllotment(TrainerCallback):
@@ -140,7 +151,9 @@ class RankAllotment(TrainerCallback):
         self._adapter.update_and_allocate(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep the importances and the pattern."""
+        """Keep the importances and the pattern; they are the same in all processes."""
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
         allocator = self._adapter.rankallocator
         kinds = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -161,7 +174,11 @@ class Report(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where the tuning starts or goes on."""
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="tuning encoder", unit="step", disable=None
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="tuning encoder",
+            unit="step",
+            disable=None if state.is_world_process_zero else True,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

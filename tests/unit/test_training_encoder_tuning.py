@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from training.adapters import make_trainable, merged, orthogonality_loss, trainable_parameters
 from training.cli import main
 from training.config import EncoderTuningConfig
 from training.config_loading import load_config
-from training.encoder_source import file_sha256
+from training.encoder_source import file_sha256, weights_sha256
 from training.errors import ConfigError
 from training.model import InstructionModel
 from training.plan import make_plan
@@ -20,7 +21,7 @@ from training.run import Run
 from training.tuning_trainer import COMPLETE, EncoderTrainer, TunableModel, last_checkpoint
 
 FAST = ("encoder_tuning.epochs=3", "encoder_tuning.batch_size=8", "encoder_tuning.rank=4")
-RESULTS = ("encoder/model.safetensors", "head.safetensors", "item_vectors.safetensors")
+RESULTS = ("head.safetensors", "item_vectors.safetensors", "metrics.json")
 
 
 @pytest.fixture
@@ -37,8 +38,10 @@ def finished(result: Result) -> Run:
     return Run.open(result.stdout.strip())
 
 
-def contents(run: Run) -> list[bytes]:
-    return [(run.path / name).read_bytes() for name in RESULTS]
+def contents(run: Run) -> list[object]:
+    digest = weights_sha256(run.path / "encoder")
+    assert run.manifest.encoder.sha256 == digest
+    return [digest, *((run.path / name).read_bytes() for name in RESULTS)]
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])
@@ -75,7 +78,8 @@ def test_tuning_lowers_the_validation_loss(train: Any) -> None:
     assert min(losses[1:]) < losses[0]
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+# A real kill -9, of LoRA, is in test_training_processes.py.
+@pytest.mark.parametrize("method", ["adalora", "bottleneck", "full"])
 def test_a_tuning_cut_off_goes_on_to_the_same_bytes(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -125,6 +129,9 @@ def test_a_frozen_encoder_keeps_its_fingerprint(tiny_config: Path, tiny_data: Pa
 
     assert plan() == plan("encoder_tuning.method=frozen", "encoder_tuning.rank=3")
     assert plan() != plan("encoder_tuning.method=lora") != plan("encoder_tuning.method=lora", "encoder_tuning.rank=3")
+    sized = "encoder_tuning.bottleneck_size=8"
+    assert plan("encoder_tuning.method=lora") == plan("encoder_tuning.method=lora", sized)
+    assert plan("encoder_tuning.method=bottleneck") != plan("encoder_tuning.method=bottleneck", sized)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +142,29 @@ def test_a_frozen_encoder_keeps_its_fingerprint(tiny_config: Path, tiny_data: Pa
         ("encoder_tuning.warmup_ratio=1.5", "encoder_tuning.warmup_ratio"),
         ("encoder_tuning.target_modules=[nowhere]", "name linear layers of the encoder"),
         ("encoder_tuning.precision=float16", "float16 needs a GPU"),
+        ("encoder_tuning.precision=bfloat16", "or a CPU with avx512_bf16 or amx_bf16; set float32"),
     ],
 )
-def test_a_wrong_setting_is_one_line(train: Any, override: str, message: str) -> None:
+def test_a_wrong_setting_is_one_line(train: Any, monkeypatch: pytest.MonkeyPatch, override: str, message: str) -> None:
     if "precision" in override and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    monkeypatch.setattr("training.encoder_tuning._cpu_has_bfloat16", lambda: False)
     result = train("var", "encoder_tuning.method=lora", override)
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine would use its GPU")
+def test_bfloat16_tunes_where_the_cpu_has_it(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ("encoder_tuning.method=lora", "encoder_tuning.learning_rate=0.02", *FAST)
+    whole = finished(train("float32", *overrides)).manifest.metrics["encoder_tuning"]
+    monkeypatch.setattr("training.encoder_tuning._cpu_has_bfloat16", lambda: True)  # others emulate it, slowly
+    half = finished(train("bfloat16", *overrides, "encoder_tuning.precision=bfloat16"))
+    record = half.manifest.metrics["encoder_tuning"]
+    assert whole["validation_loss"] != record["validation_loss"] == pytest.approx(whole["validation_loss"], rel=0.02)
+    tensors = load_file(half.path / "encoder/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 def test_a_loss_that_is_not_finite_is_an_error(train: Any) -> None:
