@@ -12,6 +12,7 @@ TEXT ?= I want to buy a blue shirt
 HISTORY ?=
 K ?= 10
 RELEASE ?=
+RUN ?=
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
@@ -38,13 +39,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train evaluate export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -64,6 +65,9 @@ data: setup  ## Check the dataset under DATA and show what is in it
 
 train: setup  ## Tune the instruction model: dataset to run
 	@$(TUNE) train --config $(CONFIG) --data $(DATA) --var $(VAR) $(SET)
+
+evaluate: setup  ## Report on the newest run (or RUN=path) beside plain baselines: tables, plots, intervals
+	@$(TUNE) evaluate --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(SET)
 
 export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)
