@@ -159,6 +159,7 @@ def describe_run(inputs: Inputs) -> Tree:
     """What was measured: the run, how it was tuned, and its dataset."""
     run, manifest, metrics = inputs.run, inputs.run.manifest, inputs.run.manifest.metrics
     config = run.config.model_dump(mode="json")
+    init_from = config.get("init_from")
     return {
         "run": {
             "run_id": run.run_id,
@@ -167,7 +168,7 @@ def describe_run(inputs: Inputs) -> Tree:
             "fingerprint": manifest.fingerprint,
             "encoder": manifest.encoder.model_dump(),
             "encoder_method": run.config.encoder_tuning.method,
-            "init_from": config.get("init_from"),
+            "init_from": init_from and Path(init_from).name,  # a run's id: its folder says nothing elsewhere
             "shots": config["training"].get("shots"),
             "score_weights": manifest.score_weights.model_dump(),
         },
