@@ -12,6 +12,7 @@ TEXT ?= I want to buy a blue shirt
 HISTORY ?=
 K ?= 10
 RELEASE ?=
+RUN ?=
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
@@ -42,13 +43,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train evaluate shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -72,6 +73,9 @@ train: setup  ## Tune the instruction model: dataset to run
 
 shots: setup  ## Measure tuning on few labelled instructions: SHOTS=1,2,5,10 DRAWS=5, with INIT_FROM=<run> another run's encoder too
 	@$(TUNE) shots --config $(CONFIG) --data $(DATA) --var $(VAR) --shots $(SHOTS) --draws $(DRAWS) --split $(SPLIT) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(SET)
+
+evaluate: setup  ## Report on the newest run (or RUN=path) beside plain baselines: tables, plots, intervals
+	@$(TUNE) evaluate --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(SET)
 
 export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)

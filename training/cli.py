@@ -1,8 +1,7 @@
-"""The command line of training: `python -m training` trains, `data` checks a dataset, `shots` studies few labels."""
+"""The command line of training: `python -m training` trains; `--help` lists what else there is."""
 
 import time
 from pathlib import Path
-from typing import Literal
 
 import click
 from rich.console import Console
@@ -12,9 +11,12 @@ from training import processes
 from training.config import DomainConfig
 from training.config_loading import load_config
 from training.dataset import SPLITS, Dataset
-from training.dataset_loading import fingerprint, load_dataset
+from training.dataset_loading import load_dataset
+from training.evaluate_command import evaluate
+from training.options import config_option, data_option, overrides_argument, var_option
 from training.plan import existing_run, make_plan
 from training.run import Run
+from training.shots_command import shots
 
 
 class _TrainByDefault(click.Group):
@@ -26,38 +28,22 @@ class _TrainByDefault(click.Group):
         return super().parse_args(ctx, args)
 
 
-_config = click.option(
-    "--config", type=click.Path(path_type=Path), required=True, help="The domain's YAML, as configs/ecommerce.yaml."
-)
-_data = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="The directory of datasets.",
-)
-_var = click.option(
-    "--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all output goes."
-)
-_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-
-
 @click.group(cls=_TrainByDefault)
 def main() -> None:
-    """Tune a domain's model (`train`, the default), check its dataset (`data`), study few labels (`shots`).
+    """Tune a domain's model (`train`, the default), or do what one of the other commands says.
 
     KEY=VALUE overrides a value of the YAML: training.epochs=100
     """
 
 
 @main.command()
-@_config
-@_data
-@_var
+@config_option
+@data_option
+@var_option
 @click.option(
     "--print-run", is_flag=True, help="Write only the run's path to standard output, the rest to standard error."
 )
-@_overrides
+@overrides_argument
 def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple[str, ...]) -> None:
     """Tune head and score weights and write a run; a run of the same inputs is used again."""
     if not processes.is_main():
@@ -95,71 +81,14 @@ def _help(config: Path, data: Path, var: Path, overrides: tuple[str, ...]) -> No
 
 
 @main.command("data")
-@_config
-@_data
-@_overrides
+@config_option
+@data_option
+@overrides_argument
 def check_data(config: Path, data: Path, overrides: tuple[str, ...]) -> None:
     """Check a domain's dataset and show what it holds."""
     settings = load_config(config, overrides)
     console = Console(highlight=False)
     console.print(_dataset_table(settings, load_dataset(settings, data)))
-
-
-def _counts(_: click.Context, __: click.Parameter, value: str) -> list[int]:
-    try:
-        counts = sorted({int(part) for part in value.split(",")})
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers; write it as 1,2,5,10") from None
-    if counts[0] < 0:
-        raise click.BadParameter(f"{counts[0]} is below 0")
-    return counts
-
-
-@main.command("shots")
-@_config
-@_data
-@_var
-@click.option("--shots", "counts", default="1,2,5,10", show_default=True, callback=_counts, help="Numbers a label.")
-@click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each number.")
-@click.option("--init-from", help="A run, by folder or id: its encoder beside the config's.")
-@click.option("--split", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
-@_overrides
-def shots(
-    config: Path,
-    data: Path,
-    var: Path,
-    counts: list[int],
-    draws: int,
-    init_from: str | None,
-    split: Literal["validation", "test"],
-    overrides: tuple[str, ...],
-) -> None:
-    """Measure heads tuned on few labelled instructions, with and without another run's encoder."""
-    from training.shots_report import StudyFacts, cell, write_study  # noqa: PLC0415 - loads torch
-    from training.shots_study import study_shots  # noqa: PLC0415
-
-    settings = load_config(config, [*overrides, f"training.shots={counts[0]}"])
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    plans = {"tuned head": make_plan(settings, data, var)}
-    if init_from is not None:
-        plan = make_plan(settings.model_copy(update={"init_from": init_from}), data, var)
-        plans[f"tuned head, encoder of {plan.encoder.run}"] = plan
-    found = study_shots(plans, counts, draws, split, lambda line: console.print(line, markup=False))
-    table = Table("method", *map(str, counts), title=f"{settings.domain}: top-1 accuracy in % by shots, {split} split")
-    for method in dict.fromkeys(one.method for one in found):
-        table.add_row(method, *(cell(one) for one in found if one.method == method))
-    Console(highlight=False).print(table)
-    source = plans["tuned head"].source
-    facts = StudyFacts(
-        domain=settings.domain,
-        source=source.name,
-        dataset_fingerprint=fingerprint(source, data)[0],
-        weak_labels=any(one.weak_labels for one in source.instructions),
-        split=split,
-        draws=draws,
-        encoders={method: plan.encoder.sha256 for method, plan in plans.items()},
-    )
-    click.echo(f"report: {write_study(var / 'evaluation' / settings.domain, facts, found)}")
 
 
 def _dataset_table(config: DomainConfig, dataset: Dataset) -> Table:
@@ -199,3 +128,7 @@ def _metrics_table(run: Run) -> Table:
             f"ndcg@10 {value:.3f}, without their history {without:.3f}"
         )
     return table
+
+
+main.add_command(shots)
+main.add_command(evaluate)

@@ -279,5 +279,5 @@ def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArgume
 
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself; others would be slower with it than with float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # a torch without it cannot tell
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # a torch without it cannot tell
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,6 +1,6 @@
 """How good labels and rankings are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,13 @@ def ranking_metrics(examples: RankingExamples, catalogue: CatalogueSide, weights
     for part, features in examples.chunks(catalogue, weights.history_decay):
         scores = np.tensordot(weights.terms(), features, axes=1)
         for row_scores, grades in zip(scores, examples.grades[part], strict=True):
-            for name, value in _one(row_scores, grades).items():
+            for name, value in query_metrics(row_scores, grades).items():
                 sums[name] += value
     return {name: value / len(examples) for name, value in sums.items()}
 
 
-def _one(scores: Vectors, grades: dict[int, float]) -> dict[str, float]:
+def query_metrics(scores: Vectors, grades: Mapping[int, float]) -> dict[str, float]:
+    """The metrics of `ranking_metrics` for one query: scores [N] and the grades above 0 of some catalogue rows."""
     ranked = np.argsort(-scores, kind="stable")
     gains = np.zeros(len(scores))
     gains[list(grades)] = list(grades.values())

@@ -1,0 +1,216 @@
+"""The evaluation report end to end on a tiny run, and on runs that lack what it measures."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from training.cli import main
+from training.config_loading import load_config
+from training.errors import TrainingError
+from training.evaluation.inputs import Settings
+from training.evaluation.report import evaluate_run
+from training.plan import make_plan
+from training.run import Run
+from training.train import train_run
+
+QUICK = Settings(seed=0, resamples=50, draws=2, shots=(1, 2))
+PLOTS = {"label_task.png", "confusion.png", "ranking.png", "calibration.png", "robustness.png", "learning_curve.png"}
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def train(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Run]:
+    def make(*overrides: str) -> Run:
+        plan = make_plan(load_config(tiny_config, ["training.epochs=20", *overrides]), tiny_data, tmp_path / "var")
+        return train_run(plan, lambda _: None)
+
+    return make
+
+
+def rewrite(run: Run, name: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Change, or leave out, each row of a file of the run."""
+    path = run.path / name
+    rows = [change(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row is not None]
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def test_the_report_is_complete_consistent_and_repeats_itself(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path
+) -> None:
+    run = train()
+    folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert folder == tmp_path / "var/evaluation/shop" / run.run_id
+    assert {path.name for path in folder.iterdir()} == {"report.md", "report.json", *PLOTS}
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in PLOTS)
+    metrics = run.manifest.metrics["test"]
+    for section, systems in (("label_task", "labels"), ("ranking", "ranking")):
+        measured = tree[section]["splits"]["test"]["systems"]["tuned"]
+        for name, value in metrics[systems].items():
+            assert measured[name]["value"] == pytest.approx(value, abs=1e-4)
+            assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"]
+    zero_shot = tree["ranking"]["splits"]["test"]["systems"]["zero_shot"]
+    assert zero_shot["ndcg@10"]["value"] == pytest.approx(metrics["ranking_zero_shot"]["ndcg@10"], abs=1e-4)
+    assert tree["coverage"]["popularity"]["source"] == "the catalogue's prior"
+    assert tree["learning_curve"]["frozen"]
+    assert [point["shots"] for point in tree["learning_curve"]["curves"]["base"]] == [1, 2, None]
+    all_of_it = tree["learning_curve"]["curves"]["base"][-1]["mean"]
+    regression = tree["label_task"]["splits"]["test"]["systems"]["logistic_regression"]["top1_accuracy"]["value"]
+    assert all_of_it == regression
+    again = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    _, repeated = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert [path.name for path in folder.parent.iterdir()] == [run.run_id]
+    again.pop("timings")
+    repeated.pop("timings")
+    assert again == repeated
+
+
+def test_the_command_trains_first_and_says_weak(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    common = ("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
+    overrides = ("training.epochs=5", "sources.main.instructions.weak_labels=true")
+    first = invoke("evaluate", *common, *overrides)
+    assert first.exit_code == 0, first.output
+    assert "weak labels" in first.output
+    report = Path(first.output.strip().rpartition("report: ")[2])
+    text = report.read_text(encoding="utf-8")
+    assert "**The labels are weak**" in text
+    assert "## Labels (weak labels)" in text
+    (run,) = (tmp_path / "var/runs/shop").iterdir()
+    again = invoke("evaluate", *common, "--run", run)
+    assert again.exit_code == 0, again.output
+    assert len(list((tmp_path / "var/runs/shop").iterdir())) == 1
+    other = invoke("evaluate", *common, "--run", run, "domain=music")
+    assert other.exit_code == 1
+    assert "a run of shop, the config is of music" in other.output
+    missing = invoke("evaluate", *common, "--run", tmp_path)
+    assert missing.output.startswith("Error: ")
+    assert missing.output.count("\n") == 1
+
+
+def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
+    run = train("encoder_tuning.method=full", "encoder_tuning.epochs=1", "encoder_tuning.learning_rate=0.02")
+    folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert set(tree["learning_curve"]["curves"]) == {"base", "tuned"}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "tuned with full" in text
+    assert "has seen all training instructions" in text
+
+
+def strip_attributes(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "attributes": {}}
+
+
+def only(*splits: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    return lambda row: row if row["split"] in splits else None
+
+
+def one(split: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    seen: list[str] = []
+
+    def keep(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["split"] != split or seen:
+            return None
+        seen.append(row["instruction_id"])
+        return row
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    ("change", "absent"),
+    [
+        (lambda row: None, {"label_task", "labels", "ranking", "calibration", "robustness", "coverage"}),
+        (only("train"), {"label_task", "labels", "ranking", "calibration", "robustness", "coverage"}),
+        (only("train", "validation"), set()),
+        (only("test"), {"learning_curve"}),
+        (one("test"), {"learning_curve"}),
+        (lambda row: row if row["split"] != "test" or row["label"] == "Hats" else None, set()),
+        (lambda row: row if row["split"] != "train" or row["label"] == "Hats" else None, {"learning_curve"}),
+        (strip_attributes, set()),
+        (lambda row: {**row, "text": "?!"}, set()),
+    ],
+    ids=[
+        "nothing",
+        "no held-out split",
+        "no test",
+        "no training",
+        "one",
+        "one label asked",
+        "one taught",
+        "no attributes",
+        "no words",
+    ],
+)
+def test_what_is_absent_is_left_out(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path, change: Any, absent: set[str]
+) -> None:
+    run = train()
+    rewrite(run, "instructions.jsonl", change)
+    folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    for section in absent:
+        assert tree[section] is None
+    for section in {"label_task", "ranking", "calibration", "robustness", "coverage"} - absent:
+        assert tree[section] is not None
+    assert (folder / "report.md").read_text(encoding="utf-8").startswith("# shop: evaluation of run")
+
+
+def test_labels_in_any_script_and_with_any_sign_are_drawn(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path
+) -> None:
+    run = train()
+    names = {"Bags": "袋子 | 包", "Hats": "$x_{1", "Shirts": "قمصان <b>", "Shoes": "обувь " * 20}
+    for name in ("catalogue.jsonl", "instructions.jsonl"):
+        rewrite(run, name, lambda row: {**row, "label": names[row["label"]], "text": f"日本語 {row['text']} 🎉"})
+    labels = [names[label] for label in run.labels]
+    (run.path / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        folder, _ = evaluate_run(Run.open(run.path), tiny_data, tmp_path / "var", QUICK)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "袋子 \\| 包" in text
+    assert "<b>" not in text
+
+
+def test_two_labels_and_popularity_from_interactions(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path
+) -> None:
+    shop = tiny_data / "shop"
+    for name, kept in (("items.csv", ("Shirts", "Shoes")), ("asks.csv", ("Shirts", "Shoes"))):
+        header, *lines = (shop / name).read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if any(label in line for label in kept)]
+        (shop / name).write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    run = train(
+        "sources.main.catalogue.prior=null", "sources.main.interactions.unknown_items=ignore", "encoder.max_length=24"
+    )
+    assert len(run.labels) == 2
+    _, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert tree["label_task"]["splits"]["test"]["systems"]["tfidf_svm"]["top1_accuracy"]["value"] == 1
+    assert tree["coverage"]["popularity"]["source"] == "interactions an item"
+    (shop / "events.csv").write_text("user,item,value,time\n", encoding="utf-8")
+    _, other = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert other["coverage"]["popularity"] is None  # another dataset's popularity is not the run's
+
+
+def test_a_failed_write_keeps_the_older_report(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train()
+    folder, _ = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    before = (folder / "report.json").read_bytes()
+
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.evaluation.report.render", full)
+    with pytest.raises(TrainingError, match="cannot be written"):
+        evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert [path.name for path in folder.parent.iterdir()] == [run.run_id]
+    assert (folder / "report.json").read_bytes() == before
