@@ -150,7 +150,7 @@ class InstructionModel(nn.Module):
 def pad_token_id(encoder: transformers.PreTrainedModel) -> int:
     """The id that fills rows up: the encoder's own, else 0. It is masked, so any id that exists will do."""
     found = getattr(encoder.config.get_text_config(), "pad_token_id", None)
-    known = int(encoder.get_input_embeddings().weight.shape[0])  # type: ignore[index, arg-type]
+    known = int(encoder.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     return int(found) if found is not None and 0 <= found < known else 0
 
 
