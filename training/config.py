@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
+from training.distillation_config import DistillationConfig
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -149,6 +150,7 @@ class DomainConfig(Section):
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
+    distillation: DistillationConfig | None = None
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)
@@ -158,4 +160,10 @@ class DomainConfig(Section):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have the same name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _student_is_not_tuned(self) -> "DomainConfig":
+        if self.distillation is not None and self.encoder_tuning.method != "frozen":
+            raise ValueError("`distillation` and `encoder_tuning` exclude each other: tune the teacher, then distil")
         return self

@@ -8,6 +8,7 @@ from typing import Any
 
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
+from training.distillation_teacher import distillation_inputs, open_teacher
 from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
 from training.run import Run
@@ -25,6 +26,7 @@ class Plan:
     source: SourceConfig
     encoder: EncoderSource
     fingerprint: str
+    teacher: Run | None = None
 
     @property
     def runs(self) -> Path:
@@ -43,6 +45,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     Raises:
         DatasetError: No source is there, or a file of it cannot be read.
         EncoderError: The encoder cannot be found, or is not the one the config promises.
+        RunError: The teacher of a distillation is not a run.
+        ConfigError: The teacher and the config's encoder do not fit.
     """
     source = choose_source(config, data)
     digest, _ = fingerprint(source, data)
@@ -56,8 +60,11 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     }
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
+    teacher = open_teacher(config, encoder)
+    if config.distillation is not None and teacher is not None:
+        inputs["distillation"] = distillation_inputs(config.distillation, teacher)
     content = json.dumps(inputs, sort_keys=True)
-    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
+    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher)
 
 
 def existing_run(plan: Plan) -> Run | None:
