@@ -1,7 +1,7 @@
 """The typed form of the section `distillation`."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -15,8 +15,10 @@ class DistillationConfig(Section):
     layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=3, description="how many are kept, spread evenly with the first and the last; or which, from 0"
     )
-    texts: int | None = Field(default=None, ge=0, description="catalogue items to learn from; None: all")
-    epochs: int = Field(default=6, ge=1)
+    texts: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        default=2000, description="catalogue items, drawn, whose text and title are learned from"
+    )
+    epochs: int = Field(default=4, ge=1)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")

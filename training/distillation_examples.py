@@ -1,7 +1,7 @@
 """What a student learns from: texts without labels, each with what the teacher makes of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,25 +9,32 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from training.dataset import Dataset
+from training.errors import ConfigError
 from training.model import InstructionModel
 from training.score import Vectors
 
 
-def distillation_texts(dataset: Dataset, items: int | None, seed: int) -> tuple[list[str], list[str]]:
+def distillation_texts(dataset: Dataset, items: int | Literal["all"], seed: int) -> tuple[list[str], list[str]]:
     """The distinct texts to learn from, and those to validate on.
 
     Learned from are the training instructions, the instructions without a label, and text and title of `items` drawn
-    items (None: of all). No text of the validation or test split is among them, wherever else it may stand. Validated
+    items, or of all. No text of the validation or test split is among them, wherever else it may stand. Validated
     on are the validation instructions; the training ones where there are none.
+
+    Raises:
+        ConfigError: Nothing is left to learn from.
     """
     held = {one.text for split in ("validation", "test") for one in dataset.split(split)}
-    drawn = np.random.default_rng(seed).permutation(len(dataset.items))[:items]
+    drawn = np.random.default_rng(seed).permutation(len(dataset.items))[: None if items == "all" else items]
     unlabelled: Sequence[str] = getattr(dataset, "unlabelled", ())
     texts = [one.text for one in dataset.split("train")] + list(unlabelled)
     for row in sorted(drawn.tolist()):
         texts += [dataset.items[row].text, dataset.items[row].title]
     validation = dict.fromkeys(one.text for one in dataset.split("validation") or dataset.split("train"))
-    return [text for text in dict.fromkeys(texts) if text not in held], list(validation)
+    allowed = [text for text in dict.fromkeys(texts) if text not in held]
+    if not allowed:
+        raise ConfigError("distillation.texts is 0, and every training instruction is held out too; set it above 0")
+    return allowed, list(validation)
 
 
 class DistillationExamples(TorchDataset[dict[str, object]]):
