@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
+from training.distillation_config import DistillationConfig
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -215,6 +216,7 @@ class DomainConfig(Section):
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
     self_training: SelfTrainingConfig | None = None
+    distillation: DistillationConfig | None = None
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)
@@ -233,4 +235,10 @@ class DomainConfig(Section):
         if self.training.shots == 0 and fewest == 0:
             where = "encoder_tuning" if self.training.items_per_label else "training"
             raise ValueError(f"training.shots=0 leaves only items to learn from; set {where}.items_per_label above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _student_is_not_tuned(self) -> "DomainConfig":
+        if self.distillation is not None and self.encoder_tuning.method != "frozen":
+            raise ValueError("`distillation` and `encoder_tuning` exclude each other: tune the teacher, then distil")
         return self

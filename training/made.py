@@ -23,8 +23,8 @@ def with_made(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False
         made += synthesise(dataset, plan.source.synthetic)
         say(f"made {len(made):,} synthetic instructions of the catalogue")
     settings, encoder = plan.config.self_training, plan.config.encoder
-    if settings is not None and plan.teacher is not None:
-        teacher = plan.teacher
+    if settings is not None and plan.labeller is not None:
+        teacher = plan.labeller
         cache = EmbeddingCache(
             plan.var / "cache" / "embeddings", teacher.manifest.encoder.sha256, encoder.pooling, encoder.max_length
         )

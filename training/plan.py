@@ -8,6 +8,7 @@ from typing import Any
 
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
+from training.distillation_teacher import distillation_inputs, open_teacher
 from training.encoder_source import EncoderSource, encoder_of_run, locate_encoder, run_folder
 from training.errors import RunError
 from training.run import Run
@@ -25,7 +26,8 @@ class Plan:
     source: SourceConfig
     encoder: EncoderSource
     fingerprint: str
-    teacher: Run | None = None
+    teacher: Run | None = None  # of a distillation
+    labeller: Run | None = None  # of self-training
 
     @property
     def runs(self) -> Path:
@@ -47,6 +49,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         DatasetError: No source is there, or a file of it cannot be read.
         EncoderError: The encoder cannot be found, or is not the one the config promises.
         RunError: `init_from` names no run, a damaged one, or one whose encoder pools differently.
+        RunError: The teacher of a distillation is not a run.
+        ConfigError: The teacher and the config's encoder do not fit.
     """
     source = choose_source(config, data)
     digest, _ = fingerprint(source, data)
@@ -67,13 +71,16 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
-    teacher = None
+    labeller = None
     if config.self_training is not None:
-        teacher = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))
+        labeller = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))
         own = config.self_training.model_dump(mode="json", exclude={"teacher"})
-        inputs["self_training"] = {**own, "teacher": teacher.manifest.fingerprint}
+        inputs["self_training"] = {**own, "teacher": labeller.manifest.fingerprint}
+    teacher = open_teacher(config, encoder)
+    if config.distillation is not None and teacher is not None:
+        inputs["distillation"] = distillation_inputs(config.distillation, teacher)
     content = json.dumps(inputs, sort_keys=True)
-    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher)
+    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher, labeller)
 
 
 def existing_run(plan: Plan) -> Run | None:

@@ -78,6 +78,11 @@ def train_run(plan: Plan, say: Say) -> Run:
         from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
 
         encoder, tuning = tune_encoder(plan, dataset, say)
+    distillation = None
+    if plan.teacher is not None:
+        from training.distillation import distil_encoder, forget_distillation  # noqa: PLC0415 - loads the Trainer
+
+        encoder, distillation = distil_encoder(plan, plan.teacher, dataset, say)
     embedded, hidden_size = embed_dataset(plan, encoder, dataset)
     head = tune_instruction_head(plan, embedded, say)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
@@ -94,6 +99,8 @@ def train_run(plan: Plan, say: Say) -> Run:
         metrics["shots"] = asdict(shots)
     if plan.encoder.run is not None:
         metrics["init_from"] = {"run": plan.encoder.run, "encoder_sha256": plan.encoder.sha256}
+    if distillation is not None:
+        metrics["distillation"] = rounded(asdict(distillation))
     created = datetime.now(timezone.utc)
     name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
@@ -117,6 +124,8 @@ def train_run(plan: Plan, say: Say) -> Run:
     run = write_run(plan.runs, RunContent(manifest, plan.config, dataset, encoder.folder, head, vectors, text))
     if tuning is not None:
         forget_tuning(plan)
+    if distillation is not None:
+        forget_distillation(plan)
     return run
 
 

@@ -1,0 +1,205 @@
+"""Teaches an encoder with fewer layers to do what a run's whole encoder does, on texts without labels."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
+
+from training.adapters import trainable_parameters
+from training.atomic import new_folder
+from training.dataset import Dataset
+from training.distillation_config import DistillationConfig
+from training.distillation_examples import DistillationCollator, DistillationExamples, Student, distillation_texts
+from training.distillation_teacher import check_labels
+from training.embedding_cache import EmbeddingCache
+from training.encoder_source import EncoderSource, weights_sha256
+from training.errors import TrainingError
+from training.model import InstructionModel
+from training.plan import Plan
+from training.pruning import kept_layers, layer_list, pruned
+from training.run import TOKENIZER_FILES, Run, copy_files
+from training.tuning_trainer import Checkpoints, EncoderTrainer, Report, last_checkpoint, top1_accuracy
+
+Say = Callable[[str], None]
+RESULT = "distillation.json"
+
+
+@dataclass(frozen=True)
+class DistillationRecord:
+    """How the student was made. `layers` are the teacher's that it keeps, the parameters those of the encoders.
+
+    `validation_agreement` is the share of validation texts whose best label is the teacher's, read by its head.
+    """
+
+    teacher: str
+    teacher_layers: int
+    layers: list[int]
+    teacher_parameters: int
+    parameters: int
+    trained: int
+    texts: int
+    epochs: float
+    best_step: int
+    steps: int
+    validation_loss: float
+    validation_agreement: float
+
+
+def distil_encoder(plan: Plan, teacher: Run, dataset: Dataset, say: Say) -> tuple[EncoderSource, DistillationRecord]:
+    """Prune the teacher's encoder, teach the rest, and return it; it lies in the plan's tuning folder.
+
+    A distillation that was cut off goes on from its last checkpoint, to the same result; one that is done is used
+    again. Equal inputs give equal bytes on the same CPU with the same number of threads.
+
+    Raises:
+        ConfigError: Labels or layers are not the teacher's.
+        EncoderError: The encoder cannot be pruned.
+        TrainingError: The loss is not finite, or the folder cannot be written.
+    """
+    folder = (plan.tuning_folder / "encoder").resolve()
+    try:
+        if (folder / RESULT).is_file():
+            say("encoder: distilled before, used again")
+        else:
+            _distil(plan, teacher, dataset, folder, say)
+        record = DistillationRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: cannot be used ({error.strerror}); free some space or check its rights"
+        ) from None
+    return EncoderSource(folder, weights_sha256(folder)), record
+
+
+def forget_distillation(plan: Plan) -> None:
+    """Remove the plan's tuning folder, once the run holds the student."""
+    shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+
+
+def _distil(plan: Plan, teacher: Run, dataset: Dataset, folder: Path, say: Say) -> None:
+    config = plan.config.distillation
+    assert config is not None  # noqa: S101 - for mypy: there is no teacher without it
+    check_labels(teacher, dataset.labels)
+    model = teacher.load_model()
+    total = len(layer_list(model.encoder)[1])
+    kept = kept_layers(config.layers, total)
+    texts, held = distillation_texts(dataset, config.texts, config.seed)
+    examples = _examples(plan, teacher, model, texts, held)
+    teacher_parameters = model.encoder.num_parameters()
+    model.encoder = pruned(model.encoder, kept)
+    model.requires_grad_(False)
+    layer_list(model.encoder)[1].requires_grad_(True)
+    trained, _ = trainable_parameters(model)
+    say(
+        f"encoder: keeps the layers {list(kept)} of {teacher.run_id}'s {total}; {trained:,} parameters learn on "
+        f"{len(texts):,} texts without labels (top-1: as often the label is the teacher's)"
+    )
+    started = time.monotonic()
+    state = _train(model, examples, config, folder.parent / "checkpoints", say)
+    say(f"encoder: best at step {state.best_global_step} of {state.global_step}, {time.monotonic() - started:.0f} s")
+    at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
+    record = DistillationRecord(
+        teacher=teacher.run_id,
+        teacher_layers=total,
+        layers=list(kept),
+        teacher_parameters=teacher_parameters,
+        parameters=model.encoder.num_parameters(),
+        trained=trained,
+        texts=len(texts),
+        epochs=float(state.epoch or 0),
+        best_step=int(state.best_global_step or 0),
+        steps=state.global_step,
+        validation_loss=float(at_best["eval_loss"]),
+        validation_agreement=float(at_best["eval_top1_accuracy"]),
+    )
+    with new_folder(folder) as temporary:
+        model.encoder.cpu().save_pretrained(temporary)
+        copy_files(teacher.path / "encoder", temporary, TOKENIZER_FILES)
+        (temporary / RESULT).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+    shutil.rmtree(folder.parent / "checkpoints")
+
+
+def _examples(
+    plan: Plan, teacher: Run, model: InstructionModel, texts: list[str], held: list[str]
+) -> tuple[DistillationExamples, DistillationExamples]:
+    """The texts with the teacher's vectors, which are made once and kept in the embedding cache."""
+    record = teacher.manifest.encoder
+    cache = EmbeddingCache(plan.var / "cache" / "embeddings", record.sha256, record.pooling, record.max_length)
+    both = [*texts, *held]
+    with tqdm(total=len(set(both)), desc="teacher", unit="text", disable=None) as bar:
+        vectors = cache.embed(model, both, plan.config.training.embedding_batch_size, bar.update)
+    with torch.no_grad():
+        labels = model.head(torch.from_numpy(vectors)).argmax(dim=1).tolist()
+    ids = [encoding.ids for encoding in model.tokenizer.encode_batch(both)]
+    taught, validated = slice(0, len(texts)), slice(len(texts), None)
+    return (
+        DistillationExamples(ids[taught], vectors[taught], labels[taught]),
+        DistillationExamples(ids[validated], vectors[validated], labels[validated]),
+    )
+
+
+def _train(
+    model: InstructionModel,
+    examples: tuple[DistillationExamples, DistillationExamples],
+    config: DistillationConfig,
+    checkpoints: Path,
+    say: Say,
+) -> TrainerState:
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its hints name no setting of this project
+    transformers.set_seed(config.seed)
+    resume = last_checkpoint(checkpoints)
+    if resume is not None:
+        say(f"encoder: going on from {resume.name}")
+    trainer = EncoderTrainer(
+        head_learning_rate=config.learning_rate,  # of nothing: the head is the teacher's and stays so
+        model=Student(model, config.temperature, config.label_weight),
+        args=_arguments(config, checkpoints),
+        train_dataset=examples[0],
+        eval_dataset=examples[1],
+        data_collator=DistillationCollator(model),
+        compute_metrics=top1_accuracy,
+        callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Checkpoints())  # last: its mark says that the others are done
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    best = trainer.state.best_metric
+    if best is None or not math.isfinite(best):
+        raise TrainingError("distillation: the validation loss is not finite; set a lower learning_rate")
+    return trainer.state
+
+
+def _arguments(config: DistillationConfig, checkpoints: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+        lr_scheduler_type="linear",
+        weight_decay=config.weight_decay,
+        optim="adamw_torch",
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="epoch",
+        disable_tqdm=True,
+        report_to="none",
+    )

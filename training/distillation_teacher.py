@@ -1,0 +1,61 @@
+"""Opens the run that a student learns from, and checks that the config and the dataset are its own."""
+
+from typing import Any
+
+from training.config import DomainConfig
+from training.distillation_config import DistillationConfig
+from training.encoder_source import EncoderSource, file_sha256, weights_sha256
+from training.errors import ConfigError, RunError
+from training.run import Run
+
+
+def open_teacher(config: DomainConfig, encoder: EncoderSource) -> Run | None:
+    """The run that the config names as the teacher, None without a distillation; `encoder` is the config's.
+
+    Raises:
+        RunError: It is no run, or its weights were changed.
+        ConfigError: The config's tokenizer, pooling or length is not the teacher's.
+    """
+    settings = config.distillation
+    if settings is None:
+        return None
+    try:
+        teacher = Run.open(settings.teacher)
+    except RunError as error:
+        raise RunError(f"distillation.teacher: {error.message}") from None
+    record = teacher.manifest.encoder
+    if weights_sha256(teacher.path / "encoder") != record.sha256:
+        raise RunError(f"distillation.teacher: {teacher.path}: the encoder is not the run's own; train again")
+    for name, own in (("pooling", record.pooling), ("max_length", record.max_length)):
+        if own != getattr(config.encoder, name):
+            raise ConfigError(f"encoder.{name} is {getattr(config.encoder, name)}, the teacher's is {own}; set that")
+    if file_sha256(encoder.folder / "tokenizer.json") != file_sha256(teacher.path / "encoder/tokenizer.json"):
+        raise ConfigError(
+            f"distillation.teacher: {teacher.run_id} has another tokenizer than encoder.name {config.encoder.name}; "
+            f"set encoder.name to what the teacher was made of ({record.name})"
+        )
+    return teacher
+
+
+def distillation_inputs(settings: DistillationConfig, teacher: Run) -> dict[str, Any]:
+    """What a student's bytes depend on: the settings, and the teacher's weights wherever the run lies."""
+    return {
+        **settings.model_dump(mode="json", exclude={"teacher"}),
+        "teacher": {"encoder": teacher.manifest.encoder.sha256, "head": file_sha256(teacher.path / "head.safetensors")},
+    }
+
+
+def check_labels(teacher: Run, labels: tuple[str, ...]) -> None:
+    """Make sure that the teacher's labels are the dataset's.
+
+    Raises:
+        ConfigError: They are not; the message names one that only one of the two has.
+    """
+    if teacher.labels == labels:
+        return
+    only_teacher, only_dataset = set(teacher.labels) - set(labels), set(labels) - set(teacher.labels)
+    differing = sorted(only_teacher) or sorted(only_dataset)
+    raise ConfigError(
+        f"distillation.teacher: {teacher.run_id} knows {len(teacher.labels)} labels, the dataset has {len(labels)}; "
+        f"only {'the teacher' if only_teacher else 'the dataset'} has {differing[0]!r}; name a run of this dataset"
+    )
