@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.config import EncoderConfig
-from training.errors import EncoderError, RunError
-from training.run import Run
+from training.errors import EncoderError
 
 WEIGHTS = "model.safetensors"
 PACKAGE = "package:"
@@ -45,47 +44,6 @@ def locate_encoder(config: EncoderConfig) -> EncoderSource:
             "get the right file, or set encoder.sha256 if the change is meant"
         )
     return EncoderSource(folder, found)
-
-
-def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[EncoderSource, EncoderConfig]:
-    """The encoder of the run `init_from` (a folder, or an id below `runs`), and `config` as it is used with it.
-
-    The pooling belongs to the weights: the run's is taken, and one that the config sets must be the same. The length
-    belongs to the domain's texts: the config's `max_length` counts where it sets one, else the run's. Its `sha256` is
-    that of the encoder `name`, which is not used, and is not checked.
-
-    Raises:
-        RunError: There is no such run, it is damaged, or it pools differently.
-    """
-    run = Run.open(run_folder(init_from, runs, "init_from"))
-    record, where = run.manifest.encoder, f"init_from: run {run.run_id}"
-    given = config.model_fields_set
-    if "pooling" in given and config.pooling != record.pooling:
-        raise RunError(
-            f"{where} pools its encoder with {record.pooling!r}, encoder.pooling says {config.pooling!r}; "
-            f"set encoder.pooling={record.pooling}, or leave it out"
-        )
-    found = weights_sha256(run.path / "encoder")
-    if found != record.sha256:
-        raise RunError(f"{where} is damaged: its encoder is not the one that was written; name another run")
-    length = config.max_length if "max_length" in given else record.max_length
-    used = config.model_copy(update={"pooling": record.pooling, "max_length": length})
-    return EncoderSource(run.path / "encoder", found, f"{run.domain}/{run.run_id}"), used
-
-
-def run_folder(name: str, runs: Path, key: str) -> Path:
-    """The folder of the run that the config's `key` names: a folder, or the id of a run below `runs`.
-
-    Raises:
-        RunError: There is no such run.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    by_id = [folder / name for folder in sorted(runs.glob("*")) if Path(name).name == name]
-    for path in by_id:
-        if path.is_dir():
-            return path
-    raise RunError(f"{key}: {name} is neither the folder of a run nor the id of one under {runs}")
 
 
 def weights_sha256(folder: Path) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
 
 from training import processes
@@ -24,7 +26,7 @@ from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
 from training.errors import ConfigError, TrainingError
-from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
+from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
 from training.plan import Plan
 from training.run import TOKENIZER_FILES, copy_encoder_files, copy_files
@@ -43,6 +45,7 @@ from training.tuning_trainer import (
 
 Say = Callable[[str], None]
 RESULT = "tuning.json"
+HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class TuningRecord:
     processes: int = 1
 
 
-def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, TuningRecord]:
-    """Tune the plan's encoder and return the tuned one, which lies in the plan's tuning folder.
+def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, StartHead, TuningRecord]:
+    """Tune the plan's encoder; return the tuned one, in the plan's tuning folder, and the head that learned with it.
 
     A tuning that was cut off goes on from its last checkpoint, to the same result; one that is done is used again.
     Equal inputs give equal bytes on the same CPU with the same number of threads.
@@ -85,7 +88,8 @@ def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource,
         raise TrainingError(
             f"{folder}: cannot be used ({error.strerror}); free some space or check its rights"
         ) from None
-    return EncoderSource(folder, weights_sha256(folder)), record
+    head = load_file(folder / HEAD)
+    return EncoderSource(folder, weights_sha256(folder)), StartHead(head["weight"], head["bias"]), record
 
 
 def help_tuning(plan: Plan, dataset: Dataset) -> None:
@@ -135,6 +139,8 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
         else:
             save_encoder(encoder, temporary)
             copy_files(plan.encoder.folder, temporary, TOKENIZER_FILES)
+        learned = {name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}
+        save_file(learned, temporary / HEAD)
         (temporary / RESULT).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     shutil.rmtree(checkpoints)
 

@@ -63,32 +63,50 @@ def label_centroids(catalogue: CatalogueSide, labels: int) -> Vectors:
     return centroids
 
 
-def tune_head(train: HeadExamples, validation: HeadExamples, centroids: Vectors, config: TrainingConfig) -> TunedHead:
+@dataclass(frozen=True)
+class StartHead:
+    """A head to start from: `weight` [K, H] and `bias` [K]."""
+
+    weight: Vectors
+    bias: Vectors
+
+
+def tune_head(
+    train: HeadExamples,
+    validation: HeadExamples,
+    centroids: Vectors,
+    config: TrainingConfig,
+    start: StartHead | None = None,
+) -> TunedHead:
     """Minimise the weighted cross-entropy over `train`; keep what is best on `validation`.
 
     The head is `scale * centroids + change`: it starts as the nearest-centroid rule, and weight decay pulls it back
     there, not to zero, so that a label keeps the meaning of its items where instructions are few. Each of the config's
-    weight decays is tried. The whole training set is one batch and nothing is drawn: equal inputs give equal heads.
+    weight decays is tried. So is `start`, if there is one, as it is and tuned on, pulled back to itself: the head that
+    learned together with the encoder knows what all its epochs showed it. The whole training set is one batch and
+    nothing is drawn: equal inputs give equal heads.
     """
     if config.class_balance:
         train = balanced(train)
-    with tqdm(total=config.epochs * len(config.weight_decays), desc="head", unit="epoch", disable=None) as bar:
-        heads = [_tune(train, validation, centroids, config, decay, bar) for decay in config.weight_decays]
+    starts = [StartHead(START_SCALE * centroids, np.zeros(len(centroids), np.float32)), *([start] if start else [])]
+    tries = [(one, decay) for one in starts for decay in config.weight_decays]
+    with tqdm(total=config.epochs * len(tries), desc="head", unit="epoch", disable=None) as bar:
+        heads = [_tune(train, validation, one, config, decay, bar) for one, decay in tries]
     return min(heads, key=lambda head: head.validation_loss)
 
 
 def _tune(
     train: HeadExamples,
     validation: HeadExamples,
-    centroids: Vectors,
+    start: StartHead,
     config: TrainingConfig,
     weight_decay: float,
     bar: "tqdm[NoReturn]",
 ) -> TunedHead:
-    directions = torch.from_numpy(centroids)
+    directions = torch.from_numpy(start.weight / START_SCALE)
     scale = torch.tensor(START_SCALE, requires_grad=True)
     change = torch.zeros_like(directions, requires_grad=True)
-    bias = torch.zeros(len(directions), requires_grad=True)
+    bias = torch.from_numpy(start.bias.copy()).requires_grad_()
     optimizer = torch.optim.AdamW(
         [
             {"params": [change, bias], "weight_decay": weight_decay},
@@ -97,7 +115,9 @@ def _tune(
         ],
         lr=config.learning_rate,
     )
-    best = TunedHead(np.empty(0, np.float32), np.empty(0, np.float32), 0, weight_decay, float("inf"))
+    with torch.no_grad():
+        loss = float(_loss(scale * directions, bias, validation))
+    best = TunedHead(start.weight, start.bias, 0, weight_decay, loss)
     for epoch in range(1, config.epochs + 1):
         optimizer.zero_grad()
         _loss(scale * directions + change, bias, train).backward()  # type: ignore[no-untyped-call]

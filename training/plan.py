@@ -9,11 +9,12 @@ from typing import Any
 from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
 from training.distillation_teacher import distillation_inputs, open_teacher
-from training.encoder_source import EncoderSource, encoder_of_run, locate_encoder, run_folder
+from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
 from training.run import Run
+from training.run_encoder import encoder_of_run, run_folder
 
-RECIPE_VERSION = 1  # raise it when the same inputs would give another run
+RECIPE_VERSION = 2  # raise it when the same inputs would give another run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
-from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
+from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.history import HistoryExample, history_examples, pair_with_queries
 from training.made import with_made
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
@@ -72,19 +72,19 @@ def train_run(plan: Plan, say: Say) -> Run:
     for note in dataset.notes:
         say(f"note: {note}")
     dataset = with_made(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
-    encoder, tuning = plan.encoder, None
+    encoder, start, tuning = plan.encoder, None, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.
         from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
 
-        encoder, tuning = tune_encoder(plan, dataset, say)
+        encoder, start, tuning = tune_encoder(plan, dataset, say)
     distillation = None
     if plan.teacher is not None:
         from training.distillation import distil_encoder, forget_distillation  # noqa: PLC0415 - loads the Trainer
 
         encoder, distillation = distil_encoder(plan, plan.teacher, dataset, say)
     embedded, hidden_size = embed_dataset(plan, encoder, dataset)
-    head = tune_instruction_head(plan, embedded, say)
+    head = tune_instruction_head(plan, embedded, say, start)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
     people = history_examples(
         dataset.interactions,
@@ -162,8 +162,11 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
     return embedded, model.hidden_size
 
 
-def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
-    """The head tuned on the training split and on drawn items, the best on the validation split."""
+def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say, start: StartHead | None = None) -> TunedHead:
+    """The head tuned on the training split, what is made and drawn items, the best on the validation split.
+
+    `start` is a head that learned together with the encoder.
+    """
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
     drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
@@ -181,7 +184,7 @@ def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say) -> TunedHead
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
     centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
-    head = tune_head(examples, held if validation else examples, centroids, settings)
+    head = tune_head(examples, held if validation else examples, centroids, settings, start)
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     say(
         f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
