@@ -15,6 +15,10 @@ RELEASE ?=
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
+# The trials of a search in all (empty: as the domain's YAML says), and the processes that run them.
+TRIALS ?=
+WORKERS ?= 1
+TENSORBOARD_PORT ?= 6006
 # The first Python of 3.10 to 3.12 on the path; 3.13 works too, but numpy is built from source for it (requirements/stub-python3.13.txt).
 PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null && echo $$python && break; done),python3)
@@ -38,13 +42,14 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train search tensorboard export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
+	@echo "           TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -64,6 +69,13 @@ data: setup  ## Check the dataset under DATA and show what is in it
 
 train: setup  ## Tune the instruction model: dataset to run
 	@$(TUNE) train --config $(CONFIG) --data $(DATA) --var $(VAR) $(SET)
+
+search: setup  ## Search the settings that do best on validation (TRIALS, WORKERS); goes on where it was cut off
+	@$(TUNE) search --config $(CONFIG) --data $(DATA) --var $(VAR) --workers $(WORKERS) $(if $(TRIALS),search.trials=$(TRIALS)) $(SET)
+
+tensorboard: setup  ## Watch the curves of tunings and searches in the browser (TENSORBOARD_PORT), from this machine alone
+	@mkdir -p $(VAR)/logs/tracking
+	@$(VENV)/bin/tensorboard --logdir $(VAR)/logs/tracking --host 127.0.0.1 --port $(TENSORBOARD_PORT)
 
 export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)

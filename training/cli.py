@@ -1,5 +1,6 @@
 """The command line of training: `python -m training` trains, `python -m training data` checks a dataset."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from training.config import DomainConfig
 from training.config_loading import load_config
 from training.dataset import SPLITS, Dataset
 from training.dataset_loading import load_dataset
+from training.optional_packages import require
 from training.plan import existing_run, make_plan
 from training.run import Run
 
@@ -34,12 +36,15 @@ _data = click.option(
     show_default=True,
     help="The directory of datasets.",
 )
+_var = click.option(
+    "--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all output goes."
+)
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 @click.group(cls=_TrainByDefault)
 def main() -> None:
-    """Tune a domain's model (`train`, the default) or check its dataset (`data`).
+    """Tune a domain's model (`train`, the default), search its settings (`search`) or check its dataset (`data`).
 
     KEY=VALUE overrides a value of the YAML: training.epochs=100
     """
@@ -48,9 +53,7 @@ def main() -> None:
 @main.command()
 @_config
 @_data
-@click.option(
-    "--var", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Where all output goes."
-)
+@_var
 @click.option(
     "--print-run", is_flag=True, help="Write only the run's path to standard output, the rest to standard error."
 )
@@ -73,6 +76,32 @@ def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple
         click.echo(run.path)
     else:
         click.echo(f"run: {run.path}")
+
+
+@main.command()
+@_config
+@_data
+@_var
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes at work at once.")
+@_overrides
+def search(config: Path, data: Path, var: Path, workers: int, overrides: tuple[str, ...]) -> None:
+    """Search the settings of `search.space` that do best on validation; a search that was cut off goes on."""
+    require("optuna", "search")
+    require("matplotlib", "search")
+    from training.search import make_search, run_search  # noqa: PLC0415 - loads optuna and torch
+    from training.search_report import best_values, importances_table, trials_table, write_report  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    planned = make_search(load_config(config, overrides), data, var)
+    study = run_search(planned, workers, lambda line: console.print(line, markup=False))
+    best = best_values(planned, study)
+    console.print(trials_table(planned, study))
+    console.print(importances_table(study, planned.config.search.seed))
+    for path in write_report(planned, study):
+        console.print(f"written: {path}", markup=False)
+    kept = [override for override in overrides if not override.startswith("search.")]
+    train_with = ["--config", str(config), "--data", str(data), "--var", str(var), *kept, *best]
+    console.print(f"train with the best: {shlex.join(['python', '-m', 'training', *train_with])}", markup=False)
 
 
 @main.command("data")

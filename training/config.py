@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
+from training.search_config import SearchConfig
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -141,6 +142,14 @@ class EncoderTuningConfig(Section):
         return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
 
 
+class TrackingConfig(Section):
+    """Where a tuning's losses and metrics can be watched (docs/search.md). It changes nothing of the run."""
+
+    backend: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    project: str = Field(default="instructrec", min_length=1, description="the project in Weights & Biases")
+    mode: Literal["offline", "online"] = Field(default="offline", description="offline: nothing leaves the machine")
+
+
 class DomainConfig(Section):
     """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
 
@@ -149,6 +158,8 @@ class DomainConfig(Section):
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    search: SearchConfig = SearchConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

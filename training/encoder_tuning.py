@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import transformers
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
 from training.atomic import new_folder
@@ -21,7 +21,7 @@ from training.config import EncoderTuningConfig
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, DivergedError, TrainingError
 from training.head import HeadExamples, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
 from training.plan import Plan
@@ -57,22 +57,25 @@ class TuningRecord:
     validation_top1_accuracy: float
 
 
-def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, TuningRecord]:
+def tune_encoder(
+    plan: Plan, dataset: Dataset, say: Say, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[EncoderSource, TuningRecord]:
     """Tune the plan's encoder and return the tuned one, which lies in the plan's tuning folder.
 
     A tuning that was cut off goes on from its last checkpoint, to the same result; one that is done is used again.
-    Equal inputs give equal bytes on the same CPU with the same number of threads.
+    Equal inputs give equal bytes on the same CPU with the same number of threads. `callbacks` join the Trainer's own.
 
     Raises:
         ConfigError: The settings do not fit the encoder or the hardware.
-        TrainingError: The loss is not finite, or the folder cannot be written.
+        DivergedError: The loss is not finite.
+        TrainingError: The folder cannot be written.
     """
     folder = (plan.tuning_folder / "encoder").resolve()
     try:
         if (folder / RESULT).is_file():
             say("encoder: tuned before, used again")
         else:
-            _tune(plan, dataset, folder, say)
+            _tune(plan, dataset, folder, say, callbacks)
         record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
@@ -86,7 +89,7 @@ def forget_tuning(plan: Plan) -> None:
     shutil.rmtree(plan.tuning_folder, ignore_errors=True)
 
 
-def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
+def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say, callbacks: Sequence[TrainerCallback]) -> None:
     config, settings = plan.config.encoder_tuning, plan.config.encoder
     model = InstructionModel.from_folder(
         plan.encoder.folder, settings.pooling, settings.max_length, len(dataset.labels)
@@ -103,7 +106,7 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
         f"{len(train):,} texts, up to {steps:,} steps"
     )
     started = time.monotonic()
-    record = _run_trainer(model, train, validation, config, folder.parent / "checkpoints", say)
+    record = _run_trainer(model, train, validation, config, folder.parent / "checkpoints", say, callbacks)
     say(f"encoder: best at step {record.best_step} of {record.steps}, {time.monotonic() - started:.0f} s")
     with new_folder(folder) as temporary:
         encoder = cast(transformers.PreTrainedModel, merged(model.encoder.cpu()))
@@ -149,6 +152,7 @@ def _run_trainer(
     config: EncoderTuningConfig,
     checkpoints: Path,
     say: Say,
+    callbacks: Sequence[TrainerCallback],
 ) -> TuningRecord:
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its hints name no setting of this project
     resume = last_checkpoint(checkpoints)
@@ -162,7 +166,7 @@ def _run_trainer(
         eval_dataset=validation,
         data_collator=Collator(model),
         compute_metrics=top1_accuracy,
-        callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
+        callbacks=[EarlyStoppingCallback(config.patience), Report(say), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if is_adaptive(model.encoder):
@@ -172,7 +176,7 @@ def _run_trainer(
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     state, best = trainer.state, trainer.state.best_metric
     if best is None or not math.isfinite(best):
-        raise TrainingError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
+        raise DivergedError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
     at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
     trained, parameters = trainable_parameters(model)
     return TuningRecord(

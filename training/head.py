@@ -1,6 +1,6 @@
 """Tunes the instruction head: a linear layer over frozen text vectors, with cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -14,6 +14,8 @@ from training.config import TrainingConfig
 from training.dataset import Item
 from training.score import CatalogueSide, Vectors
 
+# Called after each epoch with the weight decay, the epoch from 1, the training loss and the validation loss.
+Observe = Callable[[float, int, float, float], object]
 START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
 
 
@@ -63,7 +65,13 @@ def label_centroids(catalogue: CatalogueSide, labels: int) -> Vectors:
     return centroids
 
 
-def tune_head(train: HeadExamples, validation: HeadExamples, centroids: Vectors, config: TrainingConfig) -> TunedHead:
+def tune_head(
+    train: HeadExamples,
+    validation: HeadExamples,
+    centroids: Vectors,
+    config: TrainingConfig,
+    observe: Observe | None = None,
+) -> TunedHead:
     """Minimise the weighted cross-entropy over `train`; keep what is best on `validation`.
 
     The head is `scale * centroids + change`: it starts as the nearest-centroid rule, and weight decay pulls it back
@@ -73,7 +81,7 @@ def tune_head(train: HeadExamples, validation: HeadExamples, centroids: Vectors,
     if config.class_balance:
         train = balanced(train)
     with tqdm(total=config.epochs * len(config.weight_decays), desc="head", unit="epoch", disable=None) as bar:
-        heads = [_tune(train, validation, centroids, config, decay, bar) for decay in config.weight_decays]
+        heads = [_tune(train, validation, centroids, config, decay, bar, observe) for decay in config.weight_decays]
     return min(heads, key=lambda head: head.validation_loss)
 
 
@@ -84,6 +92,7 @@ def _tune(
     config: TrainingConfig,
     weight_decay: float,
     bar: "tqdm[NoReturn]",
+    observe: Observe | None,
 ) -> TunedHead:
     directions = torch.from_numpy(centroids)
     scale = torch.tensor(START_SCALE, requires_grad=True)
@@ -100,12 +109,15 @@ def _tune(
     best = TunedHead(np.empty(0, np.float32), np.empty(0, np.float32), 0, weight_decay, float("inf"))
     for epoch in range(1, config.epochs + 1):
         optimizer.zero_grad()
-        _loss(scale * directions + change, bias, train).backward()  # type: ignore[no-untyped-call]
+        training_loss = _loss(scale * directions + change, bias, train)
+        training_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         bar.update()
         with torch.no_grad():
             weight = scale * directions + change
             loss = float(_loss(weight, bias, validation))
+        if observe is not None:
+            observe(weight_decay, epoch, float(training_loss.detach()), loss)
         if loss < best.validation_loss:
             best = TunedHead(weight.numpy(), bias.detach().numpy().copy(), epoch, weight_decay, loss)
         if epoch - best.epochs >= config.patience:

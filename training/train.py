@@ -22,6 +22,7 @@ from training.ranking import Fit, RankingExamples, fit_score_weights
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
+from training.tracking import Tracker, open_tracker
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,13 @@ def train_run(plan: Plan, say: Say) -> Run:
     Raises:
         DatasetError: The dataset breaks its contract.
         EncoderError: The encoder cannot be loaded.
+        TrainingError: What the config's tracking needs is not there.
     """
+    with open_tracker(plan, say) as tracker:
+        return _train(plan, say, tracker)
+
+
+def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
     dataset = load_dataset(plan.config, plan.data)
     say(describe(dataset))
     for note in dataset.notes:
@@ -65,9 +72,9 @@ def train_run(plan: Plan, say: Say) -> Run:
         # Imported here: a frozen encoder has no need of peft and the Trainer.
         from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
 
-        encoder, tuning = tune_encoder(plan, dataset, say)
+        encoder, tuning = tune_encoder(plan, dataset, say, tracker.callbacks())
     embedded, hidden_size = _embed(plan, encoder, dataset)
-    head = _tune(plan, embedded, say)
+    head = _tune(plan, embedded, say, tracker)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
     people = history_examples(
         dataset.interactions,
@@ -78,6 +85,7 @@ def train_run(plan: Plan, say: Say) -> Run:
     metrics, text = _measure(embedded, logs, head, fit, people)
     if tuning is not None:
         metrics["encoder_tuning"] = rounded(asdict(tuning))
+    tracker.result(metrics)
     created = datetime.now(timezone.utc)
     name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
@@ -132,7 +140,7 @@ def _embed(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple[Embedd
     return Embedded(dataset, vectors[:split], label_ids, catalogue, Relevance(dataset.items)), model.hidden_size
 
 
-def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
+def _tune(plan: Plan, embedded: Embedded, say: Say, tracker: Tracker) -> TunedHead:
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
     drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
@@ -144,7 +152,7 @@ def _tune(plan: Plan, embedded: Embedded, say: Say) -> TunedHead:
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
     centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
-    head = tune_head(examples, held if validation else examples, centroids, settings)
+    head = tune_head(examples, held if validation else examples, centroids, settings, tracker.head)
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     say(
         f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
