@@ -110,6 +110,7 @@ class WandbTracker(Tracker):
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
+                    host="hidden",
                     save_code=False,
                     disable_code=True,
                     disable_git=True,
