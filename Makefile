@@ -20,6 +20,10 @@ SHOTS ?= 1,2,5,10
 DRAWS ?= 5
 SPLIT ?= validation
 INIT_FROM ?=
+# The trials of a search in all (empty: as the domain's YAML says), and the processes that run them.
+TRIALS ?=
+WORKERS ?= 1
+TENSORBOARD_PORT ?= 6006
 # The first Python of 3.10 to 3.12 on the path; 3.13 works too, but numpy is built from source for it (requirements/stub-python3.13.txt).
 PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null && echo $$python && break; done),python3)
@@ -43,14 +47,14 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train search tensorboard evaluate shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) SET"
-	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
+	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -76,6 +80,13 @@ shots: setup  ## Measure tuning on few labelled instructions: SHOTS=1,2,5,10 DRA
 
 evaluate: setup  ## Report on the newest run (or RUN=path) beside plain baselines: tables, plots, intervals
 	@$(TUNE) evaluate --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(SET)
+
+search: setup  ## Search the settings that do best on validation (TRIALS, WORKERS); goes on where it was cut off
+	@$(TUNE) search --config $(CONFIG) --data $(DATA) --var $(VAR) --workers $(WORKERS) $(if $(TRIALS),search.trials=$(TRIALS)) $(SET)
+
+tensorboard: setup  ## Watch the curves of tunings and searches in the browser (TENSORBOARD_PORT), from this machine alone
+	@mkdir -p $(VAR)/logs/tracking
+	@$(VENV)/bin/tensorboard --logdir $(VAR)/logs/tracking --host 127.0.0.1 --port $(TENSORBOARD_PORT)
 
 export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)

@@ -29,6 +29,18 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it has its old content, or all of the new one."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def remove_leftovers(parent: Path) -> None:
     """Remove the temporary folders under `parent` whose process is gone (it was killed while it wrote)."""
     for path in parent.glob(".*.tmp-*"):

@@ -16,6 +16,7 @@ from training.evaluate_command import evaluate
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.plan import existing_run, make_plan
 from training.run import Run
+from training.search_command import search
 from training.shots_command import shots
 
 
@@ -132,3 +133,4 @@ def _metrics_table(run: Run) -> Table:
 
 main.add_command(shots)
 main.add_command(evaluate)
+main.add_command(search)

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
 from training.distillation_config import DistillationConfig
+from training.search_config import SearchConfig
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -204,6 +205,14 @@ class SelfTrainingConfig(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class TrackingConfig(Section):
+    """Where a tuning's losses and metrics can be watched (docs/search.md). It changes nothing of the run."""
+
+    backend: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    project: str = Field(default="instructrec", min_length=1, description="the project in Weights & Biases")
+    mode: Literal["offline", "online"] = Field(default="offline", description="offline: nothing leaves the machine")
+
+
 class DomainConfig(Section):
     """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
 
@@ -217,6 +226,8 @@ class DomainConfig(Section):
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
     self_training: SelfTrainingConfig | None = None
     distillation: DistillationConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
+    search: SearchConfig = SearchConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

@@ -26,6 +26,18 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
     return parse_config(tree, where=str(path))
 
 
+def change_config(config: DomainConfig, values: Mapping[str, Any], *, where: str) -> DomainConfig:
+    """A copy of `config` with the values at these dotted keys; `where` names them in an error.
+
+    Raises:
+        ConfigError: A key is unknown (the message names the near match) or a value is wrong.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in values.items():
+        _set(tree, key, value, f"{where}: {key!r}")
+    return parse_config(tree, where=where)
+
+
 def parse_config(tree: Mapping[str, Any], *, where: str) -> DomainConfig:
     """Validate a config that is already a mapping; `where` names it in an error.
 
@@ -54,33 +66,37 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or not all(parts):
+    if not separator or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: write it as key=value, for example training.epochs=5")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML; put it in quotes") from None
+    _set(tree, key, value, f"override {override!r}")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    parts = key.split(".")
     node: Any = tree
     for part in parts[:-1]:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _entry(node, part, override)
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _entry(node, part, where)
     if isinstance(node, dict):
         node[parts[-1]] = value
     elif isinstance(node, list):
-        node[node.index(_entry(node, parts[-1], override))] = value
+        node[node.index(_entry(node, parts[-1], where))] = value
     else:
-        raise ConfigError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a section")
+        raise ConfigError(f"{where}: {'.'.join(parts[:-1])} is a value, not a section")
 
 
-def _entry(node: object, part: str, override: str) -> Any:
+def _entry(node: object, part: str, where: str) -> Any:
     if not isinstance(node, list):
-        raise ConfigError(f"override {override!r}: {part!r} lies below a value, not a section")
+        raise ConfigError(f"{where}: {part!r} lies below a value, not a section")
     if part.isdecimal() and int(part) < len(node):
         return node[int(part)]
     named = {entry["name"]: entry for entry in node if isinstance(entry, dict) and "name" in entry}
     if part in named:
         return named[part]
-    raise ConfigError(f"override {override!r}: no entry {part!r}; there are {', '.join(map(str, named)) or len(node)}")
+    raise ConfigError(f"{where}: no entry {part!r}; there are {', '.join(map(str, named)) or len(node)}")
 
 
 def _first_problem(error: ValidationError, tree: Mapping[str, Any]) -> str:
@@ -105,7 +121,11 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     schema = DomainConfig.model_json_schema()
     node: dict[str, Any] = schema
     for part in location:
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        named = node.get("properties", {})
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            node = named[part] if part in named else node.get("additionalProperties") or {}
         for option in node.get("anyOf", []):
             if "$ref" in option:
                 node = option

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ import transformers
 from peft import PeftModel
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from training import processes
 from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
@@ -25,7 +25,7 @@ from training.config import EncoderTuningConfig
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, DivergedError, TrainingError
 from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
 from training.plan import Plan
@@ -67,22 +67,25 @@ class TuningRecord:
     processes: int = 1
 
 
-def tune_encoder(plan: Plan, dataset: Dataset, say: Say) -> tuple[EncoderSource, StartHead, TuningRecord]:
+def tune_encoder(
+    plan: Plan, dataset: Dataset, say: Say, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[EncoderSource, StartHead, TuningRecord]:
     """Tune the plan's encoder; return the tuned one, in the plan's tuning folder, and the head that learned with it.
 
     A tuning that was cut off goes on from its last checkpoint, to the same result; one that is done is used again.
-    Equal inputs give equal bytes on the same CPU with the same number of threads.
+    Equal inputs give equal bytes on the same CPU with the same number of threads. `callbacks` join the Trainer's own.
 
     Raises:
         ConfigError: The settings do not fit the encoder or the hardware.
-        TrainingError: The loss is not finite, or the folder cannot be written.
+        DivergedError: The loss is not finite.
+        TrainingError: The folder cannot be written.
     """
     folder = _folder(plan)
     try:
         if (folder / RESULT).is_file():
             say("encoder: tuned before, used again")
         else:
-            _tune(plan, dataset, folder, say)
+            _tune(plan, dataset, folder, say, callbacks)
         record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
@@ -106,7 +109,7 @@ def _folder(plan: Plan) -> Path:
     return (plan.tuning_folder / "encoder").resolve()
 
 
-def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
+def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say, callbacks: Sequence[TrainerCallback] = ()) -> None:
     config, settings = plan.config.encoder_tuning, plan.config.encoder
     model = InstructionModel.from_folder(
         plan.encoder.folder, settings.pooling, settings.max_length, len(dataset.labels)
@@ -126,7 +129,7 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say) -> None:
     started = time.monotonic()
     # Another number of processes makes other batches, and keeps other states of chance.
     checkpoints = folder.parent / ("checkpoints" if processes.count() == 1 else f"checkpoints-{processes.count()}")
-    state = _run_trainer(model, train, validation, config, checkpoints, say)
+    state = _run_trainer(model, train, validation, config, checkpoints, say, callbacks)
     if not processes.is_main():
         return
     record = _record(state, model, config)
@@ -181,6 +184,7 @@ def _run_trainer(
     config: EncoderTuningConfig,
     checkpoints: Path,
     say: Say,
+    callbacks: Sequence[TrainerCallback],
 ) -> TrainerState:
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its hints name no setting of this project
     arguments = _arguments(config, checkpoints)
@@ -202,7 +206,7 @@ def _run_trainer(
         eval_dataset=validation,
         data_collator=Collator(model, config.rivals),
         compute_metrics=top1_accuracy,
-        callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
+        callbacks=[EarlyStoppingCallback(config.patience), Report(say), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if is_adaptive(model.encoder):
@@ -216,7 +220,7 @@ def _run_trainer(
 def _record(state: TrainerState, model: InstructionModel, config: EncoderTuningConfig) -> TuningRecord:
     best = state.best_metric
     if best is None or not math.isfinite(best):
-        raise TrainingError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
+        raise DivergedError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
     at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
     trained, parameters = trainable_parameters(model)
     return TuningRecord(

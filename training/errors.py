@@ -3,6 +3,7 @@
 TrainingError            (a click.ClickException: the command line prints one line and exits with 1)
 ├── ConfigError          the domain's YAML or an override is wrong
 ├── DatasetError         a dataset file, row or cell is wrong
+├── DivergedError        a loss is not finite
 ├── EncoderError         the encoder cannot be found, or is not what the config says
 └── RunError             a run folder is missing, incomplete or damaged
 """
@@ -20,6 +21,10 @@ class ConfigError(TrainingError):
 
 class DatasetError(TrainingError):
     """A dataset file cannot be read, or a row of it breaks the contract of docs/datasets.md."""
+
+
+class DivergedError(TrainingError):
+    """A loss is not finite: these settings cannot be tuned with."""
 
 
 class EncoderError(TrainingError):

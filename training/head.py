@@ -1,6 +1,6 @@
 """Tunes the instruction head: a linear layer over frozen text vectors, with cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -14,6 +14,8 @@ from training.config import TrainingConfig
 from training.dataset import Item
 from training.score import CatalogueSide, Vectors
 
+# Called after each epoch with the weight decay, the epoch from 1, the training loss and the validation loss.
+Observe = Callable[[float, int, float, float], object]
 START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
 
 
@@ -77,6 +79,7 @@ def tune_head(
     centroids: Vectors,
     config: TrainingConfig,
     start: StartHead | None = None,
+    observe: Observe | None = None,
 ) -> TunedHead:
     """Minimise the weighted cross-entropy over `train`; keep what is best on `validation`.
 
@@ -91,7 +94,7 @@ def tune_head(
     starts = [StartHead(START_SCALE * centroids, np.zeros(len(centroids), np.float32)), *([start] if start else [])]
     tries = [(one, decay) for one in starts for decay in config.weight_decays]
     with tqdm(total=config.epochs * len(tries), desc="head", unit="epoch", disable=None) as bar:
-        heads = [_tune(train, validation, one, config, decay, bar) for one, decay in tries]
+        heads = [_tune(train, validation, one, config, decay, bar, observe) for one, decay in tries]
     return min(heads, key=lambda head: head.validation_loss)
 
 
@@ -102,6 +105,7 @@ def _tune(
     config: TrainingConfig,
     weight_decay: float,
     bar: "tqdm[NoReturn]",
+    observe: Observe | None,
 ) -> TunedHead:
     directions = torch.from_numpy(start.weight / START_SCALE)
     scale = torch.tensor(START_SCALE, requires_grad=True)
@@ -120,12 +124,15 @@ def _tune(
     best = TunedHead(start.weight, start.bias, 0, weight_decay, loss)
     for epoch in range(1, config.epochs + 1):
         optimizer.zero_grad()
-        _loss(scale * directions + change, bias, train).backward()  # type: ignore[no-untyped-call]
+        training_loss = _loss(scale * directions + change, bias, train)
+        training_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         bar.update()
         with torch.no_grad():
             weight = scale * directions + change
             loss = float(_loss(weight, bias, validation))
+        if observe is not None:
+            observe(weight_decay, epoch, float(training_loss.detach()), loss)
         if loss < best.validation_loss:
             best = TunedHead(weight.numpy(), bias.detach().numpy().copy(), epoch, weight_decay, loss)
         if epoch - best.epochs >= config.patience:

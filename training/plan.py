@@ -27,8 +27,8 @@ class Plan:
     source: SourceConfig
     encoder: EncoderSource
     fingerprint: str
-    teacher: Run | None = None  # of a distillation
-    labeller: Run | None = None  # of self-training
+    teacher: Run | None  # of a distillation
+    labeller: Run | None  # of self-training
 
     @property
     def runs(self) -> Path:

@@ -215,7 +215,9 @@ def _fill(folder: Path, content: RunContent) -> None:
     _write_json(folder / "metrics.json", content.manifest.metrics)
     _write_rows(folder / "catalogue.jsonl", content.dataset.items)
     _write_rows(folder / "instructions.jsonl", content.dataset.instructions)
-    config = yaml.safe_dump(content.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    # How a tuning was watched, or what else was tried, is no part of its result.
+    settings = content.config.model_dump(mode="json", exclude={"tracking", "search"})
+    config = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     (folder / "classification_report.txt").write_text(content.classification_report, encoding="utf-8")
     _write_json(folder / "run.json", content.manifest.model_dump(mode="json"))

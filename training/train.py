@@ -13,7 +13,7 @@ from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
-from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
+from training.head import HeadExamples, Observe, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.history import HistoryExample, history_examples, pair_with_queries
 from training.made import with_made
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
@@ -24,6 +24,7 @@ from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
 from training.shots import limit_shots
+from training.tracking import Tracker, open_tracker
 
 Say = Callable[[str], None]
 
@@ -61,7 +62,13 @@ def train_run(plan: Plan, say: Say) -> Run:
     Raises:
         DatasetError: The dataset breaks its contract.
         EncoderError: The encoder cannot be loaded.
+        TrainingError: What the config's tracking needs is not there.
     """
+    with open_tracker(plan, say) as tracker:
+        return _train(plan, say, tracker)
+
+
+def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
     dataset = load_dataset(plan.config, plan.data)
     say(describe(dataset))
     dataset, shots = limit_shots(dataset, plan.config)
@@ -77,14 +84,14 @@ def train_run(plan: Plan, say: Say) -> Run:
         # Imported here: a frozen encoder has no need of peft and the Trainer.
         from training.encoder_tuning import forget_tuning, tune_encoder  # noqa: PLC0415
 
-        encoder, start, tuning = tune_encoder(plan, dataset, say)
+        encoder, start, tuning = tune_encoder(plan, dataset, say, tracker.callbacks())
     distillation = None
     if plan.teacher is not None:
         from training.distillation import distil_encoder, forget_distillation  # noqa: PLC0415 - loads the Trainer
 
         encoder, distillation = distil_encoder(plan, plan.teacher, dataset, say)
     embedded, hidden_size = embed_dataset(plan, encoder, dataset)
-    head = tune_instruction_head(plan, embedded, say, start)
+    head = tune_instruction_head(plan, embedded, say, start, tracker.head)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
     people = history_examples(
         dataset.interactions,
@@ -101,6 +108,7 @@ def train_run(plan: Plan, say: Say) -> Run:
         metrics["init_from"] = {"run": plan.encoder.run, "encoder_sha256": plan.encoder.sha256}
     if distillation is not None:
         metrics["distillation"] = rounded(asdict(distillation))
+    tracker.result(metrics)
     created = datetime.now(timezone.utc)
     name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
@@ -162,10 +170,12 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
     return embedded, model.hidden_size
 
 
-def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say, start: StartHead | None = None) -> TunedHead:
+def tune_instruction_head(
+    plan: Plan, embedded: Embedded, say: Say, start: StartHead | None = None, observe: Observe | None = None
+) -> TunedHead:
     """The head tuned on the training split, what is made and drawn items, the best on the validation split.
 
-    `start` is a head that learned together with the encoder.
+    `start` is a head that learned together with the encoder, `observe` is told of every epoch.
     """
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
@@ -184,7 +194,7 @@ def tune_instruction_head(plan: Plan, embedded: Embedded, say: Say, start: Start
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
     centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
-    head = tune_head(examples, held if validation else examples, centroids, settings, start)
+    head = tune_head(examples, held if validation else examples, centroids, settings, start, observe)
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     say(
         f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "

@@ -1,0 +1,196 @@
+"""A search of settings on tiny data: it repeats itself, prunes, shares a study, and goes on after a kill."""
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from optuna.trial import TrialState
+
+from training.cli import main
+from training.config_loading import load_config
+from training.dataset_loading import load_dataset
+from training.embedding_cache import EmbeddingCache
+from training.objective import objective
+from training.plan import make_plan
+
+RATES = "training.learning_rate: {low: 0.01, high: 0.5, log: true}"
+HEAD = f"search.space={{{RATES}, training.items_per_label: {{low: 0, high: 8}}}}"
+SHORT = ("training.epochs=15", "tracking.backend=none")
+
+
+@pytest.fixture
+def arguments(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Any:
+    def listed(*more: str, var: str = "var") -> list[str]:
+        return ["search", "--config", str(tiny_config), "--data", str(tiny_data), "--var", str(tmp_path / var), *more]
+
+    return listed
+
+
+@pytest.fixture
+def search(arguments: Any) -> Any:
+    def invoke(*more: str, var: str = "var") -> Result:
+        return CliRunner().invoke(main, arguments(*more, *SHORT, var=var))
+
+    return invoke
+
+
+def studies(var: Path) -> list[Path]:
+    return sorted(path.parent for path in var.glob("search/shop/*/study.sqlite3"))
+
+
+def trials_of(var: Path) -> list[optuna.trial.FrozenTrial]:
+    (folder,) = studies(var)
+    storage = f"sqlite:///{folder / 'study.sqlite3'}"
+    return optuna.load_study(study_name="shop", storage=storage).trials
+
+
+def wait_for(condition: Any, seconds: float = 250) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def held(database: Path) -> Iterator[None]:
+    """Lock a SQLite file, so that whoever opens it waits."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+    finally:
+        connection.close()
+
+
+def test_two_workers_killed_in_a_trial_are_followed_by_two_that_finish_the_study(
+    arguments: Any, tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(load_config(tiny_config), tiny_data, tmp_path / "var")
+    cache = EmbeddingCache(tmp_path / "var/cache/embeddings", plan.encoder.sha256, "mean", 32)
+    command = arguments("--workers", "2", HEAD, "search.trials=3", *SHORT)
+    with held(cache.path):  # both workers have claimed a trial, and wait for the cache
+        process = psutil.Popen([sys.executable, "-m", "training", *command], stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: running(tmp_path / "var") == 2)
+            children = process.children(recursive=True)
+        finally:
+            process.kill()
+            process.wait()
+        assert not psutil.wait_procs(children, timeout=60)[1]  # they end with the command
+    cut = trials_of(tmp_path / "var")
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "trial 0 was cut off; begun again" in result.output
+    done = trials_of(tmp_path / "var")
+    assert [trial.state for trial in done[:2]] == [TrialState.FAIL] * 2
+    finished = [trial for trial in done if trial.state == TrialState.COMPLETE]
+    assert len(finished) == 3 == len(done) - 2
+    assert [trial.params for trial in done[2:4]] == [trial.params for trial in cut]
+    assert len({trial.params["training.learning_rate"] for trial in finished}) == 3  # no two drew alike
+
+
+def running(var: Path) -> int:
+    """How many trials are under way with all of their settings, read without taking part in the study."""
+    query = "SELECT COUNT(*) FROM trials JOIN trial_params USING (trial_id) WHERE state = 'RUNNING'"
+    for folder in studies(var):
+        # The tables may not be there yet, or be written just now.
+        with (
+            contextlib.suppress(sqlite3.OperationalError),
+            contextlib.closing(sqlite3.connect(f"file:{folder / 'study.sqlite3'}?mode=ro", uri=True)) as study,
+        ):
+            return int(study.execute(query).fetchone()[0]) // 2
+    return 0
+
+
+def test_a_resumed_search_draws_as_one_that_was_not_cut_off(search: Any, tmp_path: Path) -> None:
+    assert search(HEAD, "search.trials=4", var="whole").exit_code == 0
+    assert search(HEAD, "search.trials=2", var="cut").exit_code == 0
+    result = search(HEAD, "search.trials=4", var="cut")
+    assert "2 of 4 trials done" in result.output
+    whole, cut = (trials_of(tmp_path / var) for var in ("whole", "cut"))
+    assert [(trial.params, trial.value) for trial in whole] == [(trial.params, trial.value) for trial in cut]
+    best = min(whole, key=lambda trial: trial.value or 0.0)
+    (folder,) = studies(tmp_path / "cut")
+    found = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
+    assert found["training"]["learning_rate"] == pytest.approx(best.params["training.learning_rate"])
+    assert found["training"]["items_per_label"] == best.params["training.items_per_label"]
+    assert (folder / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert f"training.items_per_label={found['training']['items_per_label']}" in result.output.splitlines()[-1]
+    assert "search." not in result.output.splitlines()[-1]
+
+
+def test_bad_trials_are_pruned_after_an_epoch_and_leave_no_checkpoints(search: Any, tmp_path: Path) -> None:
+    tuning = ("encoder_tuning.method=full", "encoder_tuning.epochs=3", "encoder_tuning.batch_size=32")
+    space = "search.space={encoder_tuning.learning_rate: {low: 0.000001, high: 0.05, log: true}}"
+    result = search(*tuning, space, "search.trials=8")
+    assert result.exit_code == 0, result.output
+    trials = trials_of(tmp_path / "var")
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        medians = sorted(
+            other.intermediate_values[trial.last_step]
+            for other in trials[: trial.number]
+            if other.state == TrialState.COMPLETE and trial.last_step in other.intermediate_values
+        )
+        assert min(trial.intermediate_values.values()) > medians[0]
+    assert all(set(trial.intermediate_values) <= {1, 2, 3} for trial in trials)
+    (folder,) = studies(tmp_path / "var")
+    assert not list((folder / "trials").iterdir())
+
+
+def test_trials_that_diverge_fail_and_the_search_says_so(search: Any) -> None:
+    result = search("search.space={training.learning_rate: {choices: [1.0e+30, 1.0e+35]}}", "search.trials=2")
+    assert result.exit_code == 1
+    assert "trial 0: training: the validation loss is not finite" in result.output
+    assert result.stderr.splitlines()[-1].startswith("Error: search: no trial has a result")
+
+
+def test_the_objective_does_not_read_the_test_split(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    plan = make_plan(load_config(tiny_config, SHORT), tiny_data, tmp_path)
+    dataset = load_dataset(plan.config, tiny_data)
+    other = replace(
+        dataset,
+        instructions=tuple(
+            replace(one, text="something else", label="Hats") if one.split == "test" else one
+            for one in dataset.instructions
+        ),
+    )
+    taught = replace(dataset, instructions=tuple(replace(one, label="Hats") for one in dataset.instructions))
+    value = objective(plan, dataset)
+    assert objective(plan, other) == value != objective(plan, taught)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{}", "search.space is empty"),
+        ("{training.lerning_rate: {low: 1, high: 2}}", "did you mean 'learning_rate'?"),
+        ("{trainin.epochs: {low: 1, high: 2}}", "did you mean 'training'?"),
+        ("{training.learning_rate: {low: -1.0, high: 2.0}}", "training.learning_rate: Input should be greater than 0"),
+        ("{training.weight_decays: {choices: [0.1]}}", "training.weight_decays: Input should be a valid tuple"),
+        ("{training.epochs: {low: 5, high: 2}}", "`low` and `high` must be finite, and `low` the smaller one"),
+        ("{training.epochs: {low: 5, hihg: 9}}", "did you mean 'high'?"),
+        ("{training.item_weight: {low: 0.0, high: 1.0, log: true}}", "a logarithmic scale starts above 0"),
+        ("{training.seed: {choices: [1, 1]}}", "a choice stands there twice"),
+        ("{export.precision: {choices: [int8]}}", "'export.precision' cannot be searched"),
+        ("{encoder_tuning.rank: {low: 1, high: 4}}", "no effect while encoder_tuning.method is frozen"),
+    ],
+)
+def test_a_bad_space_is_one_line_before_any_trial(search: Any, tmp_path: Path, space: str, message: str) -> None:
+    result = search(f"search.space={space}")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "var/search").exists()
