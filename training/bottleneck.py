@@ -24,7 +24,6 @@ START_DEVIATION = 1e-2  # of the start's weights, cut at two deviations: section
 # The last projection of a layer's two sub-layers, behind the layer's number.
 ATTENTION_OUTPUTS = (
     "attention.output.dense",  # BERT, RoBERTa, ELECTRA
-    "attention.attn.o",  # MPNet
     "attention.out_lin",  # DistilBERT
     "attn.Wo",  # ModernBERT
     "attn.c_proj",  # GPT-2

@@ -27,7 +27,6 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 KINDS: dict[str, transformers.PretrainedConfig] = {
     "roberta": transformers.RobertaConfig(vocab_size=200, pad_token_id=0, **SMALL),
     "distilbert": transformers.DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
-    "mpnet": transformers.MPNetConfig(vocab_size=200, pad_token_id=0, **SMALL),
     "gpt2": transformers.GPT2Config(
         vocab_size=200, n_embd=32, n_layer=2, n_head=2, bos_token_id=3, eos_token_id=3, pad_token_id=0
     ),
