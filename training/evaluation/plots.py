@@ -90,12 +90,12 @@ def _dots(
             axis.annotate(
                 f"{estimate['value']:.3f}",
                 (estimate["value"], place),
-                xytext=(0, 5),
+                xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7.5,
                 color=colour,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8},
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.2},
             )
         axis.set_xlabel(metric)
         axis.set_yticks(places, names)
@@ -189,7 +189,7 @@ def _calibration(tree: Tree) -> Figure | None:
     upper.set_ylim(-0.03, 1.05)
     upper.set_xlim(0, 1.03)
     upper.grid(color=LINE, linewidth=0.6)
-    legend = upper.legend(loc="upper left", frameon=False)
+    legend = upper.legend(loc="lower right", frameon=False)
     for handle in legend.legend_handles:
         if hasattr(handle, "set_sizes"):
             handle.set_sizes([28])
