@@ -104,10 +104,6 @@ def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_
     assert "has seen all training instructions" in text
 
 
-def strip_attributes(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "attributes": {}}
-
-
 def only(*splits: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     return lambda row: row if row["split"] in splits else None
 
@@ -124,42 +120,33 @@ def one(split: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     return keep
 
 
-@pytest.mark.parametrize(
-    ("change", "absent"),
-    [
-        (lambda row: None, {"label_task", "labels", "ranking", "calibration", "robustness", "coverage"}),
-        (only("train"), {"label_task", "labels", "ranking", "calibration", "robustness", "coverage"}),
-        (only("train", "validation"), set()),
-        (only("test"), {"learning_curve"}),
-        (one("test"), {"learning_curve"}),
-        (lambda row: row if row["split"] != "test" or row["label"] == "Hats" else None, set()),
-        (lambda row: row if row["split"] != "train" or row["label"] == "Hats" else None, {"learning_curve"}),
-        (strip_attributes, set()),
-        (lambda row: {**row, "text": "?!"}, set()),
-    ],
-    ids=[
-        "nothing",
-        "no held-out split",
-        "no test",
-        "no training",
-        "one",
-        "one label asked",
-        "one taught",
-        "no attributes",
-        "no words",
-    ],
-)
-def test_what_is_absent_is_left_out(
-    train: Callable[..., Run], tiny_data: Path, tmp_path: Path, change: Any, absent: set[str]
-) -> None:
-    run = train()
-    rewrite(run, "instructions.jsonl", change)
-    folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
-    for section in absent:
-        assert tree[section] is None
-    for section in {"label_task", "ranking", "calibration", "robustness", "coverage"} - absent:
-        assert tree[section] is not None
-    assert (folder / "report.md").read_text(encoding="utf-8").startswith("# shop: evaluation of run")
+HELD_OUT_SECTIONS = {"label_task", "labels", "ranking", "calibration", "robustness", "coverage"}
+ABSENCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], set[str]]] = {
+    "nothing": (lambda row: None, HELD_OUT_SECTIONS | {"learning_curve"}),
+    "no held-out split": (only("train"), HELD_OUT_SECTIONS | {"learning_curve"}),
+    "no test split": (only("train", "validation"), set()),
+    "one instruction": (one("test"), {"learning_curve"}),
+    "one label asked for": (lambda row: row if row["split"] != "test" or row["label"] == "Hats" else None, set()),
+    "one label taught": (
+        lambda row: row if row["split"] != "train" or row["label"] == "Hats" else None,
+        {"learning_curve"},
+    ),
+    "no attributes and no words": (lambda row: {**row, "text": "?!", "attributes": {}}, set()),
+}
+
+
+def test_what_is_absent_is_left_out(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
+    run = train()  # once for all: only its instructions differ from case to case
+    whole = (run.path / "instructions.jsonl").read_bytes()
+    for case, (change, absent) in ABSENCES.items():
+        (run.path / "instructions.jsonl").write_bytes(whole)
+        rewrite(run, "instructions.jsonl", change)
+        folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+        missing = {section for section in HELD_OUT_SECTIONS | {"learning_curve"} if tree[section] is None}
+        assert missing == absent, case
+        drawn = {path.name for path in folder.glob("*.png")}
+        assert ("ranking.png" in drawn) == ("ranking" not in absent), case
+        assert (folder / "report.md").read_text(encoding="utf-8").startswith("# shop: evaluation of run"), case
 
 
 def test_labels_in_any_script_and_with_any_sign_are_drawn(

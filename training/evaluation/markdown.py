@@ -58,7 +58,7 @@ def _header(tree: Tree) -> str:
         lines.append(("transfer", f"the encoder started from {plain_text(str(run['init_from']))}"))
     if run["shots"] is not None:
         lines.append(("few-shot", f"{plain_text(str(run['shots']))} training instructions a label"))
-    text = table(("", ""), lines)
+    text = table(("", ""), lines, text_columns=2)
     if dataset["weak_labels"]:
         text += (
             "\n**The labels are weak**: rules set them, not people. What follows measures agreement with the rules.\n"
@@ -76,9 +76,9 @@ def glance_rows(tree: Tree) -> list[tuple[str, str, str, str]]:
                 best = difference and part["systems"][difference["baseline"]]
                 rows.append(
                     (
-                        f"{SHOWN[metric]}, {split}, {part['instructions']:,} instructions",
+                        f"{SHOWN[metric]}, {split} ({part['instructions']:,})",
                         number(tuned[metric]),
-                        f"{number(best[metric])}, {best['title']}" if best else "–",
+                        f"{number(best[metric])} {best['title']}" if best else "–",
                         number(difference[metric]) if difference else "–",
                     )
                 )
@@ -131,7 +131,7 @@ def _confusion(tree: Tree) -> str:
         for pair in found["frequent"]
     ]
     text = f"{found['errors']:,} of {found['instructions']:,} {split} instructions are read wrongly. Most often:\n\n"
-    return text + table(("label", "read as", "times", "of"), rows)
+    return text + table(("label", "read as", "times", "of"), rows, text_columns=2)
 
 
 def _ranking(tree: Tree) -> str:
@@ -272,4 +272,7 @@ def _provenance(tree: Tree) -> str:
         ("libraries", libraries),
         ("seconds", ", ".join(f"{name} {seconds:.0f}" for name, seconds in tree["timings"].items())),
     ]
-    return table(("", ""), rows) + "\ndocs/evaluation.md says what each number means and where its formula is from.\n"
+    return (
+        table(("", ""), rows, text_columns=2)
+        + "\ndocs/evaluation.md says what each number means and where its formula is from.\n"
+    )

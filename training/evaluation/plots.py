@@ -90,11 +90,12 @@ def _dots(
             axis.annotate(
                 f"{estimate['value']:.3f}",
                 (estimate["value"], place),
-                xytext=(0, 5),
+                xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7.5,
                 color=colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.2},
             )
         axis.set_xlabel(metric)
         axis.set_yticks(places, names)
@@ -134,7 +135,8 @@ def _confusion(tree: Tree) -> Figure | None:
     if not part or not part["worst_labels"]:
         return None
     names = [shorten(name) for name in part["worst_labels"]]
-    counts = np.column_stack([part["matrix"], part["others"]])
+    columns = [*names, "any other"] if any(part["others"]) else names
+    counts = np.column_stack([part["matrix"], part["others"]])[:, : len(columns)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(3.2 + 0.52 * len(names), 2.4 + 0.42 * len(names)))
     figure.suptitle(_title(tree, "Labels in most errors", tree["labels"]["split"], part["instructions"]))
@@ -145,8 +147,13 @@ def _confusion(tree: Tree) -> Figure | None:
         colour = "white" if shares[row, column] > 0.55 else "black" if right else "#b3261e"
         weight = "normal" if right else "bold"
         axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontweight=weight)
-    axis.set_xticks(range(len(names) + 1), [*names, "any other"], rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
+    for edge in range(1, max(counts.shape)):
+        axis.axvline(edge - 0.5, color=LINE, linewidth=0.6)
+        axis.axhline(edge - 0.5, color=LINE, linewidth=0.6)
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("read as")
     axis.set_ylabel("label")
     axis.tick_params(length=0)
@@ -169,7 +176,6 @@ def _calibration(tree: Tree) -> Figure | None:
         error = own["expected_calibration_error"]["value"]
         confidences, accuracies = [b["confidence"] for b in own["bins"]], [b["accuracy"] for b in own["bins"]]
         sizes = [12 + 140 * b["instructions"] / own["instructions"] for b in own["bins"]]
-        upper.plot(confidences, accuracies, color=colour, linewidth=1, alpha=0.6)
         upper.scatter(confidences, accuracies, s=sizes, color=colour, alpha=0.8, label=f"{name}: ECE {error:.3f}")
     bins = part["as_tuned"]["bins"]
     lower.bar(
@@ -183,7 +189,7 @@ def _calibration(tree: Tree) -> Figure | None:
     upper.set_ylim(-0.03, 1.05)
     upper.set_xlim(0, 1.03)
     upper.grid(color=LINE, linewidth=0.6)
-    legend = upper.legend(loc="upper left", frameon=False)
+    legend = upper.legend(loc="lower right", frameon=False)
     for handle in legend.legend_handles:
         if hasattr(handle, "set_sizes"):
             handle.set_sizes([28])
@@ -205,7 +211,7 @@ def _robustness(tree: Tree) -> Figure | None:
     title = _title(tree, "Robustness", part["split"], part["instructions"])
     figure, axes = _dots(title, [row["title"] for row in rows], panels, colours)
     for axis, estimates in zip(axes, panels.values(), strict=True):
-        axis.axvline(estimates[0]["value"], color=OTHER, linewidth=1, linestyle="--")
+        axis.axvline(estimates[0]["value"], color=OTHER, linewidth=1, linestyle="--", zorder=0)
     return figure
 
 

@@ -22,9 +22,9 @@ def plain_text(text: str) -> str:
     return "".join(ESCAPED.get(character, character) for character in " ".join(text.split()))
 
 
-def table(header: Row, rows: Iterable[Row]) -> str:
-    """A table whose first column is text, the others numbers."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def table(header: Row, rows: Iterable[Row], text_columns: int = 1) -> str:
+    """A table whose first `text_columns` columns are text, the others numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in (header, rule, *rows)) + "\n"
 
 
