@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
+from training.history_config import HistoryConfig
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -149,6 +150,7 @@ class DomainConfig(Section):
     encoder: EncoderConfig
     training: TrainingConfig = TrainingConfig()
     encoder_tuning: EncoderTuningConfig = EncoderTuningConfig()
+    history: HistoryConfig = HistoryConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

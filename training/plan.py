@@ -10,6 +10,7 @@ from training.config import DomainConfig, SourceConfig
 from training.dataset_loading import choose_source, fingerprint
 from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
+from training.history_config import HistoryConfig
 from training.run import Run
 
 RECIPE_VERSION = 1  # raise it when the same inputs would give another run
@@ -56,6 +57,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     }
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.model_dump(mode="json")
+    if config.history != HistoryConfig():  # a config that does not name it keeps its runs
+        inputs["history"] = config.history.model_dump(mode="json")
     content = json.dumps(inputs, sort_keys=True)
     return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest())
 
