@@ -126,7 +126,9 @@ def _fit(
     examples: RankingExamples, catalogue: CatalogueSide, active: npt.NDArray[np.bool_], decay: float
 ) -> tuple[float, Floats]:
     # A prior may be a count in the thousands; the optimiser wants terms of like size.
-    scale = np.array([1.0, 1.0, 1.0, max(float(catalogue.priors.max(initial=0.0)), 1e-30)])[active]
+    states = {id(state): state for state in [catalogue, *(examples.states or [])] if state is not None}
+    largest = max(float(state.priors.max(initial=0.0)) for state in states.values())
+    scale = np.array([1.0, 1.0, 1.0, max(largest, 1e-30)])[active]
     chunks = []
     for part, features in examples.chunks(catalogue, decay):
         terms: Vectors = (features[active] / scale[:, None, None]).astype(np.float32)
