@@ -12,7 +12,7 @@ from training.baselines import ItemNeighbours, popularity
 from training.event_log import DAY
 from training.history import HistoryExample
 from training.priors import RecencyModel
-from training.ranking import MAX_SCORES, fit_score_weights
+from training.ranking import fit_score_weights
 from training.ranking_examples import without_instructions
 from training.score import CatalogueSide, ScoreWeights, Vectors
 from training.timeline import Timeline
@@ -21,6 +21,7 @@ CUT = 10
 FOLDS = 2
 CHUNK = 64  # people scored at once
 RESAMPLES = 1_000
+MAX_SCORES = 10_000_000  # example-item pairs that a fold's weights are fitted on: two weights need no more
 BASELINES = ("popularity", "popularity_30_days", "popularity_3_days", "item_knn")
 USES = {
     "history_and_prior": "the score without an instruction: history term and prior",

@@ -55,7 +55,7 @@ def test_the_best_items_are_the_best_of_all() -> None:
 
 
 def test_the_history_is_left_out_of_the_answer_where_the_release_says_so() -> None:
-    unseen = [row for row in rank(catalogue(), [[]], k=5).items[0]]
+    unseen = rank(catalogue(), [[]], k=5).items[0].tolist()
     history = [f"item-{row}".encode() for row in unseen] + [b"", b"no such item", f"item-{unseen[0]}".encode()]
     kept = rank(catalogue(), [history, []], k=MAX_TOP_K)
     left_out = rank(catalogue(exclude_history=True), [history, []], k=MAX_TOP_K)
