@@ -219,6 +219,8 @@ class _ReleaseBuilder:
             prior=np.array([item.prior for item in items], dtype=np.float32),
             labels=self.run.labels,
             score_weights=ScoreWeights(**weights.model_dump()),
+            history_vectors=self.run.history_vectors(),
+            exclude_history=self.run.config.history.exclude_seen,
         )
         catalogue.write(folder)
 

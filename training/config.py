@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from training.column_config import IdColumn, LabelColumn, Section, SplitColumn, TableConfig
 from training.distillation_config import DistillationConfig
+from training.history_config import HistoryConfig
 from training.search_config import SearchConfig
 
 Pooling = Literal["mean", "cls", "last"]
@@ -228,6 +229,7 @@ class DomainConfig(Section):
     distillation: DistillationConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
     search: SearchConfig = SearchConfig()
+    history: HistoryConfig = HistoryConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)

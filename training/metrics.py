@@ -53,6 +53,7 @@ def ranking_metrics(examples: RankingExamples, catalogue: CatalogueSide, weights
     sums: dict[str, float] = {f"ndcg@{CUT}": 0.0, f"recall@{CUT}": 0.0, f"precision@{CUT}": 0.0, "mrr": 0.0}
     for part, features in examples.chunks(catalogue, weights.history_decay):
         scores = np.tensordot(weights.terms(), features, axes=1)
+        scores[examples.excluded_cells(part)] = -np.inf
         for row_scores, grades in zip(scores, examples.grades[part], strict=True):
             for name, value in query_metrics(row_scores, grades).items():
                 sums[name] += value

@@ -11,6 +11,7 @@ from training.dataset_loading import choose_source, fingerprint
 from training.distillation_teacher import distillation_inputs, open_teacher
 from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
+from training.history_config import HistoryConfig
 from training.run import Run
 from training.run_encoder import encoder_of_run, run_folder
 
@@ -80,6 +81,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     teacher = open_teacher(config, encoder)
     if config.distillation is not None and teacher is not None:
         inputs["distillation"] = distillation_inputs(config.distillation, teacher)
+    if config.history != HistoryConfig():  # a config that does not name it keeps its runs
+        inputs["history"] = config.history.model_dump(mode="json")
     content = json.dumps(inputs, sort_keys=True)
     return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher, labeller)
 

@@ -39,6 +39,7 @@ FILES = (
     "encoder/config.json",
     "encoder/tokenizer.json",
 )
+HISTORY_VECTORS = "history_vectors.safetensors"  # only where histories are read by behaviour
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 
 
@@ -80,7 +81,10 @@ class RunManifest(_Part):
 
 @dataclass(frozen=True)
 class RunContent:
-    """All that `write_run` puts into a folder. `item_vectors` is float32 [N, H] in the dataset's item order."""
+    """All that `write_run` puts into a folder. `item_vectors` is float32 [N, H] in the dataset's item order.
+
+    So are `history_vectors` [N, D], where histories are read by behaviour.
+    """
 
     manifest: RunManifest
     config: DomainConfig
@@ -89,6 +93,7 @@ class RunContent:
     head: "TunedHead"
     item_vectors: npt.NDArray[np.float32]
     classification_report: str
+    history_vectors: npt.NDArray[np.float32] | None = None
 
 
 class Run:
@@ -120,6 +125,8 @@ class Run:
             labels = tuple(json.loads((path / "labels.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, ValidationError, yaml.YAMLError, ConfigError) as error:
             raise RunError(f"{path}: damaged run ({' '.join(str(error).split())[:200]}); train again") from None
+        if config.history.vectors == "behaviour" and not (path / HISTORY_VECTORS).is_file():
+            raise RunError(f"{path}: not a complete run, {HISTORY_VECTORS} is missing; train again")
         return cls(path, manifest, config, labels)
 
     @property
@@ -144,6 +151,12 @@ class Run:
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """The item vectors, float32 [N, H], each of length 1; row i belongs to line i of the catalogue."""
         return self._tensors("item_vectors.safetensors", "item_vectors")["item_vectors"]
+
+    def history_vectors(self) -> npt.NDArray[np.float32] | None:
+        """What the history term multiplies, float32 [N, D]; None where that is the item vectors."""
+        if not (self.path / HISTORY_VECTORS).is_file():
+            return None
+        return self._tensors(HISTORY_VECTORS, "history_vectors")["history_vectors"]
 
     def instructions(self, split: Split | None = None) -> list[Instruction]:
         """The instructions in file order, of one split or of all."""
@@ -211,6 +224,9 @@ def _fill(folder: Path, content: RunContent) -> None:
     (folder / "head.safetensors").write_bytes(save({"weight": content.head.weight, "bias": content.head.bias}))
     vectors = np.ascontiguousarray(content.item_vectors)
     (folder / "item_vectors.safetensors").write_bytes(save({"item_vectors": vectors}))
+    if content.history_vectors is not None:
+        behaviour = np.ascontiguousarray(content.history_vectors)
+        (folder / HISTORY_VECTORS).write_bytes(save({"history_vectors": behaviour}))
     _write_json(folder / "labels.json", list(content.dataset.labels))
     _write_json(folder / "metrics.json", content.manifest.metrics)
     _write_rows(folder / "catalogue.jsonl", content.dataset.items)

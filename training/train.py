@@ -1,7 +1,7 @@
 """The recipe: dataset, vectors, head, score weights, metrics, run."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,12 +14,13 @@ from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
 from training.head import HeadExamples, Observe, StartHead, TunedHead, label_centroids, sample_items, tune_head
-from training.history import HistoryExample, history_examples, pair_with_queries
+from training.history_learning import Histories, learn_histories, measure_histories
 from training.made import with_made
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
 from training.model import InstructionModel
 from training.plan import Plan
 from training.ranking import Fit, RankingExamples, fit_score_weights
+from training.ranking_examples import join, of_instructions, of_people
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
@@ -93,13 +94,11 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
     embedded, hidden_size = embed_dataset(plan, encoder, dataset)
     head = tune_instruction_head(plan, embedded, say, start, tracker.head)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
-    people = history_examples(
-        dataset.interactions,
-        {item.item_id: row for row, item in enumerate(dataset.items)},
-        plan.config.training.max_history,
-    )
-    fit = _fit(plan, embedded, logs, people, say)
-    metrics, text = _measure(embedded, logs, head, fit, people)
+    histories = learn_histories(plan.config, dataset, embedded.catalogue, say)
+    dataset = histories.with_priors(dataset)
+    embedded = replace(embedded, dataset=dataset, catalogue=histories.catalogue)
+    fit = _fit(plan, embedded, logs, histories, say)
+    metrics, text = _measure(plan, embedded, logs, head, fit, histories)
     if tuning is not None:
         metrics["encoder_tuning"] = rounded(asdict(tuning))
     if shots is not None:
@@ -128,8 +127,10 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
         score_weights=fit.weights,
         metrics=metrics,
     )
-    vectors = embedded.catalogue.vectors
-    run = write_run(plan.runs, RunContent(manifest, plan.config, dataset, encoder.folder, head, vectors, text))
+    vectors, behaviour = embedded.catalogue.vectors, histories.vectors
+    run = write_run(
+        plan.runs, RunContent(manifest, plan.config, dataset, encoder.folder, head, vectors, text, behaviour)
+    )
     if tuning is not None:
         forget_tuning(plan)
     if distillation is not None:
@@ -204,18 +205,15 @@ def tune_instruction_head(
     return head
 
 
-def _fit(plan: Plan, embedded: Embedded, logs: Vectors, people: list[HistoryExample], say: Say) -> Fit:
+def _fit(plan: Plan, embedded: Embedded, logs: Vectors, histories: Histories, say: Say) -> Fit:
     validation, train = (embedded.answerable(embedded.rows(split)) for split in ("validation", "train"))
-    instructions = _of_instructions(embedded, logs, validation or train)
-    fitting = [example for example in people if not example.held_out]
-    examples = instructions
+    examples = _of_instructions(embedded, logs, validation or train)
+    fitting = histories.fitting
     if fitting:
-        examples = _join(instructions, _of_people(embedded, logs, fitting, [*validation, *train]))
-    dataset = embedded.dataset
-    has_prior = dataset.has_prior and bool(embedded.catalogue.priors.any())
-    fit = fit_score_weights(
-        examples, embedded.catalogue, history=bool(fitting), prior=has_prior, seed=plan.config.training.seed
-    )
+        queries = _of_instructions(embedded, logs, [*validation, *train])
+        examples = join(examples, of_people(fitting, queries, histories.states(fitting)))
+    seed = plan.config.training.seed
+    fit = fit_score_weights(examples, embedded.catalogue, history=bool(fitting), prior=histories.has_prior, seed=seed)
     weights = fit.weights
     say(
         f"score weights from {fit.examples} examples: alpha {weights.alpha:.3f}, beta {weights.beta:.3f}, "
@@ -223,44 +221,17 @@ def _fit(plan: Plan, embedded: Embedded, logs: Vectors, people: list[HistoryExam
     )
     if not fitting:
         say("no interactions to learn from: gamma is 0, a history has no effect on the ranking")
-    if not has_prior:
+    if not histories.has_prior:
         say("no prior in the catalogue: delta is 0")
     return fit
 
 
 def _of_instructions(embedded: Embedded, logs: Vectors, rows: list[int]) -> RankingExamples:
-    weights = np.full(len(rows), 1 / max(1, len(rows)), dtype=np.float32)
-    return RankingExamples(embedded.h[rows], logs[rows], [()] * len(rows), embedded.grades(rows), weights)
-
-
-def _of_people(
-    embedded: Embedded, logs: Vectors, people: list[HistoryExample], query_rows: list[int]
-) -> RankingExamples:
-    """Examples from histories; each has as its instruction one that its target answers, where there is one."""
-    pairs = pair_with_queries(people, embedded.grades(query_rows))
-    with_query = np.array([pair is not None for pair in pairs], dtype=np.float32)[:, None]
-    rows = [query_rows[pair or 0] for pair in pairs]
-    return RankingExamples(
-        embedded.h[rows] * with_query,
-        logs[rows] * with_query,
-        [example.history for example in people],
-        [{example.target: 1.0} for example in people],
-        np.full(len(people), 1 / len(people), dtype=np.float32),
-    )
-
-
-def _join(first: RankingExamples, second: RankingExamples) -> RankingExamples:
-    return RankingExamples(
-        np.concatenate([first.h, second.h]),
-        np.concatenate([first.log_probabilities, second.log_probabilities]),
-        [*first.histories, *second.histories],
-        [*first.grades, *second.grades],
-        np.concatenate([first.weights, second.weights]),
-    )
+    return of_instructions(embedded.h[rows], logs[rows], embedded.grades(rows))
 
 
 def _measure(
-    embedded: Embedded, logs: Vectors, head: TunedHead, fit: Fit, people: list[HistoryExample]
+    plan: Plan, embedded: Embedded, logs: Vectors, head: TunedHead, fit: Fit, histories: Histories
 ) -> tuple[dict[str, Any], str]:
     """The metrics, and the classification report of the test split (else of the validation split)."""
     dataset = embedded.dataset
@@ -283,18 +254,10 @@ def _measure(
         metrics[split] = _measure_split(embedded, logs, fit.weights, rows)
         title = f"{split} split{', weak labels' if dataset.weak_labels else ''}"
         text = f"{title}\n\n{report(logs[rows].argmax(axis=1), embedded.label_ids[rows], dataset.labels)}"
-    held_out = [example for example in people if example.held_out]
-    if held_out:
-        examples = _of_people(
-            embedded, logs, held_out, embedded.rows("test") or embedded.rows("validation") or embedded.rows("train")
-        )
-        without = fit.weights.model_copy(update={"gamma": 0.0})
-        metrics["history"] = {
-            "people_fitted": len(people) - len(held_out),
-            "people_held_out": len(held_out),
-            "ranking": ranking_metrics(examples, embedded.catalogue, fit.weights),
-            "ranking_without_history": ranking_metrics(examples, embedded.catalogue, without),
-        }
+    if histories.held_out:
+        asked = embedded.rows("test") or embedded.rows("validation") or embedded.rows("train")
+        queries = _of_instructions(embedded, logs, asked)
+        metrics["history"] = measure_histories(histories, queries, fit.weights, plan.config.training.seed)
     return rounded(metrics), text
 
 

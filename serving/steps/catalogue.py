@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+HISTORY_VECTORS = "history_vectors.npy"
+"""Only where histories are read by behaviour, not by the items' text."""
+
 
 class StringTable:
     """Immutable strings in two arrays, one of all UTF-8 bytes and one of offsets, memory-mapped when opened."""
@@ -89,6 +92,8 @@ class Catalogue:
         titles: the items' titles.
         labels: the label names, in the order of the head's logits.
         score_weights: the weights of the score's terms.
+        history_vectors: float32 [N, D], what the history term multiplies; None where that is `item_vectors`.
+        exclude_history: whether the items of a request's history are left out of its answer.
     """
 
     release: str
@@ -99,6 +104,13 @@ class Catalogue:
     titles: StringTable
     labels: tuple[str, ...]
     score_weights: ScoreWeights
+    history_vectors: npt.NDArray[np.float32] | None = None
+    exclude_history: bool = False
+
+    @property
+    def history_side(self) -> npt.NDArray[np.float32]:
+        """The vectors of the history term, float32 [N, D]."""
+        return self.item_vectors if self.history_vectors is None else self.history_vectors
 
     @classmethod
     def open(cls, folder: Path) -> Catalogue:
@@ -117,9 +129,12 @@ class Catalogue:
             titles=StringTable.open(folder, "titles"),
             labels=tuple(header["labels"]),
             score_weights=ScoreWeights(**header["score_weights"]),
+            history_vectors=_map(folder / HISTORY_VECTORS) if (folder / HISTORY_VECTORS).is_file() else None,
+            exclude_history=header.get("exclude_history", False),
         )
         counts = {
             "item_vectors": len(catalogue.item_vectors),
+            "history_vectors": len(catalogue.history_side),
             "label_index": len(catalogue.label_index),
             "prior": len(catalogue.prior),
             "item_ids": len(catalogue.item_ids),
@@ -139,6 +154,8 @@ class Catalogue:
     def write(self, folder: Path) -> None:
         """Write the catalogue's files into an existing folder, in the dtypes that this class names."""
         np.save(folder / "item_vectors.npy", np.ascontiguousarray(self.item_vectors, dtype=np.float32))
+        if self.history_vectors is not None:
+            np.save(folder / HISTORY_VECTORS, np.ascontiguousarray(self.history_vectors, dtype=np.float32))
         np.save(folder / "label_index.npy", np.asarray(self.label_index, dtype=np.int32))
         np.save(folder / "prior.npy", np.asarray(self.prior, dtype=np.float32))
         self.item_ids.write(folder, "item_ids")
@@ -147,6 +164,7 @@ class Catalogue:
             "release": self.release,
             "labels": list(self.labels),
             "score_weights": vars(self.score_weights),
+            "exclude_history": self.exclude_history,
         }
         (folder / "catalogue.json").write_text(
             json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"

@@ -52,12 +52,13 @@ class TritonPythonModel:
         return query
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
-        history = self.ranker.history_vectors([row for query in queries for row in query.history])
+        histories = [row for query in queries for row in query.history]
         best = self.ranker.rank(
             np.concatenate([query.instruction for query in queries]),
             np.concatenate([query.logits for query in queries]),
-            history,
+            self.ranker.history_vectors(histories),
             max(query.k for query in queries),
+            self.ranker.excluded_rows(histories),
         )
         ends = np.cumsum([len(query.instruction) for query in queries])
         return [best.part(end - len(query.instruction), end, query.k) for query, end in zip(queries, ends, strict=True)]

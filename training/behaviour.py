@@ -1,0 +1,61 @@
+"""Behaviour vectors: items that the same people chose lie close together. Cold items get theirs from their text."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix, diags
+from scipy.sparse.linalg import svds
+
+from training.event_log import DAY, EventLog
+from training.history_config import HistoryConfig
+
+Vectors = npt.NDArray[np.float32]
+
+TEXT_RIDGE = 1.0  # of the regression from text vectors, whose squared lengths are 1
+
+
+def behaviour_vectors(log: EventLog, time: float, text_vectors: Vectors, settings: HistoryConfig) -> Vectors:
+    """A vector of each item, float32 [N, D], whose inner products approximate shrunk, faded co-occurrence.
+
+    With `A` people by items, an event weighing `0.5 ** (age / half_life_days)` and an item's column divided by
+    `sqrt(its squared length + shrinkage)`, the vectors are the leading factors of `AᵀA` (truncated singular value
+    decomposition). An item without an event before `time` gets what a ridge regression reads from its text vector
+    `text_vectors` [N, H]. All are zero where there is no event. D is `settings.dimensions`; columns that the events
+    cannot fill are zero.
+    """
+    log = log.before(time)
+    vectors = np.zeros((log.item_count, settings.dimensions), dtype=np.float32)
+    if not len(log):
+        return vectors
+    rows, columns = np.unique(log.items, return_inverse=True)
+    known = _factors(log, time, columns, len(rows), settings)
+    vectors[rows, : known.shape[1]] = known
+    cold = np.ones(log.item_count, dtype=bool)
+    cold[rows] = False
+    if cold.any():
+        vectors[cold, : known.shape[1]] = text_vectors[cold] @ _regression(text_vectors[rows], known)
+    return vectors
+
+
+def _factors(
+    log: EventLog, time: float, columns: npt.NDArray[np.int64], items: int, settings: HistoryConfig
+) -> Vectors:
+    fade = 0.5 ** ((time - log.times) / DAY / settings.half_life_days)
+    # Repeated events of a person and an item count once, as the newest; CSR would add them up.
+    pairs = log.people * items + columns
+    _, newest = np.unique(pairs[::-1], return_index=True)
+    kept = len(pairs) - 1 - newest
+    matrix = csr_matrix((fade[kept], (log.people[kept], columns[kept])), shape=(len(log.person_ids), items))
+    lengths = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel()
+    scaled = (matrix @ diags(1 / np.sqrt(np.maximum(lengths + settings.shrinkage, 1e-12)))).tocsr()
+    rank = min(settings.dimensions, min(scaled.shape) - 1)
+    if rank < 1:  # one person or one item: nothing to decompose
+        return np.asarray(scaled.sum(axis=0), dtype=np.float32).reshape(items, 1)
+    start = np.ones(min(scaled.shape))  # fixed, so that the same events give the same vectors
+    _, strengths, factors = svds(scaled, k=rank, v0=start)
+    order = np.argsort(-strengths, kind="stable")
+    return np.asarray(factors[order].T * strengths[order], dtype=np.float32)
+
+
+def _regression(text: Vectors, targets: Vectors) -> Vectors:
+    gram = text.T @ text + TEXT_RIDGE * np.eye(text.shape[1], dtype=np.float32)
+    return np.asarray(np.linalg.solve(gram, text.T @ targets), dtype=np.float32)
