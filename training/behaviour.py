@@ -41,10 +41,12 @@ def _factors(
 ) -> Vectors:
     fade = 0.5 ** ((time - log.times) / DAY / settings.half_life_days)
     # Repeated events of a person and an item count once, as the newest; CSR would add them up.
-    pairs = log.people * items + columns
+    # Only people who have an event: those who come later must not change how many factors there are.
+    present, people = np.unique(log.people, return_inverse=True)
+    pairs = people * items + columns
     _, newest = np.unique(pairs[::-1], return_index=True)
     kept = len(pairs) - 1 - newest
-    matrix = csr_matrix((fade[kept], (log.people[kept], columns[kept])), shape=(len(log.person_ids), items))
+    matrix = csr_matrix((fade[kept], (people[kept], columns[kept])), shape=(len(present), items))
     lengths = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel()
     scaled = (matrix @ diags(1 / np.sqrt(np.maximum(lengths + settings.shrinkage, 1e-12)))).tocsr()
     rank = min(settings.dimensions, min(scaled.shape) - 1)

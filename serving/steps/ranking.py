@@ -77,8 +77,8 @@ class Ranker:
     def excluded_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows that each history keeps out of its answer: none, unless the release says so.
 
-        A history that would leave fewer items than the largest `top_k` keeps none out: answers are never shorter for it,
-        and do not depend on what else is in the batch.
+        A history that would leave fewer items than the largest `top_k` keeps none out: answers are never shorter for
+        it, and do not depend on what else is in the batch.
         """
         if not self.catalogue.exclude_history:
             return [[] for _ in histories]
