@@ -10,6 +10,7 @@ from training.history_config import HistoryConfig
 
 Vectors = npt.NDArray[np.float32]
 
+DENSE = 200  # people or items up to which the decomposition is exact
 TEXT_RIDGE = 1.0  # of the regression from text vectors, whose squared lengths are 1
 
 
@@ -40,20 +41,29 @@ def _factors(
     log: EventLog, time: float, columns: npt.NDArray[np.int64], items: int, settings: HistoryConfig
 ) -> Vectors:
     fade = 0.5 ** ((time - log.times) / DAY / settings.half_life_days)
+    # Only people who have an event: those who come later must not change how many factors there are.
+    present, people = np.unique(log.people, return_inverse=True)
     # Repeated events of a person and an item count once, as the newest; CSR would add them up.
-    pairs = log.people * items + columns
+    pairs = people * items + columns
     _, newest = np.unique(pairs[::-1], return_index=True)
     kept = len(pairs) - 1 - newest
-    matrix = csr_matrix((fade[kept], (log.people[kept], columns[kept])), shape=(len(log.person_ids), items))
+    matrix = csr_matrix((fade[kept], (people[kept], columns[kept])), shape=(len(present), items))
     lengths = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel()
     scaled = (matrix @ diags(1 / np.sqrt(np.maximum(lengths + settings.shrinkage, 1e-12)))).tocsr()
-    rank = min(settings.dimensions, min(scaled.shape) - 1)
-    if rank < 1:  # one person or one item: nothing to decompose
-        return np.asarray(scaled.sum(axis=0), dtype=np.float32).reshape(items, 1)
-    start = np.ones(min(scaled.shape))  # fixed, so that the same events give the same vectors
-    _, strengths, factors = svds(scaled, k=rank, v0=start)
+    strengths, factors = _decompose(scaled, settings.dimensions)
+    return np.asarray(factors.T * strengths, dtype=np.float32)
+
+
+def _decompose(matrix: csr_matrix, rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The largest `rank` singular values, descending, and their right vectors [rank, items]; the same at each call."""
+    smaller = min(matrix.shape)
+    if smaller <= max(DENSE, rank):  # ARPACK is for large ones
+        _, strengths, factors = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        return strengths[:rank], factors[:rank]
+    start = np.random.default_rng(0).normal(size=smaller)
+    _, strengths, factors = svds(matrix, k=rank, v0=start)
     order = np.argsort(-strengths, kind="stable")
-    return np.asarray(factors[order].T * strengths[order], dtype=np.float32)
+    return strengths[order], factors[order]
 
 
 def _regression(text: Vectors, targets: Vectors) -> Vectors:
