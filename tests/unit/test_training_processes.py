@@ -19,6 +19,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LAUNCH = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m")
 
 
+PATIENCE = 240  # seconds; an idle machine needs ten
+
+
 class Training:
     """`python -m training` of the tiny dataset as a process of its own; `launcher` stands before `training`."""
 
@@ -36,10 +39,11 @@ class Training:
         """Exit code, standard output and standard error; nothing of it outlives a time-out."""
         process = self.start(var, *overrides, launcher=launcher)
         try:
-            output, errors = process.communicate(timeout=240)
+            output, errors = process.communicate(timeout=PATIENCE)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.terminate()  # a launcher ends the processes that it started, which are not of its group
+                process.wait(timeout=60)
         return process.returncode, output, errors
 
 
@@ -62,7 +66,7 @@ def test_a_process_killed_twice_goes_on_to_the_same_result(training: Training, t
     overrides = (*LORA, "encoder_tuning.epochs=30", "encoder_tuning.patience=30")
     process = training.start("killed", *overrides)
     tuning = tmp_path / "killed/cache/tuning"
-    until = time.monotonic() + 240
+    until = time.monotonic() + PATIENCE
     while not list(tuning.glob(f"*/checkpoints/checkpoint-*/{COMPLETE}")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
