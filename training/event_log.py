@@ -55,7 +55,7 @@ class EventLog:
     def last_refresh(self, time: float, days: float) -> float:
         """The newest refresh at or before `time`, where there is one every `days` from the first event on."""
         start = float(self.times[0]) if len(self) else 0.0
-        return start + np.floor((time - start) / (days * DAY)) * days * DAY
+        return start + float(np.floor((time - start) / (days * DAY))) * days * DAY
 
     @property
     def now(self) -> float:
