@@ -195,7 +195,14 @@ def tune_instruction_head(
     # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
     held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
     centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
-    head = tune_head(examples, held if validation else examples, centroids, settings, start, observe)
+    # Only people's own instructions tell how much the others should count.
+    factors = settings.untaught_weights if train and validation else (1.0,)
+    heads = []
+    for factor in factors:
+        weights = np.where(np.arange(len(examples.weights)) < len(train), 1, factor) * examples.weights
+        weighted = replace(examples, weights=weights.astype(np.float32))
+        heads.append(tune_head(weighted, held if validation else weighted, centroids, settings, start, observe))
+    head = min(heads, key=lambda one: one.validation_loss)
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     say(
         f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
