@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from click.testing import CliRunner, Result
 from training.cli import main
 from training.config_loading import load_config
 from training.errors import TrainingError
-from training.evaluation.inputs import Settings
+from training.evaluation.coverage import popularity
+from training.evaluation.inputs import Settings, read_inputs
+from training.evaluation.markdown import render
+from training.evaluation.measure import measure_run
+from training.evaluation.plots import draw_plots
 from training.evaluation.report import evaluate_run
 from training.plan import make_plan
 from training.run import Run
@@ -66,8 +71,7 @@ def test_the_report_is_complete_consistent_and_repeats_itself(
     regression = tree["label_task"]["splits"]["test"]["systems"]["logistic_regression"]["top1_accuracy"]["value"]
     assert all_of_it == regression
     again = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    _, repeated = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
-    assert [path.name for path in folder.parent.iterdir()] == [run.run_id]
+    repeated = measure_run(run, tiny_data, tmp_path / "var", QUICK)
     again.pop("timings")
     repeated.pop("timings")
     assert again == repeated
@@ -97,9 +101,9 @@ def test_the_command_trains_first_and_says_weak(tiny_config: Path, tiny_data: Pa
 
 def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
     run = train("encoder_tuning.method=full", "encoder_tuning.epochs=1", "encoder_tuning.learning_rate=0.02")
-    folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
     assert set(tree["learning_curve"]["curves"]) == {"base", "tuned"}
-    text = (folder / "report.md").read_text(encoding="utf-8")
+    text = render(tree, {})
     assert "tuned with full" in text
     assert "has seen all training instructions" in text
 
@@ -141,12 +145,13 @@ def test_what_is_absent_is_left_out(train: Callable[..., Run], tiny_data: Path, 
     for case, (change, absent) in ABSENCES.items():
         (run.path / "instructions.jsonl").write_bytes(whole)
         rewrite(run, "instructions.jsonl", change)
-        folder, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+        tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
         missing = {section for section in HELD_OUT_SECTIONS | {"learning_curve"} if tree[section] is None}
         assert missing == absent, case
-        drawn = {path.name for path in folder.glob("*.png")}
-        assert ("ranking.png" in drawn) == ("ranking" not in absent), case
-        assert (folder / "report.md").read_text(encoding="utf-8").startswith("# shop: evaluation of run"), case
+        assert render(tree, {}).startswith("# shop: evaluation of run"), case
+        if case in {"nothing", "one instruction"}:
+            drawn = draw_plots(tree, tmp_path)
+            assert ("ranking" in drawn) == ("ranking" not in absent), case
 
 
 def test_labels_in_any_script_and_with_any_sign_are_drawn(
@@ -178,26 +183,29 @@ def test_two_labels_and_popularity_from_interactions(
         "sources.main.catalogue.prior=null", "sources.main.interactions.unknown_items=ignore", "encoder.max_length=24"
     )
     assert len(run.labels) == 2
-    _, tree = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
     assert tree["label_task"]["splits"]["test"]["systems"]["tfidf_svm"]["top1_accuracy"]["value"] == 1
     assert tree["coverage"]["popularity"]["source"] == "interactions an item"
     (shop / "events.csv").write_text("user,item,value,time\n", encoding="utf-8")
-    _, other = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
-    assert other["coverage"]["popularity"] is None  # another dataset's popularity is not the run's
+    inputs = read_inputs(run, tmp_path / "var", QUICK)
+    assert popularity(inputs, tiny_data) is None  # another dataset's popularity is not the run's
 
 
-def test_a_failed_write_keeps_the_older_report(
-    train: Callable[..., Run], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = train()
-    folder, _ = evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
-    before = (folder / "report.json").read_bytes()
+def test_a_report_replaces_the_older_one_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = SimpleNamespace(domain="shop", run_id="1")
+    monkeypatch.setattr("training.evaluation.report.measure_run", lambda *_: {"number": next(numbers)})
+    monkeypatch.setattr("training.evaluation.report.draw_plots", lambda *_: {})
+    monkeypatch.setattr("training.evaluation.report.render", lambda *_: "text")
+    numbers = iter(range(3))
+    for number in range(2):
+        folder, _ = evaluate_run(run, tmp_path, tmp_path, QUICK)
+        assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == {"number": number}
 
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.evaluation.report.render", full)
     with pytest.raises(TrainingError, match="cannot be written"):
-        evaluate_run(run, tiny_data, tmp_path / "var", QUICK)
-    assert [path.name for path in folder.parent.iterdir()] == [run.run_id]
-    assert (folder / "report.json").read_bytes() == before
+        evaluate_run(run, tmp_path, tmp_path, QUICK)
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == {"number": 1}
