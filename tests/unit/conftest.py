@@ -5,8 +5,13 @@ import itertools
 import string
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
+
+# How long an example takes says more of the machine's other work than of the code.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 COLOURS = ("blue", "red", "green", "black")
 LABELS = ("Shirts", "Shoes", "Hats", "Bags")
