@@ -104,9 +104,11 @@ def running(var: Path) -> int:
     """How many trials are under way with all of their settings, read without taking part in the study."""
     query = "SELECT COUNT(*) FROM trials JOIN trial_params USING (trial_id) WHERE state = 'RUNNING'"
     for folder in studies(var):
-        with contextlib.suppress(sqlite3.OperationalError):  # the tables are not there yet, or being written
-            with contextlib.closing(sqlite3.connect(f"file:{folder / 'study.sqlite3'}?mode=ro", uri=True)) as study:
-                return int(study.execute(query).fetchone()[0]) // 2
+        with (
+            contextlib.suppress(sqlite3.OperationalError),  # the tables are not there yet, or being written
+            contextlib.closing(sqlite3.connect(f"file:{folder / 'study.sqlite3'}?mode=ro", uri=True)) as study,
+        ):
+            return int(study.execute(query).fetchone()[0]) // 2
     return 0
 
 
@@ -148,9 +150,11 @@ def test_bad_trials_are_pruned_after_an_epoch_and_leave_no_checkpoints(search: A
 
 
 def test_trials_that_diverge_fail_and_the_search_says_so(search: Any) -> None:
-    result = search("search.space={training.learning_rate: {choices: [1.0e+30, 1.0e+35]}}", "search.trials=2")
+    tuning = ("encoder_tuning.method=full", "encoder_tuning.epochs=1")
+    space = "search.space={encoder_tuning.learning_rate: {choices: [1.0e+30, 1.0e+35]}}"
+    result = search(*tuning, space, "search.trials=2")
     assert result.exit_code == 1
-    assert "trial 0: training: the validation loss is not finite" in result.output
+    assert "trial 0: encoder_tuning: the validation loss is not finite" in result.output
     assert result.stderr.splitlines()[-1].startswith("Error: search: no trial has a result")
 
 
