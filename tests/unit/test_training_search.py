@@ -150,9 +150,8 @@ def test_bad_trials_are_pruned_after_an_epoch_and_leave_no_checkpoints(search: A
 
 
 def test_trials_that_diverge_fail_and_the_search_says_so(search: Any) -> None:
-    tuning = ("encoder_tuning.method=full", "encoder_tuning.epochs=1")
     space = "search.space={encoder_tuning.learning_rate: {choices: [1.0e+30, 1.0e+35]}}"
-    result = search(*tuning, space, "search.trials=2")
+    result = search("encoder_tuning.method=full", "encoder_tuning.epochs=1", space, "search.trials=2")
     assert result.exit_code == 1
     assert "trial 0: encoder_tuning: the validation loss is not finite" in result.output
     assert result.stderr.splitlines()[-1].startswith("Error: search: no trial has a result")
