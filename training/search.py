@@ -216,8 +216,9 @@ def _revive(study: optuna.Study, say: Say) -> None:
 def _open(search: Search) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = search.config.search
+    # The median waits for four trials, and lets each have its first epoch, most of which may be warm-up.
     pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
         "hyperband": lambda: optuna.pruners.HyperbandPruner(max_resource=search.config.encoder_tuning.epochs),
         "none": optuna.pruners.NopPruner,
     }
