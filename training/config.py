@@ -188,7 +188,7 @@ class EncoderTuningConfig(Section):
     @property
     def encoder_learning_rate(self) -> float:
         """The learning rate of the encoder: as given, else what suits the method."""
-        return self.learning_rate or {"full": 5e-5}.get(self.method, 1e-3)
+        return self.learning_rate or {"full": 5e-5, "adalora": 5e-3}.get(self.method, 1e-3)
 
     def fingerprinted(self) -> dict[str, Any]:
         """The settings that make a run another one, with the learning rate that None stands for."""
