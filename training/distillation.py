@@ -13,6 +13,7 @@ import transformers
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
 
+from training import processes
 from training.adapters import trainable_parameters
 from training.atomic import new_folder
 from training.dataset import Dataset
@@ -20,8 +21,8 @@ from training.distillation_config import DistillationConfig
 from training.distillation_examples import DistillationCollator, DistillationExamples, Student, distillation_texts
 from training.distillation_teacher import check_labels
 from training.embedding_cache import EmbeddingCache
-from training.encoder_source import EncoderSource, weights_sha256
-from training.errors import TrainingError
+from training.encoder_source import BOTTLENECK_SETTINGS, EncoderSource, weights_sha256
+from training.errors import ConfigError, TrainingError
 from training.model import InstructionModel
 from training.plan import Plan
 from training.pruning import kept_layers, layer_list, pruned
@@ -60,10 +61,14 @@ def distil_encoder(plan: Plan, teacher: Run, dataset: Dataset, say: Say) -> tupl
     again. Equal inputs give equal bytes on the same CPU with the same number of threads.
 
     Raises:
-        ConfigError: Labels or layers are not the teacher's.
+        ConfigError: Labels or layers are not the teacher's, it has bottleneck adapters, or there are several processes.
         EncoderError: The encoder cannot be pruned.
         TrainingError: The loss is not finite, or the folder cannot be written.
     """
+    if (teacher.path / "encoder" / BOTTLENECK_SETTINGS).is_file():
+        raise ConfigError("distillation.teacher: its bottleneck adapters cannot be pruned; name a run tuned otherwise")
+    if processes.count() > 1:
+        raise ConfigError("distillation runs in one process; start it without accelerate launch")
     folder = (plan.tuning_folder / "encoder").resolve()
     try:
         if (folder / RESULT).is_file():

@@ -17,7 +17,7 @@ from training.config_loading import load_config
 from training.dataset import Dataset, Instruction, Item
 from training.distillation_config import DistillationConfig
 from training.distillation_examples import Student, distillation_texts
-from training.encoder_source import file_sha256
+from training.encoder_source import file_sha256, weights_sha256
 from training.errors import ConfigError, EncoderError
 from training.model import InstructionModel
 from training.plan import make_plan
@@ -200,6 +200,28 @@ def test_a_wrong_setting_is_one_line(train: Any, teacher: Run, override: str, me
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_bottleneck_adapters_and_several_processes_are_refused(
+    train: Any, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import processes  # noqa: PLC0415
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    result = train("var", f"distillation.teacher={teacher.path}", "distillation.layers=1")
+    assert result.exit_code == 1
+    assert "runs in one process" in result.output
+    monkeypatch.undo()
+    adapted = tmp_path / "adapted"
+    shutil.copytree(teacher.path, adapted)
+    (adapted / "encoder" / "bottleneck.json").write_text("{}", encoding="utf-8")
+    (adapted / "encoder" / "bottleneck.safetensors").write_bytes(b"")
+    manifest = json.loads((adapted / "run.json").read_text(encoding="utf-8"))
+    manifest["encoder"]["sha256"] = weights_sha256(adapted / "encoder")
+    (adapted / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    result = train("var", f"distillation.teacher={adapted}", "distillation.layers=1")
+    assert result.exit_code == 1
+    assert "bottleneck adapters cannot be pruned" in result.output
 
 
 def test_a_teacher_is_required(train: Any) -> None:
