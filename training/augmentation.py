@@ -25,9 +25,7 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
     settings, encoder = plan.config.self_training, plan.config.encoder
     teacher = plan.self_training_teacher
     if settings is not None and teacher is not None:
-        cache = EmbeddingCache(
-            plan.var / "cache" / "embeddings", teacher.manifest.encoder.sha256, encoder.pooling, encoder.max_length
-        )
+        cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
         say(f"run {teacher.run_id} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
         made += labelled

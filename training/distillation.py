@@ -135,7 +135,7 @@ def _examples(
 ) -> tuple[DistillationExamples, DistillationExamples]:
     """The texts with the teacher's vectors, which are made once and kept in the embedding cache."""
     record = teacher.manifest.encoder
-    cache = EmbeddingCache(plan.var / "cache" / "embeddings", record.sha256, record.pooling, record.max_length)
+    cache = EmbeddingCache.below(plan.var, teacher.encoder, record.pooling, record.max_length)
     both = [*texts, *held]
     with tqdm(total=len(set(both)), desc="teacher", unit="text", disable=None) as bar:
         vectors = cache.embed(model, both, plan.config.training.embedding_batch_size, bar.update)

@@ -42,7 +42,7 @@ def distillation_inputs(settings: DistillationConfig, teacher: Run) -> dict[str,
     """What a student's bytes depend on: the settings, and the teacher's weights wherever the run lies."""
     return {
         **settings.model_dump(mode="json", exclude={"teacher"}),
-        "teacher": {"encoder": teacher.manifest.encoder.sha256, "head": file_sha256(teacher.path / "head.safetensors")},
+        "teacher": {"encoder": teacher.encoder.fingerprint, "head": file_sha256(teacher.path / "head.safetensors")},
     }
 
 

@@ -153,9 +153,7 @@ def _start_head(plan: Plan, dataset: Dataset, model: InstructionModel) -> TunedH
     rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed)
     train, validation = dataset.split("train"), dataset.split("validation") or dataset.split("train")
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    cache = EmbeddingCache(
-        plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
-    )
+    cache = EmbeddingCache.below(plan.var, plan.encoder, settings.pooling, settings.max_length)
     texts = [
         *(item.text for item in (dataset.items[row] for row in rows)),
         *(one.text for one in [*train, *validation]),

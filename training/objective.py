@@ -58,8 +58,8 @@ def objective(
         size = plan.config.training.embedding_batch_size
         if tuned:  # no other trial has this encoder: nothing to keep
             return model.embed(texts, size)
-        folder = plan.var / "cache" / "embeddings"
-        return EmbeddingCache(folder, encoder.sha256, settings.pooling, settings.max_length).embed(model, texts, size)
+        cache = EmbeddingCache.below(plan.var, encoder, settings.pooling, settings.max_length)
+        return cache.embed(model, texts, size)
 
     people, untaught, validation, centroids = _examples(plan, dataset, embed)
     head = tune_weighted_head(people, untaught, validation, centroids, plan.config.training, start, observe)

@@ -64,13 +64,13 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     inputs: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
         "domain": config.domain,
-        "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.sha256},
+        "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.fingerprint},
         # A setting that may be absent, and is, leaves the fingerprint as it was before there was such a setting.
         "training": config.training.model_dump(mode="json", exclude_none=True),
         "dataset": digest,
     }
     if config.init_from is not None:
-        inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
+        inputs["init_from"] = encoder.fingerprint  # what is in the files counts, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
     self_training_teacher = None

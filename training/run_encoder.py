@@ -31,7 +31,7 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
         raise RunError(f"{where} is damaged: its encoder is not the one that was written; name another run")
     length = config.max_length if "max_length" in given else record.max_length
     used = config.model_copy(update={"pooling": record.pooling, "max_length": length})
-    return EncoderSource(run.path / "encoder", found, f"{run.domain}/{run.run_id}"), used
+    return run.encoder, used
 
 
 def open_run(name: str, runs: Path, key: str) -> Run:

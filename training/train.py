@@ -164,7 +164,7 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
     model = InstructionModel.from_folder(
         encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
     )
-    cache = EmbeddingCache(plan.var / "cache" / "embeddings", encoder.sha256, settings.pooling, settings.max_length)
+    cache = EmbeddingCache.below(plan.var, encoder, settings.pooling, settings.max_length)
     instructions, augmented = dataset.instructions, [one.instruction for one in dataset.augmentation]
     texts = [one.text for one in [*instructions, *augmented]] + [item.text for item in dataset.items]
     with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from training_helpers import Train, command_line, finished, without_interactions
 
 from training.augmentation import augment
-from training.cli import main
 from training.config import EncoderTuningConfig
 from training.config_loading import load_config
 from training.dataset import Dataset
@@ -20,7 +19,6 @@ from training.encoder_source import locate_encoder
 from training.errors import ConfigError, DatasetError
 from training.model import InstructionModel
 from training.plan import make_plan
-from training.run import Run
 from training.synthetic import learn_manner
 from training.tuning_examples import Collator, tuning_examples
 
@@ -50,17 +48,8 @@ def made(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def train(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
-    def call(*overrides: str) -> Result:
-        common = ["train", "--config", config, "--data", tiny_data, "--var", tmp_path / "var", *overrides]
-        return CliRunner().invoke(main, [str(argument) for argument in common])
-
-    return call
-
-
-def finished(result: Result) -> Run:
-    assert result.exit_code == 0, result.output
-    return Run.open(result.output.strip().rpartition("run: ")[2])
+def train(config: Path, tiny_data: Path, tmp_path: Path) -> Train:
+    return command_line(without_interactions(config), tiny_data, tmp_path)
 
 
 def test_what_is_held_out_is_not_among_the_unlabelled(config: Path, tiny_data: Path) -> None:
@@ -153,8 +142,8 @@ def encoder_of(config: Path, dataset: Dataset) -> InstructionModel:
     return InstructionModel.from_folder(folder, "mean", 32, len(dataset.labels))
 
 
-def test_a_teacher_labels_what_it_is_sure_of(train: Any, made: Any, tmp_path: Path) -> None:
-    teacher = finished(train("training.shots=0"))
+def test_a_teacher_labels_what_it_is_sure_of(train: Train, made: Any, tmp_path: Path) -> None:
+    teacher = finished(train("var", "training.shots=0"))
     assert teacher.manifest.metrics["shots"]["train"] == 0
     sure = made(f"self_training.teacher={teacher.path}", "self_training.confidence=0", "self_training.nearest=1")
     labelled = [one for one in sure.augmentation if one.instruction.instruction_id.startswith("pseudo-")]
@@ -167,20 +156,20 @@ def test_a_teacher_labels_what_it_is_sure_of(train: Any, made: Any, tmp_path: Pa
     assert len(found) == len(set(found)) > 0
     none = made(f"self_training.teacher={teacher.path}", "self_training.confidence=1")
     assert len(none.augmentation) == 48
-    student = finished(train("training.shots=0", f"self_training.teacher={teacher.path}"))
+    student = finished(train("var", "training.shots=0", f"self_training.teacher={teacher.path}"))
     assert student.manifest.fingerprint != teacher.manifest.fingerprint
     assert len(student.instructions()) == len(teacher.instructions())
 
 
-def test_a_teacher_that_does_not_fit_is_refused(train: Any, config: Path, tiny_data: Path) -> None:
-    missing = train("self_training.teacher=nobody")
+def test_a_teacher_that_does_not_fit_is_refused(train: Train, config: Path, tiny_data: Path) -> None:
+    missing = train("var", "self_training.teacher=nobody")
     assert missing.exit_code == 1
     assert "self_training.teacher: nobody is neither the folder of a run nor the id" in missing.output
-    teacher = finished(train())
+    teacher = finished(train("var"))
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
     del tree["sources"][0]["unlabelled"]
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    without = train(f"self_training.teacher={teacher.path}")
+    without = train("var", f"self_training.teacher={teacher.path}")
     assert without.exit_code == 1
     assert "the source has no unlabelled instructions" in without.output
     assert "Traceback" not in without.output
