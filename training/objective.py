@@ -83,7 +83,8 @@ def _examples(
     instructions, items = [*train, *augmented, *validation], [dataset.items[row] for row in drawn]
     vectors = embed([one.text for one in instructions] + [item.text for item in items])
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    ids = np.array([label_id[one.label] for one in [*instructions, *items]], dtype=np.int64)
+    labels = [one.label for one in instructions] + [item.label for item in items]
+    ids = np.array([label_id[label] for label in labels], dtype=np.int64)
     taught, learned, asked = len(train), len(train) + len(augmented), len(instructions)
     catalogue = CatalogueSide(vectors[asked:], ids[asked:].tolist(), ())
     # With the same seed, fewer items a label are the first of the more.

@@ -80,7 +80,6 @@ def test_a_tuning_cut_off_goes_on_to_the_same_bytes(
 ) -> None:
     overrides = (f"encoder_tuning.method={method}", "encoder_tuning.ranking_weight=0.5", *FAST)
     whole = contents(finished(train("whole", *overrides)))
-    assert contents(finished(train("again", *overrides))) == whole
 
     class Killed(BaseException):
         pass
@@ -171,8 +170,7 @@ def test_a_loss_that_is_not_finite_is_an_error(train: Train) -> None:
     assert "set a lower learning_rate" in result.stderr
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "constant"), ("adafactor", "cosine")])
 def test_optimisers_schedules_and_accumulation(train: Train, optimizer: str, schedule: str) -> None:
     overrides = (f"encoder_tuning.optimizer={optimizer}", f"encoder_tuning.schedule={schedule}")
     run = finished(
