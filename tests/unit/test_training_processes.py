@@ -89,9 +89,8 @@ def test_a_process_killed_twice_goes_on_to_the_same_result(
     assert code == 0, errors
     assert "encoder: going on from checkpoint-" in errors
     assert "checkpoint-999" not in errors
-    whole = command_line(tiny_config, tiny_data, tmp_path)(
-        "whole", *overrides
-    )  # in this process: the bytes are the same
+    # The whole tuning runs in this process: its bytes must be the same, and a process takes seconds to start.
+    whole = command_line(tiny_config, tiny_data, tmp_path)("whole", *overrides)
     assert "going on" not in whole.stderr
     assert result(output) == result(str(finished(whole).path))
 
