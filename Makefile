@@ -12,6 +12,9 @@ TEXT ?= I want to buy a blue shirt
 HISTORY ?=
 K ?= 10
 RELEASE ?=
+TO ?=
+BEFORE ?=
+AFTER ?=
 RUN ?=
 USERS ?= 8
 DURATION ?= 20
@@ -47,13 +50,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend stop loadtest bench test lint format lock clean running
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -97,6 +100,15 @@ deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a 
 	@$(MAKE) --no-print-directory recommend
 	@echo
 	@echo 'Ask more:  make recommend TEXT="a warm winter jacket for my son" K=5      Stop:  make stop'
+
+rollback: setup  ## Let the release before answer again (or TO=n)
+	@$(PY) -m serving rollback --domain $(DOMAIN) --var $(VAR) $(if $(TO),--to $(TO))
+
+releases: setup  ## List the domain's releases: when, what changed, metrics, which one answers
+	@$(PY) -m serving releases --domain $(DOMAIN) --var $(VAR)
+
+diff: setup  ## Say in what the newest release differs from the one before (or BEFORE=n AFTER=m)
+	@$(PY) -m serving diff --domain $(DOMAIN) --var $(VAR) $(if $(BEFORE),--before $(BEFORE)) $(if $(AFTER),--after $(AFTER))
 
 status: setup  ## Say what runs, what answers, and how much memory it takes
 	@$(PY) -m serving status --var $(VAR)

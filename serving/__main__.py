@@ -1,4 +1,4 @@
-"""Command line of the serving room: `python -m serving deploy|status|live|logs|stop`."""
+"""Command line of the serving room: `python -m serving deploy|rollback|releases|diff|status|live|logs|stop`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from .embedded import Endpoints
 from .errors import ServerError
 from .layout import Layout
 from .live_repository import LiveRepository
+from .options import domain_option, var_option
 from .probe import probe_release
+from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
 from .server import Server, tail
 
-var_option = click.option(
-    "--var",
-    type=click.Path(path_type=Path),
-    default=Path("var"),
-    show_default=True,
-    help="Where all that is produced lies.",
-)
-domain_option = click.option("--domain", default="ecommerce", show_default=True)
 PORT = click.IntRange(1, 65535)
 
 
 @click.group(help=__doc__)
 def main() -> None:
     """Gather the commands."""
+
+
+for command in (rollback, releases, diff):
+    main.add_command(command)
 
 
 @main.command()

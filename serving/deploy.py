@@ -10,11 +10,12 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .embedded import Endpoints
-from .errors import PublishError, ServerError, ServingError
+from .errors import PublishError, ReleaseError, ServerError, ServingError
+from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
-from .releases import Release
+from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 
 PROBE_PATIENCE_SECONDS = 10.0
@@ -28,20 +29,24 @@ class Deployment:
         action: "started" a server, "published" to a running one, or "unchanged": the release was live already.
         endpoints: where the server listens.
         answer: the release's first real answer.
+        switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
+            server had to be switched.
     """
 
     action: str
     endpoints: Endpoints
     answer: ProbeAnswer
+    switch_seconds: float | None = None
 
 
-def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment:
-    """Make a release the one that answers.
+def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str = "deploy") -> Deployment:
+    """Make a release the one that answers, and write it into the domain's journal.
 
     Args:
         layout: where everything lies.
         release: what to make live.
         endpoints: where a server is to listen; a running one keeps its own.
+        verb: what the journal says asked for it.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
@@ -53,15 +58,46 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment
     with server.lock():
         release.manifest.verify(release.path)
         repository = LiveRepository(layout.live)
-        state = server.state()
-        if state is None:
-            return _start(server, repository, release, endpoints)
-        if state.endpoints != endpoints:
-            raise ServerError(
-                f"a server of {layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
-                "run `make stop` first, or choose another VAR"
+        before = repository.live_release(release.manifest.domain)
+        deployment = _deploy(server, repository, release, endpoints)
+        if before is None or before.number != release.number:
+            journal = Journal(layout.journal(release.manifest.domain))
+            journal.write(release.number, before.number if before else None, verb)
+        return deployment
+
+
+def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
+    """Let an earlier release of a domain answer again; without a number the one that answered before the live one.
+
+    Raises:
+        ReleaseError: there is no such release, or the journal does not know what answered before.
+        ServingError: as `deploy`.
+    """
+    live = LiveRepository(layout.live).live_release(domain)
+    state = Server(layout).state()
+    if live is None or state is None:
+        raise ServerError(f"no release of {domain} is live in {layout.var}, there is nothing to roll back")
+    if number is None:
+        number = Journal(layout.journal(domain)).live_before(live.number)
+        if number is None:
+            raise ReleaseError(
+                f"nothing is known to have answered before release {live.number} of {domain}; "
+                "name a release: make rollback TO=<number> (`make releases` lists them)"
             )
-        return _publish(server, state, repository, release)
+    release = ReleaseStore(layout.releases(domain)).open(number)
+    return deploy(layout, release, state.endpoints, verb="rollback")
+
+
+def _deploy(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
+    state = server.state()
+    if state is None:
+        return _start(server, repository, release, endpoints)
+    if state.endpoints != endpoints:
+        raise ServerError(
+            f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
+            "run `make stop` first, or choose another VAR"
+        )
+    return _publish(server, state, repository, release)
 
 
 def _start(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
@@ -103,16 +139,18 @@ def _publish(server: Server, state: ServerState, repository: LiveRepository, rel
                 if not _ready(client, step.model, step.version):
                     reason = server.first_error(since=log_start)
                     raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+            began = time.monotonic()
             before = repository.switch(release)
             _load(client, domain)
             answer = _first_answer(state, release)
+            seconds = time.monotonic() - began
         except BaseException as error:
             _go_back(client, repository, release, before)
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
     repository.retire(domain, _kept(repository, domain, live))
-    return Deployment("published", state.endpoints, answer)
+    return Deployment("published", state.endpoints, answer, seconds)
 
 
 def _go_back(

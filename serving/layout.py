@@ -25,6 +25,10 @@ class Layout:
         """A domain's numbered releases."""
         return self.var / "releases" / domain
 
+    def journal(self, domain: str) -> Path:
+        """When which release of a domain went live."""
+        return self.var / "journal" / f"{domain}.jsonl"
+
     @property
     def live(self) -> Path:
         """The live repository: the folder that Triton reads."""
