@@ -1,14 +1,15 @@
-"""Command line of the serving room: `python -m serving deploy|rollback|releases|diff|status|live|logs|stop`."""
+"""Command line of the serving room: `python -m serving deploy|rollback|releases|diff|watch|status|live|logs|stop`."""
 
 from __future__ import annotations
 
 import datetime
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import process_tree
+from . import process_tree, watcher
 from .deploy import deploy as make_live
 from .embedded import Endpoints
 from .errors import ServerError
@@ -45,7 +46,10 @@ for command in (rollback, releases, diff):
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True)
 @click.option("--http-port", type=PORT, default=8000, show_default=True)
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True)
-def deploy(var: Path, domain: str, number: int | None, **endpoints: Any) -> None:
+@click.option(
+    "--watch/--no-watch", "watched", default=True, show_default=True, help="Have a watcher look after the server."
+)
+def deploy(var: Path, domain: str, number: int | None, watched: bool, **endpoints: Any) -> None:
     """Make a release live; start the server if none runs."""
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
@@ -60,6 +64,16 @@ def deploy(var: Path, domain: str, number: int | None, **endpoints: Any) -> None
         f"release {deployment.answer.release} answers at {deployment.endpoints.grpc_url} "
         f"(first answer in {deployment.answer.milliseconds:.0f} ms): {done}"
     )
+    if watched:
+        watcher.start(Layout(var))
+
+
+@main.command()
+@var_option
+def watch(var: Path) -> None:
+    """Look after the server until it is stopped (`make deploy` starts this by itself)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    watcher.watch(Layout(var))
 
 
 @main.command()
@@ -81,6 +95,8 @@ def status(var: Path) -> None:
         f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, "
         f"metrics {listening.metrics_port}"
     )
+    watching = "mends what breaks" if watcher.is_watching(layout) else "none: nobody mends what breaks"
+    click.echo(f"watcher    {watching} (log: {layout.watcher_log})")
     repository = LiveRepository(layout.live)
     for domain in repository.domains():
         live = repository.live_release(domain)

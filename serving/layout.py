@@ -50,6 +50,16 @@ class Layout:
         return self.var / "logs" / "triton.log"
 
     @property
+    def watcher_log(self) -> Path:
+        """What the watcher did, and why."""
+        return self.var / "logs" / "watcher.log"
+
+    @property
+    def watcher_lock(self) -> Path:
+        """Held by the watcher as long as it lives."""
+        return self.var / "watcher.lock"
+
+    @property
     def lock(self) -> Path:
         """Held while a server is started, stopped or published to; the kernel drops it when its holder dies."""
         return self.var / "serving.lock"
