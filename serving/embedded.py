@@ -123,6 +123,7 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
         if (backend / "model.py").is_file():
             shutil.copytree(backend, staged / backend.name, ignore=ignore)
             shutil.copytree(SERVING / "steps", staged / backend.name / "steps", ignore=ignore)
+            shutil.copytree(SERVING / "engines", staged / backend.name / "engines", ignore=ignore)
     remove(folder)
     staged.rename(folder)
     return folder
