@@ -45,7 +45,9 @@ class _LayerNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
         self.shape, self.eps = norm.normalized_shape, norm.eps
-        self.weight, self.bias = (None if one is None else nn.Parameter(one.float()) for one in (norm.weight, norm.bias))
+        self.weight, self.bias = (
+            None if one is None else nn.Parameter(one.float()) for one in (norm.weight, norm.bias)
+        )
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         normalised = nn.functional.layer_norm(states.float(), self.shape, self.weight, self.bias, self.eps)

@@ -36,7 +36,9 @@ def load_tensorrt(name: str = "tensorrt") -> ModuleType:
         raise ExportError(f"TensorRT is installed and cannot be loaded ({error}): {_HOW}") from None
     version = tuple(int(part) for part in str(getattr(module, "__version__", "0.0")).split(".")[:2])
     if name == "tensorrt" and version < OLDEST:
-        raise ExportError(f"TensorRT {module.__version__} is too old, {OLDEST[0]}.{OLDEST[1]} is the oldest that will do")
+        raise ExportError(
+            f"TensorRT {module.__version__} is too old, {OLDEST[0]}.{OLDEST[1]} is the oldest that will do"
+        )
     return module
 
 

@@ -156,9 +156,7 @@ def _check_types(trt: Any, network: Any, name: str, precision: EnginePrecision, 
     if len(products) < expected:
         raise ExportError(f"{name}: {expected} products with a weight went in, TensorRT has {len(products)} in all")
     restored = sum(layer.type == trt.LayerType.QUANTIZE for layer in layers)
-    signed = all(
-        layer.get_output(0).dtype == trt.int8 for layer in layers if layer.type == trt.LayerType.QUANTIZE
-    )
+    signed = all(layer.get_output(0).dtype == trt.int8 for layer in layers if layer.type == trt.LayerType.QUANTIZE)
     if precision == "int8" and not (restored and signed):
         raise ExportError(f"{name}: nothing in it is quantised to INT8; it would be a silent FP16 engine")
     if precision == "fp16" and restored:

@@ -31,8 +31,7 @@ class Profile:
     def takes(self, batch: int, length: int) -> bool:
         """Whether a batch of this shape can run in it."""
         return all(
-            low <= size <= high
-            for low, size, high in zip(self.smallest, (batch, length), self.largest, strict=True)
+            low <= size <= high for low, size, high in zip(self.smallest, (batch, length), self.largest, strict=True)
         )
 
 

@@ -26,9 +26,7 @@ class Cuda:
         try:
             self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError:
-            raise GpuError(
-                "CUDA's Python bindings are needed: `pip install -r requirements/tensorrt.txt`"
-            ) from None
+            raise GpuError("CUDA's Python bindings are needed: `pip install -r requirements/tensorrt.txt`") from None
         self._call("cudaSetDevice", device)
         self._stream = self._call("cudaStreamCreate")
         self._device: list[int] = []

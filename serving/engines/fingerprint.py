@@ -57,7 +57,11 @@ class Fingerprint:
         """
         values = json.loads(path.read_text(encoding="utf-8"))
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names or not all(isinstance(one, str) for one in values.values()):
+        if (
+            not isinstance(values, dict)
+            or set(values) != names
+            or not all(isinstance(one, str) for one in values.values())
+        ):
             raise ValueError(f"{path} is not the fingerprint of an engine; export the release again")
         return cls(**values)
 
