@@ -172,8 +172,8 @@ def refuse_slower(int8: Runner, fp16: Runner, buckets: Sequence[int], batch: int
             seconds[name] += one
     if seconds["int8"] > seconds["fp16"]:
         raise ExportError(
-            f"On this GPU the INT8 engine takes {1e3 * seconds['int8']:.3f} ms over the length buckets at batch {batch}, "
-            f"the FP16 engine {1e3 * seconds['fp16']:.3f} ms: export with PRECISION=trt-fp16."
+            f"On this GPU the INT8 engine takes {1e3 * seconds['int8']:.3f} ms over the length buckets at batch "
+            f"{batch}, the FP16 engine {1e3 * seconds['fp16']:.3f} ms: export with PRECISION=trt-fp16."
         )
 
 

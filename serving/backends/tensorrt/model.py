@@ -42,7 +42,7 @@ class TritonPythonModel:
             self.runner: Any = load_engine(config, folder, int(args["model_instance_device_id"]))
         except (GpuError, ImportError, OSError, ValueError) as error:
             pb_utils.Logger.log_warn(
-                f"{args['model_name']} version {args['model_version']}: {error}; the ONNX graph answers instead, slower. "
+                f"{args['model_name']} version {args['model_version']}: {error}; the ONNX graph answers instead. "
                 "Export again on this host for an engine of its own."
             )
             self.runner = OnnxRunner(folder / FALLBACK_NAME)
@@ -86,7 +86,7 @@ class TritonPythonModel:
 
 
 class OnnxRunner:
-    """What answers where the engine does not belong: ONNX Runtime on the CPU, with the graph the engine was built of."""
+    """What answers where the engine does not belong: ONNX Runtime on the CPU, with the graph it was built of."""
 
     def __init__(self, path: Path) -> None:
         """Open the graph."""
