@@ -189,8 +189,8 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         "--model-control-mode=explicit",
         # Left on, it would rewrite what the configs say (`max_batch_size: 0` becomes 4).
         "--disable-auto-complete-config",
-        # Where a model has configs/gpu.pbtxt it is read instead of config.pbtxt; deploy puts it there only on the machine
-        # that its engine was built on.
+        # Where a model has configs/gpu.pbtxt it is read instead of config.pbtxt; deploy puts it there only on the
+        # machine that its engine was built on.
         "--model-config-name=gpu",
         *(f"--load-model={domain}" for domain in domains),
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",

@@ -244,12 +244,14 @@ class LiveRepository:
                 path = self.folder / step.model / CONFIG_NAME
                 if step.version in needed or not path.is_file():
                     continue
-                if needed:
-                    config = read_config(path)
-                    config.version_policy.specific.versions[:] = sorted(self._listed(step.model) - {step.version})
-                    write_atomically(path, format_config(config).encode())
-                else:
-                    path.unlink()
+                left = sorted(self._listed(step.model) - {step.version})
+                for each in (path, *(path.parent / VARIANTS_FOLDER).glob("*.pbtxt")):
+                    if needed:
+                        config = read_config(each)
+                        config.version_policy.specific.versions[:] = left
+                        write_atomically(each, format_config(config).encode())
+                    else:
+                        each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
 
     def retire(self, domain: str, keep: Iterable[LiveRelease]) -> None:

@@ -159,7 +159,14 @@ def verify_engine(
     return report
 
 
-def refuse_slower(int8: Runner, fp16: Runner, buckets: Sequence[int], batch: int) -> None:
+def refuse_slower(
+    int8: Runner,
+    fp16: Runner,
+    buckets: Sequence[int],
+    batch: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
     """Refuses an INT8 engine that is slower than FP16 over the buckets at a full batch: it would buy nothing.
 
     Raises:
@@ -168,7 +175,7 @@ def refuse_slower(int8: Runner, fp16: Runner, buckets: Sequence[int], batch: int
     seconds = {"int8": 0.0, "fp16": 0.0}
     for length in buckets:
         ids = np.ones((batch, length), dtype=np.int64)
-        for name, one in median_seconds({"int8": int8, "fp16": fp16}, ids).items():
+        for name, one in median_seconds({"int8": int8, "fp16": fp16}, ids, clock=clock).items():
             seconds[name] += one
     if seconds["int8"] > seconds["fp16"]:
         raise ExportError(
