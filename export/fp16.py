@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class _LayerNorm(nn.Module):
 
 def half_model(model: InstructionModel) -> InstructionModel:
     """Returns a copy of a model whose encoder is FP16 but for its LayerNorms; pooling and head stay FP32."""
-    encoder = copy.deepcopy(model.encoder)
+    encoder: Any = copy.deepcopy(model.encoder)  # a transformers model, whose class is the config's
     norms = [
         (parent, name, child)
         for parent in encoder.modules()
@@ -166,7 +167,8 @@ def _largest_batches(model: InstructionModel, texts: Sequence[str], longest: int
     joined = [token for row in rows for token in row]
     while len(joined) < longest:
         joined = joined * 2
-    table = model.encoder.get_input_embeddings().weight.detach().abs().amax(dim=1)
+    encoder: Any = model.encoder
+    table = encoder.get_input_embeddings().weight.detach().abs().amax(dim=1)
     known = min(model.tokenizer.get_vocab_size(), len(table))
     extreme = torch.argsort(table[:known], descending=True)[:longest].tolist()
     return [pad(rows[-2:]), pad([joined[:longest]], longest), pad([extreme], longest)]

@@ -56,7 +56,7 @@ def emit_symmetric(fp32: onnx.ModelProto, fp16: onnx.ModelProto, quantization: Q
     for group in quantization.inputs:
         nodes = [counterpart[product.node] for product in group.products]
         source = nodes[0].input[0]
-        scale = np.float16(max(group.symmetric, _LEAST_SCALE))
+        scale = np.float16(max(float(group.symmetric), _LEAST_SCALE))
         before[nodes[0].name] = _input(source, group.inverse_smoothing.astype(np.float16), scale, constants)
         for node, product in zip(nodes, group.products, strict=True):
             before.setdefault(node.name, []).append(_weight(node, product.codes, product.scales, constants))

@@ -48,7 +48,8 @@ class Cuda:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         address = int(self._call("cudaMallocHost", size))
         self._host.append(address)
-        return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype=dtype).reshape(shape)
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        return memory.view(dtype).reshape(shape)
 
     def to_device(self, address: int, values: npt.NDArray[Any], size: int) -> None:
         """Queue a copy of the first `size` bytes of a pinned array to the GPU."""
