@@ -196,7 +196,7 @@ class _ReleaseBuilder:
             shutil.copy2(graphs.path, folder / "model.onnx")
             configs.write_warmup_data(folder.parent)
             if graphs.engine:
-                self._add_engine(folder, graphs.engine, configs)
+                add_engine(folder, graphs.engine, configs)
         elif step == "head":
             build_head(self.run, folder / "model.onnx")
         else:
@@ -205,14 +205,6 @@ class _ReleaseBuilder:
                 graphs.tokenizer.save(str(folder / "tokenizer.json"))
             else:
                 self._write_catalogue(folder)
-
-    def _add_engine(self, folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
-        """The engine beside the ONNX graph it was built of, which answers wherever the engine does not belong."""
-        shutil.copy2(engine.path, folder / "model.plan")
-        engine.fingerprint.write(folder / FINGERPRINT_NAME)
-        variant = folder.parent / GPU_VARIANT
-        variant.parent.mkdir()
-        variant.write_text(configs.gpu_encoder(), encoding="utf-8")
 
     def _copy_code(self, step: str, folder: Path) -> None:
         shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
@@ -258,6 +250,21 @@ class _ReleaseBuilder:
             row["history"] = [item_ids[i] for i in chooser.integers(0, len(item_ids), size=chooser.integers(1, 11))]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (self.folder / INSTRUCTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
+    """Put an engine beside the ONNX graph it was built of, which answers wherever the engine does not belong.
+
+    Args:
+        folder: The encoder's version folder.
+        engine: The engine.
+        configs: Of the release; its variant for GPUs goes beside the version folder.
+    """
+    shutil.copy2(engine.path, folder / "model.plan")
+    engine.fingerprint.write(folder / FINGERPRINT_NAME)
+    variant = folder.parent / GPU_VARIANT
+    variant.parent.mkdir()
+    variant.write_text(configs.gpu_encoder(), encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:

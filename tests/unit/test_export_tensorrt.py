@@ -33,6 +33,8 @@ from export.verify import encode
 
 TEXTS = [" ".join(f"w{(start * step) % 97 + 3}" for step in range(1, 2 + start % 9)) for start in range(1, 60)]
 PROFILES = (Profile((1, 1), (4, 16)),)
+# Its timing cache does nothing, and it says so.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no-ops in TensorRT-RTX:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
