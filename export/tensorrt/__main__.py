@@ -51,7 +51,7 @@ def graphs(run_path: Path, output: Path) -> None:
     fp32 = output / "encoder-fp32.onnx"
     export_encoder(model, fp32)
     made = builder.build("fp16", fp32)
-    reports = [*made.reports, builder.quantize(fp32, made.path, output / "encoder-int8-symmetric.onnx")]
+    reports = [*made.reports, *builder.quantize(fp32, made.path, output / "encoder-int8-symmetric.onnx")]
     click.echo("\n".join(report.markdown() for report in reports))
 
 

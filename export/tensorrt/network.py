@@ -76,7 +76,9 @@ def build_engine(
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
         raise ExportError(f"{graph.name}: TensorRT does not take the graph: {_reasons(parser)}")
-    _check_types(trt, network, graph.name, precision, len(constant_products(model)))
+    products = tuple(node.name for node in constant_products(model))
+    restored = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    _check_types(trt, network, graph.name, precision, len(products), restored)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # `check_engine` reads what it makes known
@@ -90,7 +92,7 @@ def build_engine(
     return BuiltEngine(
         plan=bytes(plan),
         timing_cache=bytes(config.get_timing_cache().serialize()),
-        products=tuple(node.name for node in constant_products(model)),
+        products=products,
     )
 
 
@@ -133,7 +135,7 @@ def _reasons(parser: Any) -> str:
     return "; ".join(f"{error.node_name() or 'graph'}: {error.desc()}" for error in errors) or "it does not say why"
 
 
-def _check_types(trt: Any, network: Any, name: str, precision: EnginePrecision, expected: int) -> None:
+def _check_types(trt: Any, network: Any, name: str, precision: EnginePrecision, expected: int, restored: int) -> None:
     """A strongly typed engine is what its network says, so FP32 that slipped in would be FP32 in the engine.
 
     Raises:
@@ -155,11 +157,14 @@ def _check_types(trt: Any, network: Any, name: str, precision: EnginePrecision, 
             )
     if len(products) < expected:
         raise ExportError(f"{name}: {expected} products with a weight went in, TensorRT has {len(products)} in all")
-    restored = sum(layer.type == trt.LayerType.QUANTIZE for layer in layers)
-    signed = all(layer.get_output(0).dtype == trt.int8 for layer in layers if layer.type == trt.LayerType.QUANTIZE)
-    if precision == "int8" and not (restored and signed):
+    signed = [
+        layer for layer in layers if layer.type == trt.LayerType.DEQUANTIZE and layer.get_input(0).dtype == trt.int8
+    ]
+    if len(signed) != restored:
+        raise ExportError(f"{name}: {restored} tensors are restored from codes, in TensorRT {len(signed)} from INT8")
+    if precision == "int8" and not signed:
         raise ExportError(f"{name}: nothing in it is quantised to INT8; it would be a silent FP16 engine")
-    if precision == "fp16" and restored:
+    if precision == "fp16" and signed:
         raise ExportError(f"{name}: it is quantised; build it with precision int8")
 
 

@@ -25,13 +25,12 @@ Halves = npt.NDArray[np.float16]
 
 
 def constant_products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The matrix products with a constant weight [C, outputs], in graph order."""
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    return [
-        node
-        for node in graph.graph.node
-        if node.op_type == "MatMul" and node.input[1] in constants and len(constants[node.input[1]].dims) == 2
-    ]
+    """The matrix products with a constant weight [C, outputs], quantised or not, in graph order."""
+    weights = {tensor.name for tensor in graph.graph.initializer if len(tensor.dims) == 2}
+    weights |= {
+        node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    return [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
 
 
 def emit_symmetric(fp32: onnx.ModelProto, fp16: onnx.ModelProto, quantization: Quantization, path: Path) -> None:

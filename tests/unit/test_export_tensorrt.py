@@ -87,7 +87,9 @@ def test_fp16_builds_strongly_typed(graphs):
 
 
 def test_int8_builds_from_the_symmetric_form(graphs):
-    assert len(build_engine(tensorrt_rtx, graphs.symmetric, "int8", PROFILES).plan) > 10_000
+    built = build_engine(tensorrt_rtx, graphs.symmetric, "int8", PROFILES)
+    assert len(built.plan) > 10_000
+    assert len(built.products) == 12
 
 
 def test_symmetric_form_is_close_to_torch_and_holds_no_unsigned_code(graphs):
@@ -105,7 +107,7 @@ def test_symmetric_form_is_close_to_torch_and_holds_no_unsigned_code(graphs):
     exact = encode(half, batch)
     errors = [float(np.abs(encode(session, batch) - exact).max()) for session in (signed, unsigned)]
     assert 0 < errors[0] < 0.1
-    assert errors[0] < 4 * errors[1]  # one bit less for one-sided tensors, and no more
+    assert errors[0] < 4 * errors[1]  # up to one bit less where a tensor is one-sided, and no more
 
 
 def test_graphs_of_two_models_do_not_mix(graphs, tmp_path):
