@@ -85,7 +85,7 @@ class GpuGraphs:
         reports = [verify_fp16(fp16, self.model, self.texts, self.buckets, FP16_BUDGET, item_vectors=self.item_vectors)]
         if trt is None:
             return GpuGraph(fp16, tuple(reports), None)
-        cache = Path.home() / ".cache" / "instructrec" / "tensorrt"
+        cache = self.folder.parent / ".timing-cache"  # outlives this export, beside the releases
         say("building the FP16 engine")
         engine, runner = make_engine(trt, fp16, "fp16", self.buckets, self.max_batch_size, cache)
         path, budget = fp16, FP16_BUDGET

@@ -20,8 +20,9 @@ from export.tensorrt.network import BuiltEngine, EnginePrecision, build_engine
 from export.tensorrt.profiles import Profile, captured_batches, make_profiles
 from export.tokens import pad, tokenize
 from serving.engines.cuda import Cuda
-from serving.engines.fingerprint import Fingerprint
+from serving.engines.fingerprint import Fingerprint, GpuError
 from serving.engines.runner import EngineRunner
+from serving.files import write_atomically
 from training.model import InstructionModel
 
 __all__ = ["EngineFile", "Runner", "load_runner", "make_engine", "median_seconds", "refuse_slower", "verify_engine"]
@@ -78,7 +79,7 @@ def make_engine(
         trt, graph, precision, profiles, timing_cache=measured.read_bytes() if measured.is_file() else b""
     )
     measured.parent.mkdir(parents=True, exist_ok=True)
-    measured.write_bytes(built.timing_cache)
+    write_atomically(measured, built.timing_cache)
     shapes = [(batch, length) for length in buckets for batch in captured_batches(max_batch_size)]
     runner = load_runner(trt, built, precision, profiles, shapes)
     path = graph.with_suffix(".plan")
@@ -96,10 +97,12 @@ def load_runner(
     """Deserialises an engine on the GPU and asserts its types, profiles and precision.
 
     Raises:
-        ExportError: TensorRT refuses its own engine, or it is another than was asked for.
-        GpuError: There is no GPU.
+        ExportError: There is no GPU, TensorRT refuses its own engine, or it is another than was asked for.
     """
-    device = Cuda()
+    try:
+        device = Cuda()
+    except GpuError as error:
+        raise ExportError(str(error)) from None
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(built.plan)
     if engine is None:
         raise ExportError("TensorRT does not load the engine that it has just built.")

@@ -46,10 +46,15 @@ def require_gpu_build(name: str = "tensorrt") -> ModuleType:
     """Returns TensorRT if an engine can be built here: an engine runs only on the kind of GPU that built it.
 
     Raises:
-        ExportError: There is no GPU, or no TensorRT.
+        ExportError: There is no GPU, no TensorRT, or no CUDA bindings to run the engine with.
     """
     try:
         gpu_in_use()
     except GpuError as error:
         raise ExportError(f"a TensorRT engine needs an NVIDIA GPU to be built on ({error}): {_HOW}") from None
-    return load_tensorrt(name)
+    module = load_tensorrt(name)
+    try:
+        importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise ExportError(f"CUDA's Python bindings are needed and not installed ({error}): {_HOW}") from None
+    return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -62,6 +63,21 @@ def test_a_gpu_without_tensorrt_is_told_apart(monkeypatch):
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 1
     assert "TensorRT is needed and not installed" in result.output
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bindings_are_missed_before_anything_is_built(monkeypatch):
+    modules = __import__("sys").modules
+    monkeypatch.setitem(modules, "tensorrt", SimpleNamespace(__version__="10.9.0"))
+    monkeypatch.setitem(modules, "cuda.bindings.runtime", None)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 1
+    assert "CUDA's Python bindings are needed" in result.output
+    monkeypatch.setitem(modules, "cuda", SimpleNamespace())
+    monkeypatch.setitem(modules, "cuda.bindings", SimpleNamespace())
+    monkeypatch.setitem(modules, "cuda.bindings.runtime", SimpleNamespace())
+    result = CliRunner().invoke(main, ["check"])
+    assert result.output == "NVIDIA L4 (compute capability 8.9), driver 550.54, TensorRT 10.9.0\n"
 
 
 @pytest.mark.usefixtures("gpu")
