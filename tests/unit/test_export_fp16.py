@@ -74,14 +74,25 @@ def test_the_norm_survives_what_overflows_when_squared():
     np.testing.assert_allclose(converted(states).float().detach(), norm(states.float()).detach(), rtol=1e-3)
 
 
-def test_an_activation_that_overflows_is_found_and_placed(model, tmp_path):
+def scale(source: Path, module: str, factor: float, target: Path) -> Path:
+    """The graph with one module's weight multiplied."""
+    graph = load_graph(source)
+    name = next(node.input[1] for node in graph.graph.node if f"{module}/" in node.name)
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == name)
+    with np.errstate(over="ignore"):
+        scaled = (numpy_helper.to_array(weight).astype(np.float32) * factor).astype(np.float16)
+    weight.CopyFrom(numpy_helper.from_array(scaled, name))
+    save_graph(graph, target)
+    return target
+
+
+def test_an_activation_that_overflows_is_found_and_placed(model, fp16, tmp_path):
     """In FP32 nothing is wrong with it: the LayerNorm behind it takes the factor out again."""
     large = copy.deepcopy(model)
     with torch.no_grad():
         large.encoder.encoder.layer[1].output.dense.weight.mul_(2e4)
     assert large.encoder.encoder.layer[1].output.dense.weight.abs().max() < LARGEST
-    export_fp16_encoder(large, tmp_path / "overflow.onnx")
-    error = fails(tmp_path / "overflow.onnx", large)
+    error = fails(scale(fp16, "layer.1.output.dense", 2e4, tmp_path / "overflow.onnx"), large)
     failed = {check.name for check in error.report.failed}
     assert {"greatest magnitude inside", "values that are not finite, torch in half precision"} <= failed
     assert "encoder.layer.1.output.dense" in error.report.first_divergence
@@ -91,14 +102,8 @@ def test_an_activation_that_overflows_is_found_and_placed(model, tmp_path):
 @pytest.mark.parametrize("factor", [4e4, 1e9])
 def test_a_weight_scaled_in_the_graph_is_found_and_placed(factor, model, fp16, tmp_path):
     """By 4e4 its products overflow, by 1e9 the weight itself."""
-    graph = load_graph(fp16)
-    name = next(node.input[1] for node in graph.graph.node if "layer.0.intermediate.dense/" in node.name)
-    target = next(tensor for tensor in graph.graph.initializer if tensor.name == name)
-    with np.errstate(over="ignore"):
-        scaled = (numpy_helper.to_array(target).astype(np.float32) * factor).astype(np.float16)
-    target.CopyFrom(numpy_helper.from_array(scaled, name))
-    save_graph(graph, tmp_path / "faulty.onnx")
-    assert "encoder.layer.0.intermediate.dense" in fails(tmp_path / "faulty.onnx", model).report.first_divergence
+    faulty = scale(fp16, "layer.0.intermediate.dense", factor, tmp_path / "faulty.onnx")
+    assert "encoder.layer.0.intermediate.dense" in fails(faulty, model).report.first_divergence
 
 
 def test_overflow_names_the_first_node_only():
