@@ -52,7 +52,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -93,7 +93,11 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 	@mkdir -p $(VAR)/logs/tracking
 	@$(VENV)/bin/tensorboard --logdir $(VAR)/logs/tracking --host 127.0.0.1 --port $(TENSORBOARD_PORT)
 
-export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
+# Before a run is trained: what a TensorRT engine needs is said at once.
+tensorrt: setup
+	@$(PY) -m export.tensorrt check
+
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) train  ## Make the run into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation

@@ -55,6 +55,8 @@ def deploy(var: Path, domain: str, number: int | None, watched: bool, **endpoint
     release = store.latest() if number is None else store.open(number)
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
     deployment = make_live(Layout(var), release, Endpoints(**endpoints))
+    if deployment.warning:
+        click.echo(f"Warning: {deployment.warning}", err=True)
     done = {
         "started": "server started",
         "published": "published to the running server",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .embedded import Endpoints
+from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
 from .errors import PublishError, ReleaseError, ServerError, ServingError
 from .journal import Journal
 from .layout import Layout
@@ -31,12 +33,14 @@ class Deployment:
         answer: the release's first real answer.
         switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
             server had to be switched.
+        warning: why the release's engine is not used, if it has one and it does not belong on this machine.
     """
 
     action: str
     endpoints: Endpoints
     answer: ProbeAnswer
     switch_seconds: float | None = None
+    warning: str | None = None
 
 
 def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str = "deploy") -> Deployment:
@@ -57,13 +61,14 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str 
     server = Server(layout)
     with server.lock():
         release.manifest.verify(release.path)
+        warning = engine_warning(release)
         repository = LiveRepository(layout.live)
         before = repository.live_release(release.manifest.domain)
-        deployment = _deploy(server, repository, release, endpoints)
+        deployment = _deploy(server, repository, release, endpoints, warning is None)
         if before is None or before.number != release.number:
             journal = Journal(layout.journal(release.manifest.domain))
             journal.write(release.number, before.number if before else None, verb)
-        return deployment
+        return replace(deployment, warning=warning)
 
 
 def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
@@ -88,22 +93,44 @@ def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deploym
     return deploy(layout, release, state.endpoints, verb="rollback")
 
 
-def _deploy(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
+def _deploy(
+    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+) -> Deployment:
     state = server.state()
     if state is None:
-        return _start(server, repository, release, endpoints)
+        return _start(server, repository, release, endpoints, with_engine)
     if state.endpoints != endpoints:
         raise ServerError(
             f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
             "run `make stop` first, or choose another VAR"
         )
-    return _publish(server, state, repository, release)
+    return _publish(server, state, repository, release, with_engine)
 
 
-def _start(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
+def engine_warning(release: Release) -> str | None:
+    """Why a release's engine may not run on this machine; None if it may, or if the release has none."""
+    built = release.manifest.engine
+    if built is None:
+        return None
+    try:
+        gpu = gpu_in_use()
+        # Imported only where there is a GPU and an engine for it: it loads gigabytes of libraries.
+        version = str(importlib.import_module("tensorrt").__version__)
+    except GpuError as error:
+        reason = f"the release's engine cannot run here: {error}"
+    except (ImportError, OSError) as error:
+        reason = f"the release's engine cannot run here: TensorRT cannot be loaded: {error}"
+    else:
+        reason = built.difference(Fingerprint(**gpu, tensorrt=version)) or ""
+    return f"{reason}; the ONNX graph answers instead (docs/tensorrt.md)" if reason else None
+
+
+def _start(
+    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+) -> Deployment:
     domain = release.manifest.domain
     live = repository.live_release(domain)
-    repository.stage(release)
+    repository.stage(release, variants=with_engine)
     before = repository.switch(release)
     domains = repository.domains()
     try:
@@ -119,10 +146,12 @@ def _start(server: Server, repository: LiveRepository, release: Release, endpoin
     return Deployment("started", state.endpoints, answer)
 
 
-def _publish(server: Server, state: ServerState, repository: LiveRepository, release: Release) -> Deployment:
+def _publish(
+    server: Server, state: ServerState, repository: LiveRepository, release: Release, with_engine: bool
+) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
-    changed = repository.stage(release)
+    changed = repository.stage(release, variants=with_engine)
     if live is not None and live.number == release.number and not changed:
         try:
             return Deployment("unchanged", state.endpoints, probe_release(url, release))
