@@ -44,27 +44,28 @@ class TensorInfo:
 class Engine(Protocol):
     """A graph that is ready to run."""
 
-    inputs: Sequence[TensorInfo]
-    outputs: Sequence[TensorInfo]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
 
     def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """Compute the named outputs; `feed` holds every input, C-contiguous, in the graph's dtypes."""
         ...
 
 
+_ONNX_RUNTIME_TYPES = {
+    "tensor(float)": "TYPE_FP32",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(bool)": "TYPE_BOOL",
+}
+
+
 class OnnxRuntimeEngine:
     """One ONNX Runtime session on the CPU."""
-
-    _TYPES = {
-        "tensor(float)": "TYPE_FP32",
-        "tensor(float16)": "TYPE_FP16",
-        "tensor(double)": "TYPE_FP64",
-        "tensor(int64)": "TYPE_INT64",
-        "tensor(int32)": "TYPE_INT32",
-        "tensor(int8)": "TYPE_INT8",
-        "tensor(uint8)": "TYPE_UINT8",
-        "tensor(bool)": "TYPE_BOOL",
-    }
 
     def __init__(self, path: Path, options: Any = None) -> None:
         """Open a graph.
@@ -87,12 +88,24 @@ class OnnxRuntimeEngine:
 
     def _info(self, tensor: Any) -> TensorInfo:
         shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
-        return TensorInfo(tensor.name, self._TYPES.get(tensor.type), tensor.type, shape)
+        return TensorInfo(tensor.name, _ONNX_RUNTIME_TYPES.get(tensor.type), tensor.type, shape)
 
     def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """Compute the named outputs."""
         outputs: list[Array] = self._session.run(names, feed)
         return outputs
+
+
+_OPENVINO_TYPES = {
+    "f32": "TYPE_FP32",
+    "f16": "TYPE_FP16",
+    "f64": "TYPE_FP64",
+    "i64": "TYPE_INT64",
+    "i32": "TYPE_INT32",
+    "i8": "TYPE_INT8",
+    "u8": "TYPE_UINT8",
+    "boolean": "TYPE_BOOL",
+}
 
 
 class OpenVinoEngine:
@@ -102,17 +115,6 @@ class OpenVinoEngine:
     for each shape would cost a second. With an INT8 graph its sums depend on a row's length unless that is a multiple
     of 16, a vector register's width: pad to such lengths where answers must not depend on padding.
     """
-
-    _TYPES = {
-        "f32": "TYPE_FP32",
-        "f16": "TYPE_FP16",
-        "f64": "TYPE_FP64",
-        "i64": "TYPE_INT64",
-        "i32": "TYPE_INT32",
-        "i8": "TYPE_INT8",
-        "u8": "TYPE_UINT8",
-        "boolean": "TYPE_BOOL",
-    }
 
     def __init__(self, path: Path, properties: Mapping[str, Any] | None = None) -> None:
         """Compile a graph.
@@ -142,7 +144,7 @@ class OpenVinoEngine:
     def _info(self, port: Any) -> TensorInfo:
         described = port.get_element_type().get_type_name()
         shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
-        return TensorInfo(port.get_any_name(), self._TYPES.get(described), described, shape)
+        return TensorInfo(port.get_any_name(), _OPENVINO_TYPES.get(described), described, shape)
 
     def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """Compute the named outputs; inputs are not copied, outputs are, for the next run writes over them."""

@@ -5,6 +5,7 @@ They refuse at load what the native backends refuse: names, dtypes and dims of t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ class GraphModel:
         edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
         outputs = [
             self.session.run(self.output_names, {name: values[start:stop] for name, values in batch.items()})
-            for start, stop in zip(edges, edges[1:], strict=False)
+            for start, stop in itertools.pairwise(edges)
         ]
         return [np.concatenate(values) for values in zip(*outputs, strict=True)]
 

@@ -34,7 +34,7 @@ def read_top_k(top_k: npt.NDArray[np.int32]) -> int:
     Raises:
         InvalidRequestError: a value outside 1 … 100, or rows that differ.
     """
-    values = set(top_k.reshape(-1).tolist())
+    values: set[int] = set(top_k.reshape(-1).tolist())
     outside = sorted(value for value in values if not 1 <= value <= MAX_TOP_K)
     if outside:
         raise InvalidRequestError(f"top_k is {outside[0]}; it must be from 1 to {MAX_TOP_K}")

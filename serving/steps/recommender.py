@@ -49,13 +49,20 @@ class Recommender:
             kind=pb_utils.MetricFamily.COUNTER,
         )
         self._unknown_items = self._unknown_items_family.Metric(labels={"model": model, "version": version})
+        self._unknown = 0
         width = self.catalogue.item_vectors.shape[1]
         self.rank(np.zeros((1, width), np.float32), np.zeros((1, len(self._labels)), np.float32), [Wish([[]], 1)])
 
-    def count_unknown(self, wish: Wish) -> None:
-        """Count the entries of a request's history that name no item."""
-        if any(wish.history) and (unknown := self._ranker.unknown_items(wish.history)):
-            self._unknown_items.increment(unknown)
+    def note_unknown(self, wish: Wish) -> None:
+        """Count the entries of a request's history that name no item, until `report` is called."""
+        if any(wish.history):
+            self._unknown += self._ranker.unknown_items(wish.history)
+
+    def report(self) -> None:
+        """Add what was counted to the metric, once a batch: each time is a round trip to the server's process."""
+        if self._unknown:
+            self._unknown_items.increment(self._unknown)
+            self._unknown = 0
 
     def rank(self, instruction: Vectors, logits: Vectors, wishes: Sequence[Wish]) -> list[Ranked]:
         """The best items of every request, with one product over the item vectors.

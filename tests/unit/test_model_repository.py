@@ -98,7 +98,10 @@ def test_the_fused_step_has_the_whole_wire_contract():
 
 def test_only_the_ragged_history_may_differ_within_a_batch():
     ragged = {
-        (name, tensor.name) for name in (*STEPS, FUSED) for tensor in committed_config(name).input if tensor.allow_ragged_batch
+        (name, tensor.name)
+        for name in (*STEPS, FUSED)
+        for tensor in committed_config(name).input
+        if tensor.allow_ragged_batch
     }
     assert ragged == {("topk", "history"), (FUSED, "history")}
 
@@ -161,7 +164,13 @@ def test_the_import_check_looks_at_the_code():
 
 
 @pytest.mark.parametrize(
-    "module", ["serving.steps.ranking", "serving.steps.tokenization", "serving.steps.recommendation"]
+    "module",
+    [
+        "serving.steps.ranking",
+        "serving.steps.tokenization",
+        "serving.steps.recommendation",
+        "serving.steps.text_encoder",
+    ],
 )
 def test_importing_a_step_loads_nothing_heavy(module):
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"

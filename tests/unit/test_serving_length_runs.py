@@ -33,9 +33,7 @@ def test_every_text_is_in_one_run_that_holds_it(lengths, multiple, run_cost, tok
 def test_no_split_of_the_sorted_texts_is_cheaper(lengths, run_cost):
     runs = split_into_runs(lengths, run_cost=run_cost, tokens_a_run=10_000)
     ordered = sorted(lengths)
-    splits = (
-        cuts for count in range(len(ordered)) for cuts in itertools.combinations(range(1, len(ordered)), count)
-    )
+    splits = (cuts for count in range(len(ordered)) for cuts in itertools.combinations(range(1, len(ordered)), count))
     cheapest = min(
         sum(
             run_cost + (stop - start) * ordered[stop - 1]

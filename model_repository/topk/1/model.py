@@ -25,13 +25,15 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own k items, or with an error of its own."""
-        return answer_batch(requests, self._read, self._rank, self.recommender.tensors)
+        responses = answer_batch(requests, self._read, self._rank, self.recommender.tensors)
+        self.recommender.report()
+        return responses
 
     def _read(self, request: Any) -> Query:
         instruction = tensor(request, "instruction_vector")
         wish = read_wish(request, rows=len(instruction))
         logits = tensor(request, "logits")
-        self.recommender.count_unknown(wish)
+        self.recommender.note_unknown(wish)
         return instruction, logits, wish
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
