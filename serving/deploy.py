@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from .embedded import Endpoints
 from .errors import PublishError, ServerError, ServingError
+from .feedback_model import publish_feedback, stage_feedback
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
@@ -36,7 +37,7 @@ class Deployment:
 
 
 def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment:
-    """Make a release the one that answers.
+    """Make a release the one that answers, and see that the server takes feedback.
 
     Args:
         layout: where everything lies.
@@ -55,13 +56,16 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment
         repository = LiveRepository(layout.live)
         state = server.state()
         if state is None:
+            stage_feedback(layout)
             return _start(server, repository, release, endpoints)
         if state.endpoints != endpoints:
             raise ServerError(
                 f"a server of {layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
                 "run `make stop` first, or choose another VAR"
             )
-        return _publish(server, state, repository, release)
+        deployment = _publish(server, state, repository, release)
+        publish_feedback(layout, state.endpoints.grpc_url)
+        return deployment
 
 
 def _start(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:

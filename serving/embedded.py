@@ -179,8 +179,8 @@ def _check_python_library() -> None:
         )
 
 
-def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, domains: list[str]) -> list[str]:
-    """The command line of a server that loads the given ensembles and, with each, its steps."""
+def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str]) -> list[str]:
+    """The command line of a server that loads the given models and, with each ensemble, its steps."""
     return [
         str(installation.server),
         f"--model-repository={layout.live}",
@@ -188,7 +188,7 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         "--model-control-mode=explicit",
         # Left on, it would rewrite what the configs say (`max_batch_size: 0` becomes 4).
         "--disable-auto-complete-config",
-        *(f"--load-model={domain}" for domain in domains),
+        *(f"--load-model={model}" for model in models),
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
         f"--grpc-address={endpoints.host}",
         f"--grpc-port={endpoints.grpc_port}",
