@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
@@ -71,4 +72,5 @@ def create_key(path: Path) -> None:
     except OSError as error:
         raise StoreError(f"the key of user ids, {path}, cannot be written: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
