@@ -44,7 +44,7 @@ def first_divergence(
     found = open_session(visible).run(names, {"input_ids": ids, "attention_mask": mask})
     for layer, (expected, value) in enumerate(zip(states, found, strict=True)):
         text = mask == 1
-        cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]), dim=-1).mean())
+        cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]).float(), dim=-1).mean())
         if not (np.isfinite(value[text]).all() and cosine >= budget.mean_cosine):
             place = "the embedding tables" if layer == 0 else f"encoder layer {layer} of {len(states) - 1}"
             return f"{place} (tensor {names[layer]}, mean cosine {cosine:.6g})"

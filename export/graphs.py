@@ -10,10 +10,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from export.errors import VerificationError
+from export.gpu_graphs import GpuGraphs
 from export.int8 import Int8Settings, quantize_encoder
 from export.onnx_graph import export_encoder, export_head
 from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings
+from export.tensorrt.engine import EngineFile
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
 from training.run import Run
@@ -35,6 +37,7 @@ class EncoderGraphs:
         hidden_size: width H of its output.
         tokenizer: that belongs to it.
         reports: the FP32 graph's, then those of the INT8 recipes in the order they were tried; the last one passed.
+        engine: built of that graph on this machine, for TensorRT precisions.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class EncoderGraphs:
     hidden_size: int
     tokenizer: Tokenizer
     reports: tuple[VerificationReport, ...]
+    engine: EngineFile | None = None
 
     def markdown(self) -> str:
         """All reports as one Markdown page."""
@@ -77,6 +81,7 @@ class _EncoderBuilder:
     def __init__(self, run: Run, serving: ServingSettings, settings: ExportSettings, folder: Path) -> None:
         self.model = run.load_model()
         self.buckets = serving.buckets_up_to(self.model.max_length)
+        self.max_batch_size = serving.max_batch_size
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
         self.texts = held_out_texts(run, settings.verification_texts)
@@ -91,9 +96,18 @@ class _EncoderBuilder:
             export_encoder(self.model, path)
             progress.set_postfix_str("verifying FP32 against torch")
             reports = [self._verify(path, FP32_BUDGET)]
+            engine = None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
-        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports))
+            elif precision != "fp32":
+                made = self._gpu().build(precision, path, progress.set_postfix_str)
+                path, engine, reports = made.path, made.engine, [*reports, *made.reports]
+        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports), engine)
+
+    def _gpu(self) -> GpuGraphs:
+        return GpuGraphs(
+            self.model, self.buckets, self.max_batch_size, self.calibration, self.texts, self.item_vectors, self.folder
+        )
 
     def _int8(
         self, fp32: Path, reports: list[VerificationReport], progress: tqdm[NoReturn]

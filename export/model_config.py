@@ -8,16 +8,18 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2
 
 from export.settings import ServingSettings
+from export.tensorrt.profiles import INPUTS, captured_batches, make_profiles
 from serving.live_repository import CONFIG_NAME, format_config, parse_config
 
 MODEL_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 STEPS = ("tokenizer", "encoder", "head", "topk")
+GPU_VARIANT = "configs/gpu.pbtxt"  # read instead of config.pbtxt under --model-config-name=gpu
 WARMUP_FOLDER = "warmup"  # where Triton looks for `input_data_file`, beside config.pbtxt
 
 
-def committed_config(name: str) -> model_config_pb2.ModelConfig:
-    """The committed config of a step or of the ensemble."""
-    return parse_config((MODEL_REPOSITORY / name / CONFIG_NAME).read_text(encoding="utf-8"))
+def committed_config(name: str, variant: str = CONFIG_NAME) -> model_config_pb2.ModelConfig:
+    """The committed config of a step or of the ensemble, or a variant of it."""
+    return parse_config((MODEL_REPOSITORY / name / variant).read_text(encoding="utf-8"))
 
 
 def step_name(domain: str, step: str) -> str:
@@ -47,12 +49,7 @@ class ConfigWriter:
 
     def step(self, step: str) -> str:
         """A step's config.pbtxt; the same text for the same settings, so that an unchanged step is recognised."""
-        config = committed_config(step)
-        config.name = step_name(self.domain, step)
-        config.max_batch_size = self.settings.max_batch_size
-        for tensor in (*config.input, *config.output):
-            if tensor.name in self._dims:
-                tensor.dims[:] = self._dims[tensor.name]
+        config = self._sized(step)
         if step == "tokenizer":
             config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
         if step == "encoder":
@@ -60,6 +57,30 @@ class ConfigWriter:
             config.parameters["intra_op_thread_count"].string_value = str(self.settings.encoder_threads)
             self._add_warmup(config)
         return format_config(config)
+
+    def gpu_encoder(self) -> str:
+        """The encoder's config variant for an engine: all its profiles, and a CUDA graph for every common shape."""
+        config = self._sized("encoder", GPU_VARIANT)
+        group, batch = config.instance_group[0], self.settings.max_batch_size
+        group.count = self.settings.encoder_instances
+        group.profile[:] = [str(number) for number in range(len(make_profiles(self.buckets, batch)))]
+        for bucket in self.buckets:
+            for rows in captured_batches(batch):
+                spec = config.optimization.cuda.graph_spec.add()
+                spec.batch_size = rows
+                for name in INPUTS:
+                    spec.input[name].dim[:] = [bucket]
+        self._add_warmup(config)
+        return format_config(config)
+
+    def _sized(self, step: str, variant: str = CONFIG_NAME) -> model_config_pb2.ModelConfig:
+        config = committed_config(step, variant)
+        config.name = step_name(self.domain, step)
+        config.max_batch_size = self.settings.max_batch_size
+        for tensor in (*config.input, *config.output):
+            if tensor.name in self._dims:
+                tensor.dims[:] = self._dims[tensor.name]
+        return config
 
     def _add_warmup(self, config: model_config_pb2.ModelConfig) -> None:
         for bucket in self.buckets:

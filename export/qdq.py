@@ -9,34 +9,63 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["QuantizedInput", "rewrite", "rounded"]
+__all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded"]
 
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass
+@dataclass(frozen=True)
+class QuantizedProduct:
+    """One matrix product with a constant weight.
+
+    Attributes:
+        node: The node's name. What stands before its last `/` is the module, the same in every graph of one encoder.
+        codes: S8 codes of the smoothed weight, [C, outputs].
+        scales: A scale for each output, [outputs].
+        relative_error: Squared error on the calibration sample over the squared output.
+    """
+
+    node: str
+    codes: npt.NDArray[np.int8]
+    scales: Floats
+    relative_error: float
+
+    @property
+    def module(self) -> str:
+        """The module that the product belongs to."""
+        return self.node.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
 class QuantizedInput:
-    """One tensor that matrix products take, quantised together with the weights they multiply it by.
+    """One tensor that matrix products take, and the products, whose weights are quantised to suit it.
+
+    What calibration found is kept, and not codes of one kind: `unsigned` suits CPUs, `symmetric` suits TensorRT.
 
     Attributes:
         source: The tensor's name; its shape is [batch, length, C].
-        nodes: The matrix products.
+        products: The matrix products, in graph order.
         inverse_smoothing: What the tensor is multiplied by before it is quantised, [C].
-        scale: The scale of its U8 codes.
-        zero_point: The code of zero.
-        weight_codes: S8 codes of each product's smoothed weight, [C, outputs].
-        weight_scales: A scale for each output of each product, [outputs].
-        errors: Relative squared error of each product on the calibration sample.
+        low: Least value of the smoothed tensor, at most 0.
+        high: Its greatest value, at least 0.
     """
 
     source: str
-    nodes: list[onnx.NodeProto]
+    products: tuple[QuantizedProduct, ...]
     inverse_smoothing: Floats
-    scale: np.float32
-    zero_point: np.uint8
-    weight_codes: list[npt.NDArray[np.int8]]
-    weight_scales: list[Floats]
-    errors: list[float]
+    low: float
+    high: float
+
+    @property
+    def unsigned(self) -> tuple[np.float32, np.uint8]:
+        """Scale and zero point of U8 codes."""
+        scale = np.float32((self.high - self.low) / 255 or 1.0)
+        return scale, np.uint8(np.clip(np.rint(-self.low / scale), 0, 255))
+
+    @property
+    def symmetric(self) -> np.float32:
+        """Scale of S8 codes whose zero point is 0."""
+        return np.float32(max(self.high, -self.low) / 127 or 1.0)
 
 
 def rounded(values: Floats, axis: int, top: int = 127) -> tuple[npt.NDArray[np.int8], Floats]:
@@ -62,12 +91,14 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     """
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
+    by_name = {node.name: node for node in graph.graph.node}
     for group in groups:
-        before[group.nodes[0].name] = _quantized_input(group, constants)
-        for node, codes, scale in zip(group.nodes, group.weight_codes, group.weight_scales, strict=True):
+        before[group.products[0].node] = _quantized_input(group, constants)
+        for product in group.products:
+            node = by_name[product.node]
             name = node.input[1]
-            constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
-            constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
+            constants.append(numpy_helper.from_array(product.codes, f"{name}/codes"))
+            constants.append(numpy_helper.from_array(product.scales, f"{name}/scale"))
             before.setdefault(node.name, []).append(
                 helper.make_node(
                     "DequantizeLinear",
@@ -97,8 +128,9 @@ def _quantized_input(group: QuantizedInput, constants: list[onnx.TensorProto]) -
         smooth = f"{source}/smooth"
         constants.append(numpy_helper.from_array(group.inverse_smoothing, f"{source}/inverse_smoothing"))
         nodes.append(helper.make_node("Mul", [source, f"{source}/inverse_smoothing"], [smooth], name=smooth))
-    constants.append(numpy_helper.from_array(np.array(group.scale), f"{source}/scale"))
-    constants.append(numpy_helper.from_array(np.array(group.zero_point), f"{source}/zero_point"))
+    scale, zero_point = group.unsigned
+    constants.append(numpy_helper.from_array(np.array(scale), f"{source}/scale"))
+    constants.append(numpy_helper.from_array(np.array(zero_point), f"{source}/zero_point"))
     parameters = [f"{source}/scale", f"{source}/zero_point"]
     codes, restored = f"{source}/codes", f"{source}/restored"
     nodes.append(helper.make_node("QuantizeLinear", [smooth, *parameters], [codes], name=f"{source}/quantize"))

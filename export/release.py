@@ -17,8 +17,11 @@ import numpy as np
 
 from export.errors import VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
-from export.model_config import MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
+from export.model_config import GPU_VARIANT, MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.tensorrt.engine import EngineFile
+from export.tensorrt.module import load_tensorrt
+from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.errors import ReleaseError
 from serving.files import sha256_of
 from serving.layout import Layout
@@ -127,6 +130,8 @@ def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, setti
         precision,
         serving.model_dump_json(),
         settings.model_dump_json(),
+        # An engine is of one machine: the same export elsewhere is another release.
+        str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
     ):
         digest.update(part.encode() + b"\0")
     roots = (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY)
@@ -182,6 +187,7 @@ class _ReleaseBuilder:
             metrics=run.manifest.metrics,
             verification=graphs.checks(),
             steps=steps,
+            engine=graphs.engine.fingerprint if graphs.engine else None,
             files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
         )
 
@@ -189,6 +195,8 @@ class _ReleaseBuilder:
         if step == "encoder":
             shutil.copy2(graphs.path, folder / "model.onnx")
             configs.write_warmup_data(folder.parent)
+            if graphs.engine:
+                add_engine(folder, graphs.engine, configs)
         elif step == "head":
             build_head(self.run, folder / "model.onnx")
         else:
@@ -242,6 +250,21 @@ class _ReleaseBuilder:
             row["history"] = [item_ids[i] for i in chooser.integers(0, len(item_ids), size=chooser.integers(1, 11))]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (self.folder / INSTRUCTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
+    """Put an engine beside the ONNX graph it was built of, which answers wherever the engine does not belong.
+
+    Args:
+        folder: The encoder's version folder.
+        engine: The engine.
+        configs: Of the release; its variant for GPUs goes beside the version folder.
+    """
+    shutil.copy2(engine.path, folder / "model.plan")
+    engine.fingerprint.write(folder / FINGERPRINT_NAME)
+    variant = folder.parent / GPU_VARIANT
+    variant.parent.mkdir()
+    variant.write_text(configs.gpu_encoder(), encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:

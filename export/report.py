@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-__all__ = ["FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
+__all__ = ["FP16_BUDGET", "FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
 
 
 class VerificationBudget(BaseModel):
@@ -42,6 +42,15 @@ FP32_BUDGET = VerificationBudget(
     max_absolute=1e-4,
     label_agreement=0.999,
     top_k_overlap=0.999,
+)
+FP16_BUDGET = VerificationBudget(
+    mean_cosine=0.9999,
+    min_cosine=0.9999,
+    shape_cosine=0.9999,
+    max_absolute=5e-3,
+    label_agreement=0.99,
+    top_k_overlap=0.98,
+    invariance=5e-4,
 )
 INT8_BUDGET = VerificationBudget(
     mean_cosine=0.998,

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from export.errors import ExportError
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "int8", "fp16", "trt-fp16", "trt-int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16", "trt-fp16", "trt-int8")
 
 SHORTEST_BUCKET = 4
 """Two special tokens, and something between them."""

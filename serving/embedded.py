@@ -123,6 +123,7 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
         if (backend / "model.py").is_file():
             shutil.copytree(backend, staged / backend.name, ignore=ignore)
             shutil.copytree(SERVING / "steps", staged / backend.name / "steps", ignore=ignore)
+            shutil.copytree(SERVING / "engines", staged / backend.name / "engines", ignore=ignore)
     remove(folder)
     staged.rename(folder)
     return folder
@@ -188,6 +189,9 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         "--model-control-mode=explicit",
         # Left on, it would rewrite what the configs say (`max_batch_size: 0` becomes 4).
         "--disable-auto-complete-config",
+        # Where a model has configs/gpu.pbtxt it is read instead of config.pbtxt; deploy puts it there only on the
+        # machine that its engine was built on.
+        "--model-config-name=gpu",
         *(f"--load-model={model}" for model in models),
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
         f"--grpc-address={endpoints.host}",

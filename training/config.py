@@ -150,7 +150,7 @@ class TrainingConfig(Section):
     items_per_label: int = Field(default=20, ge=0, description="catalogue items a label that are head examples too")
     item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
     untaught_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        default=(1.0,), min_length=1, description="factors of the weight of items and made instructions; each is tried"
+        default=(1.0,), min_length=1, description="factors of the weight of all that no person labelled; each is tried"
     )
     class_balance: bool = False
     embedding_batch_size: int = Field(default=64, ge=1)

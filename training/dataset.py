@@ -43,7 +43,7 @@ class Interaction:
 
 
 @dataclass(frozen=True)
-class MadeInstruction:
+class AugmentedInstruction:
     """An instruction to learn from that no person labelled: made of an item, or labelled by a model.
 
     It counts `weight` where a given one counts 1. `ranked` says that it tells which items answer it.
@@ -58,8 +58,8 @@ class MadeInstruction:
 class Dataset:
     """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent.
 
-    `unlabelled` are texts of instructions that nobody labelled, none of them held out; `made` is what was made of them
-    and of the items, which belongs to no split.
+    `unlabelled` are texts of instructions that nobody labelled, none of them held out; `augmentation` is what was made
+    of them and of the items, which belongs to no split.
     """
 
     source: str
@@ -72,7 +72,7 @@ class Dataset:
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
-    made: tuple[MadeInstruction, ...] = ()
+    augmentation: tuple[AugmentedInstruction, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A prior learned from interactions: how likely an item is chosen next, by how often and how lately people chose it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,22 @@ def fit_recency(
     groups = [(features, drawn) for features, drawn in _draw(groups, seed) if drawn and len(features.rows)]
     if not groups:
         return RecencyModel(np.zeros(FEATURES))
+    objective = recency_loss(groups, item_count)
+    found = minimize(objective, np.zeros(FEATURES), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return RecencyModel(np.asarray(found.x, dtype=np.float64))
+
+
+def recency_loss(
+    groups: Sequence[tuple[RecencyFeatures, Sequence[HistoryExample]]], item_count: int
+) -> Callable[[Floats], tuple[float, Floats]]:
+    """What `fit_recency` minimises: maps the weights [F] to the events' mean loss with a ridge, and its gradient [F].
+
+    Each of `groups` has an event and an item with one.
+    """
     terms = [_Group(features, examples, item_count) for features, examples in groups]
     total = sum(term.count for term in terms)
 
-    def objective(weights: Floats) -> tuple[float, Floats]:
+    def loss_and_gradient(weights: Floats) -> tuple[float, Floats]:
         loss, gradient = RIDGE * float(weights @ weights), 2 * RIDGE * weights
         for term in terms:
             own_loss, own_gradient = term.loss(weights)
@@ -87,8 +99,7 @@ def fit_recency(
             gradient = gradient + own_gradient / total
         return loss, gradient
 
-    found = minimize(objective, np.zeros(FEATURES), jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return RecencyModel(np.asarray(found.x, dtype=np.float64))
+    return loss_and_gradient
 
 
 def _draw(

@@ -17,7 +17,11 @@ from test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS, check_edges
 
 from export.errors import ExportError
 from export.model_config import STEPS, WARMUP_FOLDER, ConfigWriter, step_name
+from export.release import add_engine
 from export.settings import SHORTEST_BUCKET, ExportSettings, ServingSettings, read_section
+from export.tensorrt.engine import EngineFile
+from export.tensorrt.profiles import make_profiles
+from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.live_repository import parse_config
 
 SETTINGS = ServingSettings(max_batch_size=48, encoder_instances=2, encoder_threads=3)
@@ -173,3 +177,33 @@ def test_a_setting_that_config_pbtxt_cannot_hold_is_refused_by_name(values):
 def test_sections_read_back():
     assert read_section(ServingSettings, "serving", {"length_buckets": [8, 16]}).length_buckets == (8, 16)
     assert read_section(ExportSettings, "export", {}) == ExportSettings()
+
+
+def test_the_variant_for_gpus_covers_what_the_engine_takes(writer):
+    """On the same tensors as config.pbtxt: Triton reads the one or the other."""
+    plain, gpu = parse_config(writer.step("encoder")), parse_config(writer.gpu_encoder())
+    assert (gpu.name, gpu.max_batch_size, gpu.backend) == (plain.name, plain.max_batch_size, "tensorrt")
+    assert (described(gpu.input), described(gpu.output)) == (described(plain.input), described(plain.output))
+    profiles = make_profiles(BUCKETS, 48)
+    assert list(gpu.instance_group[0].profile) == [str(number) for number in range(len(profiles))]
+    assert gpu.instance_group[0].count == 2
+    assert gpu.optimization.cuda.graphs
+    captured = {
+        (spec.batch_size, tuple(spec.input["input_ids"].dim), tuple(spec.input["attention_mask"].dim))
+        for spec in gpu.optimization.cuda.graph_spec
+    }
+    assert captured == {(rows, (bucket,), (bucket,)) for rows in (1, 2, 4, 8, 16, 32, 48) for bucket in BUCKETS}
+    assert {(sample.batch_size, *sample.inputs["input_ids"].dims) for sample in gpu.model_warmup} == {
+        (sample.batch_size, *sample.inputs["input_ids"].dims) for sample in plain.model_warmup
+    }
+
+
+def test_an_engine_lies_beside_the_graph_it_was_built_of(writer, tmp_path):
+    built = Fingerprint("NVIDIA L4", "8.9", "550.54", "10.9.0")
+    (tmp_path / "built.plan").write_bytes(b"engine")
+    folder = tmp_path / "news_encoder" / "4"
+    folder.mkdir(parents=True)
+    add_engine(folder, EngineFile(tmp_path / "built.plan", built), writer)
+    assert (folder / "model.plan").read_bytes() == b"engine"
+    assert Fingerprint.read(folder / FINGERPRINT_NAME) == built
+    assert parse_config((folder.parent / "configs" / "gpu.pbtxt").read_text()).default_model_filename == "model.plan"

@@ -18,7 +18,7 @@ from training.history import HistoryExample, history_examples
 from training.history_config import HistoryConfig
 from training.history_evaluation import leave_last_out, rank_metrics, target_ranks
 from training.metrics import ranking_metrics
-from training.priors import FEATURES, fit_recency, recency_features
+from training.priors import FEATURES, fit_recency, recency_features, recency_loss
 from training.ranking import RankingExamples, fit_score_weights
 from training.ranking_examples import without_instructions
 from training.run import Run
@@ -157,16 +157,14 @@ def test_the_blend_without_anything_to_learn_from_is_zero() -> None:
 def test_the_gradient_of_the_blend_is_that_of_its_loss() -> None:
     from scipy.optimize import check_grad  # noqa: PLC0415
 
-    from training.priors import _Group  # noqa: PLC0415
-
     people = [
         HistoryExample((), 3, False, excluded=(1, 11)),
         HistoryExample((), 11, False),
         HistoryExample((), 7, False),
     ]
-    group = _Group(recency_features(log_of(shop(20)), 30 * DAY), people, ITEMS)
+    loss = recency_loss([(recency_features(log_of(shop(20)), 30 * DAY), people)], ITEMS)
     point = np.random.default_rng(0).normal(size=FEATURES) / 3
-    assert check_grad(lambda w: group.loss(w)[0], lambda w: group.loss(w)[1], point) < 1e-4
+    assert check_grad(lambda w: loss(w)[0], lambda w: loss(w)[1], point) < 1e-4
 
 
 # --- behaviour ------------------------------------------------------------------------------------------------------
