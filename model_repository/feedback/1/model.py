@@ -44,8 +44,10 @@ class TritonPythonModel:
         return answer_batch(requests, self._read, self._store, self._write)
 
     def finalize(self) -> None:
-        """Close the store."""
+        """Close the store; let go of the metrics while there is a server to tell, for later the stub would crash."""
         self.store.close()
+        self.events.clear()
+        del self.events_family
 
     def _read(self, request: Any) -> list[Event]:
         def column(name: str) -> Any:
