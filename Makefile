@@ -55,7 +55,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend stop loadtest bench test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend feedback stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -130,6 +130,9 @@ running: setup
 
 recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
 	@$(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN) -- "$$TEXT"
+
+feedback: setup  ## Show how much feedback came in, by domain and event
+	@$(PY) -m feedback --var $(VAR)
 
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)

@@ -13,6 +13,7 @@ from . import process_tree, watcher
 from .deploy import deploy as make_live
 from .embedded import Endpoints
 from .errors import ServerError
+from .feedback_model import probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .options import domain_option, var_option
@@ -66,6 +67,10 @@ def deploy(var: Path, domain: str, number: int | None, watched: bool, **endpoint
         f"release {deployment.answer.release} answers at {deployment.endpoints.grpc_url} "
         f"(first answer in {deployment.answer.milliseconds:.0f} ms): {done}"
     )
+    try:
+        probe_feedback(deployment.endpoints.grpc_url)
+    except ServerError as error:  # recommendations do not wait for the feedback store to come back
+        click.echo(f"Warning: {error.message}", err=True)
     if watched:
         watcher.start(Layout(var))
 
@@ -110,6 +115,7 @@ def status(var: Path) -> None:
             click.echo(
                 f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
             )
+    click.echo(f"feedback   can be stored, said so in {probe_feedback(listening.grpc_url):.1f} ms")
 
 
 @main.command()

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from .embedded import Endpoints
 from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
 from .errors import PublishError, ReleaseError, ServerError, ServingError
+from .feedback_model import publish_feedback, stage_feedback
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
@@ -98,13 +99,16 @@ def _deploy(
 ) -> Deployment:
     state = server.state()
     if state is None:
+        stage_feedback(server.layout)
         return _start(server, repository, release, endpoints, with_engine)
     if state.endpoints != endpoints:
         raise ServerError(
             f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
             "run `make stop` first, or choose another VAR"
         )
-    return _publish(server, state, repository, release, with_engine)
+    deployment = _publish(server, state, repository, release, with_engine)
+    publish_feedback(server.layout, state.endpoints.grpc_url)
+    return deployment
 
 
 def engine_warning(release: Release) -> str | None:

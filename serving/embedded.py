@@ -196,8 +196,8 @@ def _check_python_library() -> None:
         )
 
 
-def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, domains: list[str]) -> list[str]:
-    """The command line of a server that loads the given ensembles and, with each, its steps."""
+def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str]) -> list[str]:
+    """The command line of a server that loads the given models and, with each ensemble, its steps."""
     return [
         str(installation.server),
         f"--model-repository={layout.live}",
@@ -208,7 +208,7 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         # Where a model has configs/gpu.pbtxt it is read instead of config.pbtxt; deploy puts it there only on the
         # machine that its engine was built on.
         "--model-config-name=gpu",
-        *(f"--load-model={domain}" for domain in domains),
+        *(f"--load-model={model}" for model in models),
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
         f"--grpc-address={endpoints.host}",
         f"--grpc-port={endpoints.grpc_port}",

@@ -40,6 +40,11 @@ class Layout:
         return self.var / "cache" / "backends"
 
     @property
+    def feedback(self) -> Path:
+        """The embedded feedback store and the key of user ids."""
+        return self.var / "feedback"
+
+    @property
     def server_state(self) -> Path:
         """What is known of the server that was started last."""
         return self.var / "server.json"
