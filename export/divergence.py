@@ -44,6 +44,7 @@ def first_divergence(
     found = open_session(visible).run(names, {"input_ids": ids, "attention_mask": mask})
     for layer, (expected, value) in enumerate(zip(states, found, strict=True)):
         text = mask == 1
+        value = value.reshape(expected.shape)  # an INT8 graph may hold it as rows of tokens
         cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]), dim=-1).mean())
         if not (np.isfinite(value[text]).all() and cosine >= budget.mean_cosine):
             place = "the embedding tables" if layer == 0 else f"encoder layer {layer} of {len(states) - 1}"
