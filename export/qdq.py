@@ -141,16 +141,14 @@ def _quantized_bias(
     constants: list[onnx.TensorProto],
 ) -> onnx.NodeProto:
     """INT32 codes of a Gemm's bias at the scale of the sums that it is added to, which makes it part of the kernel."""
-    name = node.input[2]
+    name = f"{node.name}/bias"  # not the tensor's: equal biases of several products are one tensor
     scale = group.unsigned[0] * product.scales
     limit = 2**31 - 129  # the greatest FP32 below 2**31
-    codes = np.clip(np.rint(numpy_helper.to_array(biases[name]) / scale), -limit, limit).astype(np.int32)
+    codes = np.clip(np.rint(numpy_helper.to_array(biases[node.input[2]]) / scale), -limit, limit).astype(np.int32)
     constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
     constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
     node.input[2] = f"{name}/restored"
-    return helper.make_node(
-        "DequantizeLinear", [f"{name}/codes", f"{name}/scale"], [node.input[2]], name=f"{node.name}/bias", axis=0
-    )
+    return helper.make_node("DequantizeLinear", [f"{name}/codes", f"{name}/scale"], [node.input[2]], name=name, axis=0)
 
 
 def _quantized_input(source: str, group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:

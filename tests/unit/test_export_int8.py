@@ -118,9 +118,9 @@ def test_only_inputs_of_constant_products_are_quantised(toy_graph, tmp_path):
     report = quantize_encoder(toy_graph, tmp_path / "int8.onnx", TOKENS, Int8Settings(table_rows=50))
     graph = load_graph(tmp_path / "int8.onnx")
     types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
-    assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/quantize"]
+    assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/rows/quantize"]
     assert types["weight/codes"] == types["table/codes"] == onnx.TensorProto.INT8
-    assert types["tokens/zero_point"] == onnx.TensorProto.UINT8
+    assert types["tokens/rows/zero_point"] == onnx.TensorProto.UINT8
     assert "weight" not in types
     assert "table" not in types
     assert report.tables == ("table",)
