@@ -90,7 +90,7 @@ def _of_catalogues(before: Catalogue | None, after: Catalogue | None) -> Iterato
 
 
 def _ids(catalogue: Catalogue) -> list[str]:
-    return [value.decode() for value in catalogue.item_ids.take(slice(None))]
+    return [catalogue.item_ids[row].decode() for row in range(len(catalogue.item_ids))]
 
 
 def _sets(what: str, before: Sequence[str], after: Sequence[str]) -> Iterator[Difference]:
