@@ -76,7 +76,7 @@ def test_rolling_back_to_four_steps_and_forward(both_ways: tuple[Project, list[A
     with grpc.InferenceServerClient(project.grpc_url) as client:
         models = client.get_model_repository_index().models
     steps = {f"ecommerce_{step}" for step in ("tokenizer", "encoder", "head", "topk", "fused")}
-    assert {model.name for model in models if model.state == "READY"} == {"ecommerce", *steps}
+    assert {model.name for model in models if model.state == "READY"} == {"ecommerce", "feedback", *steps}
     sent = requests_of(project.var / "releases/ecommerce/1")[:20]
     for release in ("1", "2"):
         assert "published to the running server" in project.make("deploy", f"RELEASE={release}").stdout
