@@ -10,18 +10,17 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release, never another's
 
 from steps.batching import answer_batch, tensor
-from steps.catalogue import Catalogue
 from steps.ranking import Ranked, Ranker
 from steps.recommendation import Query, read_history, read_top_k
 
 
 class TritonPythonModel:
-    """Ranks all requests of a batch with one product over the item vectors."""
+    """Ranks all requests of a batch together."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Map the catalogue, touch its pages, and count ignored history ids as a metric."""
-        self.catalogue = Catalogue.open(Path(__file__).parent)
-        self.ranker = Ranker(self.catalogue)
+        """Map the catalogue, measure its labels' items, and count ignored history ids as a metric."""
+        self.ranker = Ranker.open(Path(__file__).parent)
+        self.catalogue = self.ranker.catalogue
         self.release = np.array([self.catalogue.release.encode()], dtype=np.object_)
         self.labels = np.array([label.encode() for label in self.catalogue.labels], dtype=np.object_)
         self.unknown_items_family = pb_utils.MetricFamily(  # kept: a metric whose family is collected is dead
