@@ -17,7 +17,9 @@ import numpy as np
 
 from export.errors import VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
+from export.item_index import held_out_requests, wants_index, write_items
 from export.model_config import MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
+from export.report import VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from serving.errors import ReleaseError
 from serving.files import sha256_of
@@ -147,6 +149,7 @@ class _ReleaseBuilder:
         self.previous = previous
         self.folder = folder
         self.models = folder / MODELS_FOLDER
+        self.item_report: VerificationReport | None = None
 
     def build(self, graphs: EncoderGraphs, precision: Precision, fingerprint: str) -> Manifest:
         """Write everything but the manifest, and return the manifest."""
@@ -167,7 +170,8 @@ class _ReleaseBuilder:
         (ensemble / CONFIG_NAME).write_text(
             configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
         )
-        (self.folder / "verification.md").write_text(graphs.markdown(), encoding="utf-8")
+        page = graphs.markdown() + (f"\n{self.item_report.markdown()}" if self.item_report else "")
+        (self.folder / "verification.md").write_text(page, encoding="utf-8")
         self._write_instructions()
         return Manifest(
             domain=run.domain,
@@ -180,7 +184,7 @@ class _ReleaseBuilder:
             items=len(run.catalogue()),
             labels=len(run.labels),
             metrics=run.manifest.metrics,
-            verification=graphs.checks(),
+            verification=graphs.checks() | (self.item_report.measured() if self.item_report else {}),
             steps=steps,
             files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
         )
@@ -222,7 +226,9 @@ class _ReleaseBuilder:
             history_vectors=self.run.history_vectors(),
             exclude_history=self.run.config.history.exclude_seen,
         )
-        catalogue.write(folder)
+        wanted = wants_index(len(items), self.serving.topk)
+        requests = held_out_requests(self.run, catalogue) if wanted else None
+        self.item_report = write_items(catalogue, folder, self.serving.topk, requests)
 
     def _number_step(self, step: str, staged: Path) -> Step:
         """Give a step its version: the previous release's if its content is the same, else this release's number."""

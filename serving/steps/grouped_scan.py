@@ -13,6 +13,9 @@ Rows = npt.NDArray[np.int64]
 ROUNDING = 1e-5
 """How far, relative to the terms' size, a fast product may be from the sum that counts."""
 
+SMALL_GROUP = 64
+"""Members below which a matrix product of its own costs more than to gather the vectors."""
+
 
 class GroupedScan:
     """Scores `Σ_p ⟨query_p, vector_p⟩ + own term + the group's term`, one group after the other.
@@ -37,6 +40,7 @@ class GroupedScan:
         self._own = own if own.any() else None
         self._starts = starts.tolist()
         self._sizes = np.diff(starts)
+        self._members = np.arange(len(own))
         lengths = [_norms(part) for part in parts]
         if not all(np.isfinite(one).all() for one in (*lengths, own)):
             raise ValueError("an item's vector or prior is not finite; export the release again")
@@ -91,26 +95,34 @@ class GroupedScan:
     def _score(
         self, rows: Sequence[_Row], groups: Sequence[Rows], queries: Sequence[Vectors], group_term: Vectors
     ) -> None:
-        """Score the groups that each row asks for; rows that ask for the same one share its matrix product."""
+        """Score the groups that each row asks for.
+
+        Rows that ask for the same large group share its matrix product; a row's small groups are gathered into one.
+        """
         asking: dict[int, list[int]] = {}
         for at, own in enumerate(groups):
+            small = own[self._sizes[own] < SMALL_GROUP]
+            if len(small) > 1:
+                own = own[self._sizes[own] >= SMALL_GROUP]  # noqa: PLW2901 - the rest of it
+                members = np.concatenate([self._members[self._starts[one] : self._starts[one + 1]] for one in small])
+                terms = np.repeat(group_term[at, small], self._sizes[small])[None]
+                rows[at].add(members, self._scores(queries, [at], members, terms)[0])
             for group in own.tolist():
                 asking.setdefault(group, []).append(at)
         for group, askers in asking.items():
-            start, stop = self._starts[group], self._starts[group + 1]
-            if start == stop:
-                continue
-            values = group_term[askers, group][:, None] + self._products(queries, askers, start, stop)
-            if self._own is not None:
-                values += self._own[start:stop]
-            for at, scores in zip(askers, values, strict=True):
-                rows[at].add(start, scores)
+            span = slice(self._starts[group], self._starts[group + 1])
+            scores = self._scores(queries, askers, span, group_term[askers, group][:, None])
+            for at, values in zip(askers, scores, strict=True):
+                rows[at].add(self._members[span], values)
 
-    def _products(self, queries: Sequence[Vectors], askers: list[int], start: int, stop: int) -> Vectors:
-        total = queries[0][askers] @ self._parts[0][start:stop].T
+    def _scores(self, queries: Sequence[Vectors], askers: list[int], members: Rows | slice, terms: Vectors) -> Vectors:
+        """The scores of some members for some rows, float32 [askers, members]."""
+        total = queries[0][askers] @ self._parts[0][members].T + terms
         for query, part in zip(queries[1:], self._parts[1:], strict=True):
             if query[askers].any():
-                total += query[askers] @ part[start:stop].T
+                total += query[askers] @ part[members].T
+        if self._own is not None:
+            total += self._own[members]
         return np.asarray(total, dtype=np.float32)
 
 
@@ -120,14 +132,13 @@ class _Row:
     def __init__(self, excluded: Sequence[int], size: float) -> None:
         self.excluded = np.asarray(excluded, dtype=np.int64)
         self._size = size
-        self._blocks: list[tuple[int, Vectors]] = []
+        self._blocks: list[tuple[Rows, Vectors]] = []
 
-    def add(self, start: int, scores: Vectors) -> None:
-        """Take the scores of the members from `start` on."""
+    def add(self, members: Rows, scores: Vectors) -> None:
+        """Take the scores of some members."""
         if len(self.excluded):
-            inside = self.excluded[(self.excluded >= start) & (self.excluded < start + len(scores))]
-            scores[inside - start] = -np.inf
-        self._blocks.append((start, scores))
+            scores[np.isin(members, self.excluded)] = -np.inf
+        self._blocks.append((members, scores))
 
     def floor(self, need: int) -> float:
         """A little less than the `need`-th best score: what is below it cannot be among the best."""
@@ -143,9 +154,8 @@ class _Row:
         """
         floor = self.floor(need)
         kept = [np.flatnonzero(scores >= floor) for _, scores in self._blocks]
-        members = [inside + start for inside, (start, _) in zip(kept, self._blocks, strict=True)]
-        values = [scores[inside] for inside, (_, scores) in zip(kept, self._blocks, strict=True)]
-        return np.concatenate(members), np.concatenate(values)
+        best = [(members[own], scores[own]) for own, (members, scores) in zip(kept, self._blocks, strict=True)]
+        return np.concatenate([one for one, _ in best]), np.concatenate([one for _, one in best])
 
 
 def _norms(vectors: Vectors) -> Vectors:

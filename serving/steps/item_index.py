@@ -66,7 +66,7 @@ class IndexSpace:
         used += catalogue.history_side.shape[1] if self._own_history else 0
         self.width = -(-used // LANES) * LANES
 
-    def items(self, catalogue: Catalogue, rows: slice) -> Vectors:
+    def items(self, catalogue: Catalogue, rows: Rows) -> Vectors:
         """Some of the catalogue's items, float32 [rows, width]."""
         weights, vectors = self._weights, catalogue.item_vectors[rows]
         parts = [vectors]
@@ -130,6 +130,11 @@ class ItemIndex:
         centres = codes.quantizer.reconstruct_n(0, codes.nlist)
         self._centres = GroupedScan([centres], np.zeros(len(centres), np.float32), starts)
         self.probes = probes
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are."""
+        return len(self._sizes)
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
