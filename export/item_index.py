@@ -15,7 +15,7 @@ from export.report import Check, VerificationReport
 from export.settings import TopkSettings
 from serving.steps.catalogue import Catalogue
 from serving.steps.grouped_scan import Rows, Vectors
-from serving.steps.item_index import CODES, IndexHeader, IndexSpace, ItemIndex
+from serving.steps.item_index import CODES, STEPS, IndexHeader, IndexSpace, ItemIndex
 from serving.steps.ranking import MAX_TOP_K, Ranked, Ranker
 from training.run import Run
 
@@ -24,6 +24,8 @@ APPROXIMATE_FROM = 200_000
 ITEMS_PER_CELL = 200
 TRAINING_ITEMS_PER_CELL = 64
 ITERATIONS = 8
+LARGEST_CODE = 126
+"""Of -128 to 127; rounding must not go beyond."""
 SLICE = 65_536
 """Items whose vectors are copied at a time."""
 PROBES = tuple(size for power in range(3, 21) for size in (2**power, 3 * 2 ** (power - 1)))
@@ -101,25 +103,30 @@ def write_items(
         return None
     if requests is None or len(requests.instruction) < 2:
         raise ExportError("an approximate index needs instructions to be verified on, and this run has none")
-    codes, order = build_index(catalogue)
+    codes, steps, order = build_index(catalogue)
     ordered = catalogue.reordered(order)
-    index = ItemIndex(codes, ordered, probes=PROBES[0])
+    index = ItemIndex(codes, steps, ordered, probes=PROBES[0])
     _tune(index, ordered, requests.every_other(0), settings.recall)
     report = verify_index(index, ordered, requests.every_other(1), settings.recall)
     if not report.passed:
         raise VerificationError(report)
     ordered.write(folder)
     _faiss().write_index(codes, str(folder / CODES))
+    np.save(folder / STEPS, steps)
     size = (folder / CODES).stat().st_size
     IndexHeader(items=len(order), width=codes.d, probes=index.probes, codes_bytes=size).write(folder)
     return report
 
 
-def build_index(catalogue: Catalogue) -> tuple[Any, Rows]:
-    """Divide each label's items into cells and encode them.
+def build_index(catalogue: Catalogue) -> tuple[Any, Vectors, Rows]:
+    """Divide each label's items into cells and encode them as differences from the cell's centre.
+
+    A code is a signed byte a dimension, in steps of the dimension's own size: FAISS reads such codes without a table of
+    ranges, 1.6 times as fast, because the steps are put into the query.
 
     Returns:
-        The `faiss.IndexIVFScalarQuantizer`, and the catalogue rows in the order of its cells.
+        The `faiss.IndexIVFScalarQuantizer`, its steps, float32 [width], and the catalogue rows in the order of its
+        cells.
 
     Raises:
         ExportError: FAISS is not installed.
@@ -127,20 +134,26 @@ def build_index(catalogue: Catalogue) -> tuple[Any, Rows]:
     faiss = _faiss()
     space = IndexSpace(catalogue)
     order, sizes, centres = _cells(faiss, catalogue, space)
+    cell_of = np.repeat(np.arange(len(sizes)), sizes)
+    parts = [slice(start, start + SLICE) for start in range(0, len(order), SLICE)]
+    farthest = np.zeros(space.width, np.float32)
+    for part in parts:
+        residual = space.items(catalogue, order[part]) - centres[cell_of[part]]
+        np.maximum(farthest, np.abs(residual).max(axis=0), out=farthest)
+    steps = np.where(farthest > 0, farthest / LARGEST_CODE, 1).astype(np.float32)
     coarse = faiss.IndexFlatIP(space.width)
-    coarse.add(centres)
-    codes = faiss.IndexIVFScalarQuantizer(
-        coarse, space.width, len(centres), faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
-    )
+    coarse.add(centres / steps)
+    kind = faiss.ScalarQuantizer.QT_8bit_direct_signed
+    codes = faiss.IndexIVFScalarQuantizer(coarse, space.width, len(centres), kind, faiss.METRIC_INNER_PRODUCT, True)
     codes.own_fields = True
     coarse.this.disown()
-    codes.train(space.items(catalogue, order[:: max(1, len(order) // SLICE)]))
-    cell_of = np.repeat(np.arange(len(sizes)), sizes)
-    for start in tqdm(range(0, len(order), SLICE), desc="encoding items", unit="slice", disable=None):
-        vectors = space.items(catalogue, order[start : start + SLICE])
-        cells = np.ascontiguousarray(cell_of[start : start + SLICE])
+    codes.is_trained = True
+    for part in tqdm(parts, desc="encoding items", unit="slice", disable=None):
+        # FAISS cuts the fraction off; half a step more rounds.
+        vectors = space.items(catalogue, order[part]) / steps + np.float32(0.5)
+        cells = np.ascontiguousarray(cell_of[part])
         codes.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(cells))
-    return codes, order
+    return codes, steps, order
 
 
 def _cells(faiss: Any, catalogue: Catalogue, space: IndexSpace) -> tuple[Rows, Rows, Vectors]:

@@ -85,9 +85,9 @@ def study(run: Run, count: int, index: str, scratch: Path) -> dict[str, Any]:
     measured = subprocess.run(  # noqa: S603 - a module of this room
         [sys.executable, "-m", "export.ranking_cost", str(scratch)], check=True, capture_output=True
     )
-    return (
-        {"items": count, "index": index} | built | (report.measured() if report else {}) | json.loads(measured.stdout)
-    )
+    cost: dict[str, Any] = json.loads(measured.stdout)
+    checks: dict[str, Any] = report.measured() if report else {}
+    return {"items": count, "index": index} | built | checks | cost
 
 
 @click.command()

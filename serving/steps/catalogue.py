@@ -53,6 +53,7 @@ class Catalogue:
         place: int32 [N], each item's place in the dataset's catalogue, which decides between equal scores; None where
             that is the row itself.
         lookup: finds the rows of item ids; None until the catalogue is written.
+        folder: where the catalogue was opened; None for one in memory.
     """
 
     release: str
@@ -67,6 +68,7 @@ class Catalogue:
     exclude_history: bool = False
     place: npt.NDArray[np.int32] | None = None
     lookup: RowLookup | None = None
+    folder: Path | None = None
 
     @property
     def history_side(self) -> npt.NDArray[np.float32]:
@@ -89,6 +91,7 @@ class Catalogue:
             history_vectors=None if self.history_vectors is None else self.history_vectors[rows],
             place=(np.arange(len(rows), dtype=np.int32) if self.place is None else self.place)[rows],
             lookup=None,
+            folder=None,
         )
 
     @classmethod
@@ -113,6 +116,7 @@ class Catalogue:
             exclude_history=header.get("exclude_history", False),
             place=map_array(folder / PLACE) if (folder / PLACE).is_file() else None,
             lookup=RowLookup.open(folder, "item_ids", item_ids),
+            folder=folder,
         )
         counts = {
             "item_vectors": len(catalogue.item_vectors),

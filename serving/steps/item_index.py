@@ -20,9 +20,11 @@ from .grouped_scan import GroupedScan, Rows, Vectors
 
 HEADER = "item_index.json"
 CODES = "item_index.faiss"
+STEPS = "item_index.steps.npy"
 
 LANES = 16
 """FAISS scans a width that is no multiple of this much more slowly; such a width is padded with zeros."""
+LARGEST_FACTOR = 127
 SPARE_CANDIDATES = 30
 """Settled beyond twice `k`; by then the codes' rounding loses nothing (docs/topk.md)."""
 
@@ -102,12 +104,13 @@ class IndexSpace:
 class ItemIndex:
     """Finds the items that are likely the best; the catalogue's rows lie in the order of the index's cells."""
 
-    def __init__(self, codes: Any, catalogue: Catalogue, probes: int) -> None:
+    def __init__(self, codes: Any, steps: Vectors, catalogue: Catalogue, probes: int) -> None:
         """Put codes and catalogue together; `open` is the usual door.
 
         Args:
-            codes: a `faiss.IndexIVF` by inner product with residuals; its lists, one after the other, hold the rows of
-                the catalogue in order, those of one label together.
+            codes: a `faiss.IndexIVF` by inner product with residuals in units of `steps`; its lists, one after the
+                other, hold the rows of the catalogue in order, those of one label together.
+            steps: float32 [width], what one unit of a code is worth in each dimension.
             catalogue: what was indexed.
             probes: how many cells each row of a request looks into, at least.
 
@@ -117,17 +120,19 @@ class ItemIndex:
         self._codes = codes
         self._space = IndexSpace(catalogue)
         sizes = np.array([codes.invlists.list_size(cell) for cell in range(codes.nlist)])
-        if codes.ntotal != len(catalogue.prior) or sizes.sum() != codes.ntotal or codes.d != self._space.width:
+        width = self._space.width
+        if codes.ntotal != len(catalogue.prior) or sizes.sum() != codes.ntotal or not codes.d == len(steps) == width:
             raise ValueError(
                 f"{CODES} holds {codes.ntotal} items of width {codes.d}, the catalogue {len(catalogue.prior)} of width "
-                f"{self._space.width}; export the release again"
+                f"{width}; export the release again"
             )
         label_of_cell = catalogue.label_index[np.cumsum(sizes) - sizes]
         if (np.diff(catalogue.label_index) < 0).any() or not sizes.all():
             raise ValueError(f"{CODES} and the catalogue are not in the same order; export the release again")
         self._sizes = sizes
         starts = np.searchsorted(label_of_cell, np.arange(len(catalogue.labels) + 1))
-        centres = codes.quantizer.reconstruct_n(0, codes.nlist)
+        self._steps = steps
+        centres = codes.quantizer.reconstruct_n(0, codes.nlist) * steps
         self._centres = GroupedScan([centres], np.zeros(len(centres), np.float32), starts)
         self.probes = probes
 
@@ -139,7 +144,7 @@ class ItemIndex:
     @classmethod
     def is_in(cls, folder: Path) -> bool:
         """Whether a folder holds an index, or a part of one."""
-        return any((folder / name).exists() for name in (HEADER, CODES))
+        return any((folder / name).exists() for name in (HEADER, CODES, STEPS))
 
     @classmethod
     def open(cls, folder: Path, catalogue: Catalogue) -> ItemIndex:
@@ -159,6 +164,7 @@ class ItemIndex:
             size = (folder / CODES).stat().st_size
             if size != header.codes_bytes:
                 raise ValueError(f"{size} bytes instead of {header.codes_bytes}")
+            steps = np.load(folder / STEPS, allow_pickle=False)
             with (folder / CODES).open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             codes: Any = faiss.read_index(str(folder / CODES), faiss.IO_FLAG_MMAP)
@@ -167,7 +173,7 @@ class ItemIndex:
             lists.prefetch_nthread = 0
         except (OSError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"the item index cannot be read ({error}); export the release again") from error
-        return cls(codes, catalogue, header.probes)
+        return cls(codes, steps, catalogue, header.probes)
 
     def candidates(
         self,
@@ -192,8 +198,19 @@ class ItemIndex:
         cells, scores = self._cells(queries, label_term, wanted)
         self._codes.nprobe = cells.shape[1]
         count = int(wanted.max()) + k + SPARE_CANDIDATES
-        _, found = self._codes.search_preassigned(queries, min(count, self._codes.ntotal), cells, scores)
+        whole, unit = self._whole(queries)
+        _, found = self._codes.search_preassigned(whole, min(count, self._codes.ntotal), cells, scores / unit)
         return [own[(own >= 0) & ~np.isin(own, out)] for own, out in zip(found, left_out, strict=True)]
+
+    def _whole(self, queries: Vectors) -> tuple[Vectors, Vectors]:
+        """Queries against the codes, as whole numbers up to 127, and what one is worth in each row, float32 [rows, 1].
+
+        FAISS multiplies such codes by whole bytes only; it cuts off the rest.
+        """
+        scaled = queries * self._steps
+        unit = np.abs(scaled).max(axis=1, keepdims=True) / np.float32(LARGEST_FACTOR)
+        unit[unit == 0] = 1
+        return np.rint(scaled / unit), unit
 
     def _cells(self, queries: Vectors, label_term: Vectors, wanted: Rows) -> tuple[Rows, Vectors]:
         """Each row's best cells, which hold as many items as it wants, and their scores; -1 where it needs no more."""

@@ -6,15 +6,16 @@ each item.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .catalogue import Catalogue
+from .catalogue import HISTORY_VECTORS, ITEM_VECTORS, Catalogue
 from .grouped_scan import GroupedScan, Rows, Vectors
 from .item_index import ItemIndex
+from .row_file import RowFile
 
 __all__ = ["MAX_HISTORY", "MAX_TOP_K", "Ranked", "Ranker", "Vectors", "log_softmax"]
 
@@ -66,6 +67,12 @@ class Ranker:
         """
         self.catalogue = catalogue
         self._lookup = catalogue.row_lookup()
+        # With an index the vectors stay in their files.
+        kept_in = catalogue.folder if index else None
+        self._item_vectors = _reader(catalogue.item_vectors, kept_in, ITEM_VECTORS)
+        self._history_side = self._item_vectors
+        if catalogue.history_vectors is not None:
+            self._history_side = _reader(catalogue.history_vectors, kept_in, HISTORY_VECTORS)
         self._finder = index or _LabelScan(catalogue)
 
     @classmethod
@@ -88,12 +95,11 @@ class Ranker:
         Returns:
             float32 [rows, D], D the width of the catalogue's history vectors.
         """
-        side = self.catalogue.history_side
-        vectors = np.zeros((len(histories), side.shape[1]), dtype=np.float32)
+        vectors = np.zeros((len(histories), self.catalogue.history_side.shape[1]), dtype=np.float32)
         for row, known in enumerate(self.known_rows(histories)):
             if known:
                 weight = self.catalogue.score_weights.history_decay ** np.arange(len(known), dtype=np.float32)
-                vectors[row] = weight @ side[known] / weight.sum()
+                vectors[row] = weight @ self._history_side(np.array(known)) / weight.sum()
         return vectors
 
     def known_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
@@ -169,11 +175,11 @@ class Ranker:
         """
         weights = self.catalogue.score_weights
         reason = np.zeros((len(items), 4), dtype=np.float32)
-        vectors = self.catalogue.item_vectors[items]
+        vectors = self._item_vectors(items)
         reason[:, 0] = weights.alpha * np.einsum("nh,nh->n", vectors, instruction[row_of])
         reason[:, 1] = label_term[row_of, self.catalogue.label_index[items]]
         if history.any():
-            side = vectors if self.catalogue.history_vectors is None else self.catalogue.history_side[items]
+            side = vectors if self.catalogue.history_vectors is None else self._history_side(items)
             reason[:, 2] = weights.gamma * np.einsum("nd,nd->n", side, history[row_of])
         reason[:, 3] = weights.delta * self.catalogue.prior[items]
         return reason
@@ -218,3 +224,8 @@ class _LabelScan:
             return [members for members, _ in self._scan.best(queries, label_term, k, excluded)]
         moved = None if excluded is None else [self._member_of[list(own)].tolist() for own in excluded]
         return [self._row_of[members] for members, _ in self._scan.best(queries, label_term, k, moved)]
+
+
+def _reader(vectors: Vectors, folder: Path | None, name: str) -> Callable[[Rows], Vectors]:
+    """Takes rows of a matrix: from its array, or from its file, where it is too large to be kept in memory."""
+    return vectors.__getitem__ if folder is None else RowFile(folder / name).take
