@@ -17,7 +17,9 @@ import numpy as np
 
 from export.errors import ExportError, VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
+from export.item_index import held_out_requests, wants_index, write_items
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
+from export.report import VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from export.tensorrt.engine import EngineFile
 from export.tensorrt.module import load_tensorrt
@@ -162,6 +164,7 @@ class _ReleaseBuilder:
         self.previous = previous
         self.folder = folder
         self.models = folder / MODELS_FOLDER
+        self.item_report: VerificationReport | None = None
 
     def build(self, graphs: EncoderGraphs, precision: Precision, fingerprint: str) -> Manifest:
         """Write everything but the manifest, and return the manifest."""
@@ -182,7 +185,8 @@ class _ReleaseBuilder:
         (ensemble / CONFIG_NAME).write_text(
             configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
         )
-        (self.folder / "verification.md").write_text(graphs.markdown(), encoding="utf-8")
+        page = graphs.markdown() + (f"\n{self.item_report.markdown()}" if self.item_report else "")
+        (self.folder / "verification.md").write_text(page, encoding="utf-8")
         self._write_instructions()
         return Manifest(
             domain=run.domain,
@@ -195,7 +199,7 @@ class _ReleaseBuilder:
             items=len(run.catalogue()),
             labels=len(run.labels),
             metrics=run.manifest.metrics,
-            verification=graphs.checks(),
+            verification=graphs.checks() | (self.item_report.measured() if self.item_report else {}),
             steps=steps,
             engine=graphs.engine.fingerprint if graphs.engine else None,
             files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
@@ -246,7 +250,9 @@ class _ReleaseBuilder:
             history_vectors=self.run.history_vectors(),
             exclude_history=self.run.config.history.exclude_seen,
         )
-        catalogue.write(folder)
+        wanted = wants_index(len(items), self.serving.topk)
+        requests = held_out_requests(self.run, catalogue) if wanted else None
+        self.item_report = write_items(catalogue, folder, self.serving.topk, requests)
 
     def _number_step(self, step: str, staged: Path) -> Step:
         """Give a step its version: the previous release's if its content is the same, else this release's number."""

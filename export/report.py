@@ -126,10 +126,15 @@ class VerificationReport(BaseModel):
         """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
+    def measured(self) -> dict[str, dict[str, float]]:
+        """The figures by check, under the graph's name, as a manifest has them."""
+        return {self.graph: {check.name: check.measured for check in self.checks}}
+
     def markdown(self) -> str:
         """The report as a Markdown section."""
         lines = [f"### {self.graph}: {'passed' if self.passed else 'FAILED'}", ""]
-        lines += [f"{self.texts} texts; shapes " + ", ".join(f"{batch}×{length}" for batch, length in self.shapes), ""]
+        shapes = ", ".join(f"{batch}×{length}" for batch, length in self.shapes)
+        lines += [f"{self.texts} texts" + (f"; shapes {shapes}" if shapes else ""), ""]
         lines += ["| check | measured | bar | passed |", "|---|---|---|---|"]
         lines += [
             f"| {one.name} | {one.measured:.6g} | {one.relation} {one.bar:.6g} | {'yes' if one.passed else 'NO'} |"

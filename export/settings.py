@@ -22,6 +22,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TopkSettings(_Section):
+    """How the best items are found.
+
+    Attributes:
+        index: `exact` scores every item that can be among the best; `approximate` looks into an index; `auto` takes
+            the index for large catalogues.
+        recall: the least mean share of the exact best 10 that an index must find on held-out instructions.
+    """
+
+    index: Literal["auto", "exact", "approximate"] = "auto"
+    recall: float = Field(default=0.99, gt=0, le=1)
+
+
 class ServingSettings(_Section):
     """How the steps are served; written into their config.pbtxt.
 
@@ -32,6 +45,7 @@ class ServingSettings(_Section):
         max_batch_size: rows in one execution of a step, and in one request.
         encoder_instances: encoder sessions side by side.
         encoder_threads: threads of each; instances × threads must not exceed the cores.
+        topk: how the best items are found.
     """
 
     mode: Mode = "ensemble"
@@ -40,6 +54,7 @@ class ServingSettings(_Section):
     max_batch_size: int = Field(default=32, ge=32, le=1024)
     encoder_instances: int = Field(default=1, ge=1, le=1024)
     encoder_threads: int = Field(default=1, ge=1, le=1024)
+    topk: TopkSettings = TopkSettings()
 
     @field_validator("length_buckets")
     @classmethod

@@ -3,66 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .strings import RowLookup, StringTable, map_array
+
+__all__ = ["Catalogue", "ScoreWeights", "StringTable"]
+
+ITEM_VECTORS = "item_vectors.npy"
 HISTORY_VECTORS = "history_vectors.npy"
 """Only where histories are read by behaviour, not by the items' text."""
-
-
-class StringTable:
-    """Immutable strings in two arrays, one of all UTF-8 bytes and one of offsets, memory-mapped when opened."""
-
-    def __init__(self, blob: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
-        """Wrap the arrays: string i is `blob[offsets[i] : offsets[i + 1]]`."""
-        self._blob = blob
-        self._offsets = offsets
-
-    def __len__(self) -> int:
-        """How many strings there are."""
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        """String `index` as UTF-8 bytes."""
-        return self._blob[self._offsets[index] : self._offsets[index + 1]].tobytes()
-
-    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
-        """The strings at the given rows, as an object array of `bytes` of the same shape."""
-        taken = np.empty(rows.shape, dtype=np.object_)
-        taken.reshape(-1)[:] = [self[row] for row in rows.reshape(-1)]
-        return taken
-
-    @classmethod
-    def of(cls, strings: Sequence[str]) -> StringTable:
-        """Make a table of strings, in memory."""
-        encoded = [text.encode("utf-8") for text in strings]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
-
-    def write(self, folder: Path, name: str) -> None:
-        """Write `<name>.bytes.npy` (uint8) and `<name>.offsets.npy` (int64) into a folder."""
-        np.save(folder / f"{name}.bytes.npy", self._blob)
-        np.save(folder / f"{name}.offsets.npy", self._offsets)
-
-    @classmethod
-    def open(cls, folder: Path, name: str) -> StringTable:
-        """Map the two files that `write` made.
-
-        Raises:
-            ValueError: they do not fit each other.
-        """
-        blob, offsets = _map(folder / f"{name}.bytes.npy"), _map(folder / f"{name}.offsets.npy")
-        if offsets[-1] != len(blob):
-            raise ValueError(
-                f"{name}.bytes.npy has {len(blob)} bytes, its offsets say {offsets[-1]}; export the release again"
-            )
-        return cls(blob, offsets)
+PLACE = "place.npy"
+"""Only where the rows do not lie in the dataset's order."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +50,10 @@ class Catalogue:
         score_weights: the weights of the score's terms.
         history_vectors: float32 [N, D], what the history term multiplies; None where that is `item_vectors`.
         exclude_history: whether the items of a request's history are left out of its answer.
+        place: int32 [N], each item's place in the dataset's catalogue, which decides between equal scores; None where
+            that is the row itself.
+        lookup: finds the rows of item ids; None until the catalogue is written.
+        folder: where the catalogue was opened; None for one in memory.
     """
 
     release: str
@@ -106,11 +66,33 @@ class Catalogue:
     score_weights: ScoreWeights
     history_vectors: npt.NDArray[np.float32] | None = None
     exclude_history: bool = False
+    place: npt.NDArray[np.int32] | None = None
+    lookup: RowLookup | None = None
+    folder: Path | None = None
 
     @property
     def history_side(self) -> npt.NDArray[np.float32]:
         """The vectors of the history term, float32 [N, D]."""
         return self.item_vectors if self.history_vectors is None else self.history_vectors
+
+    def row_lookup(self) -> RowLookup:
+        """What finds the rows of item ids; made here for a catalogue in memory."""
+        return self.lookup or RowLookup.of(self.item_ids)
+
+    def reordered(self, rows: npt.NDArray[np.int64]) -> Catalogue:
+        """The same catalogue with its rows in another order, in memory: row i is this one's row `rows[i]`."""
+        return replace(
+            self,
+            item_vectors=self.item_vectors[rows],
+            label_index=self.label_index[rows],
+            prior=self.prior[rows],
+            item_ids=self.item_ids.reordered(rows),
+            titles=self.titles.reordered(rows),
+            history_vectors=None if self.history_vectors is None else self.history_vectors[rows],
+            place=(np.arange(len(rows), dtype=np.int32) if self.place is None else self.place)[rows],
+            lookup=None,
+            folder=None,
+        )
 
     @classmethod
     def open(cls, folder: Path) -> Catalogue:
@@ -120,17 +102,21 @@ class Catalogue:
             ValueError: the files do not fit each other.
         """
         header: dict[str, Any] = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+        item_ids = StringTable.open(folder, "item_ids")
         catalogue = cls(
             release=header["release"],
-            item_vectors=_map(folder / "item_vectors.npy"),
-            label_index=_map(folder / "label_index.npy"),
-            prior=_map(folder / "prior.npy"),
-            item_ids=StringTable.open(folder, "item_ids"),
+            item_vectors=map_array(folder / ITEM_VECTORS),
+            label_index=map_array(folder / "label_index.npy"),
+            prior=map_array(folder / "prior.npy"),
+            item_ids=item_ids,
             titles=StringTable.open(folder, "titles"),
             labels=tuple(header["labels"]),
             score_weights=ScoreWeights(**header["score_weights"]),
-            history_vectors=_map(folder / HISTORY_VECTORS) if (folder / HISTORY_VECTORS).is_file() else None,
+            history_vectors=map_array(folder / HISTORY_VECTORS) if (folder / HISTORY_VECTORS).is_file() else None,
             exclude_history=header.get("exclude_history", False),
+            place=map_array(folder / PLACE) if (folder / PLACE).is_file() else None,
+            lookup=RowLookup.open(folder, "item_ids", item_ids),
+            folder=folder,
         )
         counts = {
             "item_vectors": len(catalogue.item_vectors),
@@ -139,6 +125,7 @@ class Catalogue:
             "prior": len(catalogue.prior),
             "item_ids": len(catalogue.item_ids),
             "titles": len(catalogue.titles),
+            "place": len(catalogue.prior if catalogue.place is None else catalogue.place),
         }
         if len(set(counts.values())) != 1:
             raise ValueError(
@@ -153,12 +140,15 @@ class Catalogue:
 
     def write(self, folder: Path) -> None:
         """Write the catalogue's files into an existing folder, in the dtypes that this class names."""
-        np.save(folder / "item_vectors.npy", np.ascontiguousarray(self.item_vectors, dtype=np.float32))
+        np.save(folder / ITEM_VECTORS, np.ascontiguousarray(self.item_vectors, dtype=np.float32))
         if self.history_vectors is not None:
             np.save(folder / HISTORY_VECTORS, np.ascontiguousarray(self.history_vectors, dtype=np.float32))
         np.save(folder / "label_index.npy", np.asarray(self.label_index, dtype=np.int32))
         np.save(folder / "prior.npy", np.asarray(self.prior, dtype=np.float32))
+        if self.place is not None:
+            np.save(folder / PLACE, self.place)
         self.item_ids.write(folder, "item_ids")
+        RowLookup.of(self.item_ids).write(folder, "item_ids")
         self.titles.write(folder, "titles")
         header = {
             "release": self.release,
@@ -169,9 +159,3 @@ class Catalogue:
         (folder / "catalogue.json").write_text(
             json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-
-
-def _map(path: Path) -> Any:
-    """Memory-map an array read-only, as a plain array: `np.memmap` would follow into every result computed from it."""
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped.view(np.ndarray)

@@ -6,17 +6,23 @@ each item.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from .catalogue import Catalogue
+from .catalogue import HISTORY_VECTORS, ITEM_VECTORS, Catalogue
+from .grouped_scan import GroupedScan, Rows, Vectors
+from .item_index import ItemIndex
+from .row_file import RowFile
+
+__all__ = ["MAX_HISTORY", "MAX_TOP_K", "Ranked", "Ranker", "Vectors", "log_softmax"]
 
 MAX_TOP_K = 100
 MAX_HISTORY = 1_000
-Vectors = npt.NDArray[np.float32]
+SETTLED_TOGETHER = 8_192
+"""Candidates whose vectors are held at a time; only many equal scores make more than some dozens a row."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Ranked:
         reason: float32 [rows, k, 4]: the score's instruction, label, history and prior terms.
     """
 
-    items: npt.NDArray[np.int64]
+    items: Rows
     score: Vectors
     reason: Vectors
 
@@ -46,12 +52,39 @@ def log_softmax(logits: Vectors) -> Vectors:
 
 
 class Ranker:
-    """Ranks one catalogue's items, exactly."""
+    """Ranks one catalogue's items by their full score.
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        """Index the item ids, so that a history can be looked up."""
+    Candidates come from a scan that leaves out whole labels but no item that counts, or from an approximate index; what
+    is answered is always ranked by the exact score.
+    """
+
+    def __init__(self, catalogue: Catalogue, index: ItemIndex | None = None) -> None:
+        """Measure the labels' items, or take the index instead.
+
+        Args:
+            catalogue: the items; with an index, in the order of its cells.
+            index: finds candidates where a scan would be too slow.
+        """
         self.catalogue = catalogue
-        self._row_of = {catalogue.item_ids[row]: row for row in range(len(catalogue.item_ids))}
+        self._lookup = catalogue.row_lookup()
+        # With an index the vectors stay in their files.
+        kept_in = catalogue.folder if index else None
+        self._item_vectors = _reader(catalogue.item_vectors, kept_in, ITEM_VECTORS)
+        self._history_side = self._item_vectors
+        if catalogue.history_vectors is not None:
+            self._history_side = _reader(catalogue.history_vectors, kept_in, HISTORY_VECTORS)
+        self._finder = index or _LabelScan(catalogue)
+
+    @classmethod
+    def open(cls, folder: Path) -> Ranker:
+        """Open a catalogue, and its index if it has one.
+
+        Raises:
+            ImportError: there is an index, and FAISS is not installed.
+            ValueError: the files do not fit each other.
+        """
+        catalogue = Catalogue.open(folder)
+        return cls(catalogue, ItemIndex.open(folder, catalogue) if ItemIndex.is_in(folder) else None)
 
     def history_vectors(self, histories: Sequence[Sequence[bytes]]) -> Vectors:
         """The decayed mean of each row's known items, zero where there are none.
@@ -62,17 +95,16 @@ class Ranker:
         Returns:
             float32 [rows, D], D the width of the catalogue's history vectors.
         """
-        side = self.catalogue.history_side
-        vectors = np.zeros((len(histories), side.shape[1]), dtype=np.float32)
+        vectors = np.zeros((len(histories), self.catalogue.history_side.shape[1]), dtype=np.float32)
         for row, known in enumerate(self.known_rows(histories)):
             if known:
                 weight = self.catalogue.score_weights.history_decay ** np.arange(len(known), dtype=np.float32)
-                vectors[row] = weight @ side[known] / weight.sum()
+                vectors[row] = weight @ self._history_side(np.array(known)) / weight.sum()
         return vectors
 
     def known_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows of each history, newest first, without padding and unknown ids."""
-        return [[self._row_of[item_id] for item_id in history if item_id in self._row_of] for history in histories]
+        return [[row for row in self._lookup.rows(history) if row >= 0] for history in histories]
 
     def excluded_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows that each history keeps out of its answer: none, unless the release says so.
@@ -87,7 +119,7 @@ class Ranker:
 
     def unknown_items(self, histories: Sequence[Sequence[bytes]]) -> int:
         """How many entries, padding left out, name no item of this catalogue."""
-        return sum(item_id not in self._row_of for history in histories for item_id in history if item_id)
+        return sum(row < 0 for history in histories for row in self._lookup.rows([one for one in history if one]))
 
     def rank(
         self,
@@ -111,65 +143,89 @@ class Ranker:
         """
         weights = self.catalogue.score_weights
         label_term = weights.beta * log_softmax(logits)
-        score = self._products(instruction, history)
-        score += label_term[:, self.catalogue.label_index]
-        score += weights.delta * self.catalogue.prior
+        k = min(k, len(self.catalogue.prior))
+        candidates = self._finder.candidates(instruction, label_term, history, k, excluded)
+        return self._settle(candidates, instruction, label_term, history, k)
+
+    def _settle(
+        self, candidates: Sequence[Rows], instruction: Vectors, label_term: Vectors, history: Vectors, k: int
+    ) -> Ranked:
+        """Rank each row's candidates by the sum of their four terms, which is the score that counts."""
+        items = np.concatenate(candidates)
+        row_of = np.repeat(np.arange(len(candidates)), [len(own) for own in candidates])
+        reason = np.empty((len(items), 4), dtype=np.float32)
+        for start in range(0, len(items), SETTLED_TOGETHER):
+            part = slice(start, start + SETTLED_TOGETHER)
+            reason[part] = self._reason(items[part], row_of[part], instruction, label_term, history)
+        score = reason.sum(axis=-1)
         if not np.isfinite(score).all():
             raise FloatingPointError("a score is not finite")
-        k = min(k, score.shape[1])
-        ranked = Ranked(
-            np.empty((len(score), k), np.int64),
-            np.empty((len(score), k), np.float32),
-            np.empty((len(score), k, 4), np.float32),
-        )
-        for row, values in enumerate(score):
-            if excluded and excluded[row]:
-                values[list(excluded[row])] = -np.inf
-            candidates = _candidates(values, k)
-            reason = self._reason(candidates, instruction[row], label_term[row], history[row])
-            exact = reason.sum(axis=-1)
-            best = np.argsort(-exact, kind="stable")[:k]
-            ranked.items[row], ranked.score[row], ranked.reason[row] = candidates[best], exact[best], reason[best]
-        return ranked
-
-    def _products(self, instruction: Vectors, history: Vectors) -> Vectors:
-        """The instruction and the history term together, float32 [rows, N]."""
-        weights = self.catalogue.score_weights
-        if self.catalogue.history_vectors is None:
-            # One product: ⟨αh + γ·history, e⟩ reads the item vectors, this step's whole cost, once.
-            query = weights.alpha * instruction + weights.gamma * history
-            return np.asarray(query @ self.catalogue.item_vectors.T, dtype=np.float32)
-        score = (weights.alpha * instruction) @ self.catalogue.item_vectors.T
-        if history.any():
-            score += (weights.gamma * history) @ self.catalogue.history_vectors.T
-        return np.asarray(score, dtype=np.float32)
+        place = items if self.catalogue.place is None else self.catalogue.place[items]
+        order = np.lexsort((place, -score, row_of))
+        starts = np.searchsorted(row_of, np.arange(len(candidates)))
+        best = order[starts[:, None] + np.arange(k)]
+        return Ranked(items[best], score[best], reason[best])
 
     def _reason(
-        self, items: npt.NDArray[np.int64], instruction: Vectors, label_term: Vectors, history: Vectors
+        self, items: Rows, row_of: Rows, instruction: Vectors, label_term: Vectors, history: Vectors
     ) -> Vectors:
-        """The four terms of some items, float32 [items, 4].
+        """The four terms of some items, each for its row of the batch, float32 [items, 4].
 
         Their sum is the score that counts: equal items get equal ones.
         """
         weights = self.catalogue.score_weights
-        vectors = self.catalogue.item_vectors[items]
-        reason = np.empty((len(items), 4), dtype=np.float32)
-        reason[:, 0] = weights.alpha * np.einsum("ih,h->i", vectors, instruction)
-        reason[:, 1] = label_term[self.catalogue.label_index[items]]
-        reason[:, 2] = weights.gamma * np.einsum("id,d->i", self.catalogue.history_side[items], history)
+        reason = np.zeros((len(items), 4), dtype=np.float32)
+        vectors = self._item_vectors(items)
+        reason[:, 0] = weights.alpha * np.einsum("nh,nh->n", vectors, instruction[row_of])
+        reason[:, 1] = label_term[row_of, self.catalogue.label_index[items]]
+        if history.any():
+            side = vectors if self.catalogue.history_vectors is None else self._history_side(items)
+            reason[:, 2] = weights.gamma * np.einsum("nd,nd->n", side, history[row_of])
         reason[:, 3] = weights.delta * self.catalogue.prior[items]
         return reason
 
 
-ROUNDING = 1e-5
-"""How far, relative to the largest score, the fast product may be from the sum of the four terms."""
+class _LabelScan:
+    """Candidates from a scan by label, exactly."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Bring the items of a label together, unless they lie so already, and measure the labels."""
+        self._weights = catalogue.score_weights
+        label_index, parts = catalogue.label_index, [catalogue.item_vectors]
+        if catalogue.history_vectors is not None:
+            parts.append(catalogue.history_vectors)
+        prior = catalogue.prior
+        self._row_of: Rows | None = None
+        if (np.diff(label_index) < 0).any():
+            self._row_of = np.argsort(label_index, kind="stable")
+            label_index, prior = label_index[self._row_of], prior[self._row_of]
+            parts = [part[self._row_of] for part in parts]
+            self._member_of = np.argsort(self._row_of)
+        starts = np.searchsorted(label_index, np.arange(len(catalogue.labels) + 1))
+        self._scan = GroupedScan(parts, np.float32(self._weights.delta) * prior, starts)
+        self._has_history_side = len(parts) == 2
+
+    def candidates(
+        self,
+        instruction: Vectors,
+        label_term: Vectors,
+        history: Vectors,
+        k: int,
+        excluded: Sequence[Sequence[int]] | None,
+    ) -> list[Rows]:
+        """Each row's items that may be among its best k, in no order."""
+        weights = self._weights
+        if self._has_history_side:
+            queries = [weights.alpha * instruction, weights.gamma * history]
+        else:
+            # One product: ⟨αh + γ·history, e⟩ reads the item vectors, this step's whole cost, once.
+            queries = [weights.alpha * instruction + weights.gamma * history]
+        if self._row_of is None:
+            return [members for members, _ in self._scan.best(queries, label_term, k, excluded)]
+        moved = None if excluded is None else [self._member_of[list(own)].tolist() for own in excluded]
+        return [self._row_of[members] for members, _ in self._scan.best(queries, label_term, k, moved)]
 
 
-def _candidates(score: Vectors, k: int) -> npt.NDArray[np.int64]:
-    """The columns that may be among the k best once rounding is taken out, ascending.
-
-    A matrix product does not round every column alike, so that equal items would not stay in the catalogue's order.
-    """
-    kth = np.partition(score, len(score) - k)[len(score) - k]
-    margin = ROUNDING * max(1.0, float(np.abs(score[np.isfinite(score)]).max()))
-    return np.flatnonzero(score >= kth - margin)
+def _reader(vectors: Vectors, folder: Path | None, name: str) -> Callable[[Rows], Vectors]:
+    """Takes rows of a matrix: from its array, or from its file, where it is too large to be kept in memory."""
+    return vectors.__getitem__ if folder is None else RowFile(folder / name).take

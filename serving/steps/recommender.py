@@ -10,7 +10,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .batching import tensor
-from .catalogue import Catalogue
 from .ranking import Ranked, Ranker, Vectors
 from .recommendation import Wish, read_history, read_top_k
 
@@ -32,15 +31,15 @@ class Recommender:
     """A release's catalogue, ready to recommend from."""
 
     def __init__(self, folder: Path, model: str, version: str) -> None:
-        """Map the catalogue, touch its pages, and count ignored history ids as a metric.
+        """Map the catalogue, measure its labels' items, and count ignored history ids as a metric.
 
         Args:
             folder: where the catalogue's files are.
             model: the name of the Triton model that this is part of, for the metric.
             version: its version.
         """
-        self.catalogue = Catalogue.open(folder)
-        self._ranker = Ranker(self.catalogue)
+        self._ranker = Ranker.open(folder)
+        self.catalogue = self._ranker.catalogue
         self._release = np.array([self.catalogue.release.encode()], dtype=np.object_)
         self._labels = np.array([label.encode() for label in self.catalogue.labels], dtype=np.object_)
         self._unknown_items_family = pb_utils.MetricFamily(  # kept: a metric whose family is collected is dead

@@ -17,7 +17,7 @@ Query = tuple[Vectors, Vectors, Wish]
 
 
 class TritonPythonModel:
-    """Ranks all requests of a batch with one product over the item vectors."""
+    """Ranks all requests of a batch together."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the catalogue."""
