@@ -4,6 +4,9 @@ DOMAIN ?= ecommerce
 DATA ?= data
 VAR ?= var
 PRECISION ?= int8
+# ensemble or fused, and onnxruntime or openvino; empty: as the domain's YAML says (docs/serving.md).
+SERVING ?=
+ENGINE ?=
 HOST ?= 127.0.0.1
 GRPC_PORT ?= 8001
 HTTP_PORT ?= 8000
@@ -57,7 +60,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
+	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
 	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
@@ -97,8 +100,8 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 tensorrt: setup
 	@$(PY) -m export.tensorrt check
 
-export: $(if $(filter trt-%,$(PRECISION)),tensorrt) train  ## Make the run into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8)
-	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) train  ## Make the run into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
+	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(SERVING),serving.mode=$(SERVING)) $(if $(ENGINE),serving.engine=$(ENGINE)) $(SET)
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
 	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import VerificationError
+from export.errors import ExportError, VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
-from export.model_config import GPU_VARIANT, MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
+from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from export.tensorrt.engine import EngineFile
 from export.tensorrt.module import load_tensorrt
@@ -29,6 +29,7 @@ from serving.live_repository import CONFIG_NAME, LiveRepository
 from serving.manifest import Manifest, Step, files_below
 from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
 from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable
+from serving.steps.text_encoder import Head
 from training.atomic import new_folder
 from training.config import DomainConfig
 from training.run import Run
@@ -66,6 +67,7 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
     """
     serving = read_section(ServingSettings, "serving", config.serving)
     settings = read_section(ExportSettings, "export", config.export)
+    _check_engine(precision, serving)
     folder = layout.releases(run.domain)
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
@@ -82,6 +84,14 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
                 manifest = builder.build(graphs, precision, fingerprint)
                 manifest.write(staged)
         return Exported(store.open(number), is_new=True)
+
+
+def _check_engine(precision: Precision, serving: ServingSettings) -> None:
+    if precision.startswith("trt-") and (serving.mode == "fused" or serving.engine == "openvino"):
+        raise ExportError(
+            f"{precision} is an encoder of its own on a GPU: set serving.mode to ensemble and serving.engine to "
+            f"onnxruntime, not {serving.mode} and {serving.engine}"
+        )
 
 
 @contextmanager
@@ -158,7 +168,7 @@ class _ReleaseBuilder:
         run = self.run
         configs = ConfigWriter(run.domain, self.serving, graphs.buckets, graphs.hidden_size, len(run.labels))
         steps = {}
-        for step in STEPS:
+        for step in steps_of(self.serving.mode):
             staged = self.models / step_name(run.domain, step) / "new"
             staged.mkdir(parents=True)
             self._fill(step, staged, graphs, configs)
@@ -192,19 +202,21 @@ class _ReleaseBuilder:
         )
 
     def _fill(self, step: str, folder: Path, graphs: EncoderGraphs, configs: ConfigWriter) -> None:
-        if step == "encoder":
+        if step in {"encoder", FUSED}:
             shutil.copy2(graphs.path, folder / "model.onnx")
-            configs.write_warmup_data(folder.parent)
+            configs.write_warmup_data(step, folder.parent)
             if graphs.engine:
                 add_engine(folder, graphs.engine, configs)
-        elif step == "head":
+        if step == "head":
             build_head(self.run, folder / "model.onnx")
-        else:
+        if step in {"tokenizer", "topk", FUSED}:
             self._copy_code(step, folder)
-            if step == "tokenizer":
-                graphs.tokenizer.save(str(folder / "tokenizer.json"))
-            else:
-                self._write_catalogue(folder)
+        if step in {"tokenizer", FUSED}:
+            graphs.tokenizer.save(str(folder / "tokenizer.json"))
+        if step in {"topk", FUSED}:
+            self._write_catalogue(folder)
+        if step == FUSED:
+            self._write_head(folder)
 
     def _copy_code(self, step: str, folder: Path) -> None:
         shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
@@ -213,6 +225,10 @@ class _ReleaseBuilder:
             # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that
             # name prevents it.
             (package / "__pycache__").touch()
+
+    def _write_head(self, folder: Path) -> None:
+        head = self.run.load_model().head
+        Head(head.weight.detach().numpy(), head.bias.detach().numpy()).write(folder)
 
     def _write_catalogue(self, folder: Path) -> None:
         items = self.run.catalogue()

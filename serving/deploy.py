@@ -182,7 +182,9 @@ def _publish(
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
-    repository.retire(domain, _kept(repository, domain, live))
+        for model in repository.retire(domain, _kept(repository, domain, live)):
+            with contextlib.suppress(InferenceServerException):  # the release is live; this only frees memory
+                client.unload_model(model, client_timeout=10)
     return Deployment("published", state.endpoints, answer, seconds)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
+from tritonclient.grpc import model_config_pb2
 
 from .errors import PreflightError
 from .files import remove
@@ -23,6 +24,21 @@ MINIMUM_SHARED_MEMORY_BYTES = 64 << 20
 """A Python stub takes 1 MB at first and grows by what its tensors need; a full /dev/shm kills stubs without a word."""
 EXIT_TIMEOUT_SECONDS = 30
 """How long a stopping server waits for requests in flight."""
+
+
+PYTHON_BASED_BACKENDS = frozenset(path.parent.name for path in (SERVING / "backends").glob("*/model.py"))
+"""The native backends' names that our own answer for."""
+
+
+def join_lengths(config: model_config_pb2.ModelConfig) -> None:
+    """Let requests of all lengths share a batch of a model that a Python-based backend runs.
+
+    Triton sends a batch off as soon as a request of another shape arrives. Our backends get requests one by one and
+    group them themselves; the native ones could not take them, so that releases do not say this.
+    """
+    if config.backend in PYTHON_BASED_BACKENDS:
+        for tensor in config.input:
+            tensor.allow_ragged_batch = -1 in tensor.dims
 
 
 class Endpoints(BaseModel):

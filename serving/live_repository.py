@@ -16,6 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from .embedded import join_lengths
 from .errors import PublishError
 from .files import remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
@@ -140,6 +141,7 @@ class LiveRepository:
             # Triton reloads all versions of a model if its config changes: an old one may stay until the step changes.
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
+        join_lengths(config)
         changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
         changed |= self._stage_variants(source if variants else None, self.folder / step.model, sorted(versions))
         return changed or copied
@@ -254,8 +256,12 @@ class LiveRepository:
                         each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
 
-    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> None:
+    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
+
+        Returns:
+            The models of which nothing is left, as when a domain was served in four steps before: a running server
+            still has to unload them.
 
         Raises:
             PublishError: the folder cannot be written.
@@ -263,6 +269,8 @@ class LiveRepository:
         kept = list(keep)
         needed = self._pinned()
         needed.setdefault(domain, set()).update(release.number for release in kept)
+        for other in self.domains():
+            needed.setdefault(other, set(self._listed(other)))
         for release in kept:
             for model, version in release.versions.items():
                 needed.setdefault(model, set()).add(version)
@@ -273,6 +281,11 @@ class LiveRepository:
                     for path in (self.folder / model).iterdir():
                         if path.name.isdecimal() and int(path.name) not in versions | listed:
                             self._retire_folder(path)
+            orphans = [path for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in needed]
+            for path in orphans:
+                (path / CONFIG_NAME).unlink(missing_ok=True)  # first: without it, the rest is no model
+                self._retire_folder(path)
+        return [path.name for path in orphans]
 
     @staticmethod
     def _retire_folder(path: Path) -> None:
@@ -284,7 +297,7 @@ class LiveRepository:
             remove(retired)
 
     def _remove_leftovers(self) -> None:
-        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*"):
+        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*", f"{RETIRED}*"):
             for path in self.folder.glob(pattern):
                 remove(path)
 
