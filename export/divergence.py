@@ -42,7 +42,8 @@ def first_divergence(
     visible.CopyFrom(graph)
     visible.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     found = open_session(visible).run(names, {"input_ids": ids, "attention_mask": mask})
-    for layer, (expected, value) in enumerate(zip(states, found, strict=True)):
+    for layer, (expected, values) in enumerate(zip(states, found, strict=True)):
+        value = values.reshape(expected.shape)  # an INT8 graph holds it as rows of tokens
         text = mask == 1
         cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]).float(), dim=-1).mean())
         if not (np.isfinite(value[text]).all() and cosine >= budget.mean_cosine):

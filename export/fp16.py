@@ -26,6 +26,7 @@ from export.errors import VerificationError
 from export.graph_file import load_graph, open_session
 from export.onnx_graph import export_encoder
 from export.report import Check, VerificationBudget, VerificationReport
+from export.task import Task
 from export.tokens import Batch, pad, tokenize
 from export.verify import verify_encoder
 from training.model import InstructionModel
@@ -93,6 +94,7 @@ def verify_fp16(
     budget: VerificationBudget,
     *,
     item_vectors: Floats | None = None,
+    task: Task | None = None,
 ) -> VerificationReport:
     """Compares an FP16 graph with torch, and looks for overflow and for what rounding costs.
 
@@ -103,6 +105,7 @@ def verify_fp16(
         buckets: The lengths, in tokens, that the server pads to.
         budget: How far the graph, and torch in half precision, may be from torch in FP32.
         item_vectors: As in `verify_encoder`.
+        task: As in `verify_encoder`.
 
     Returns:
         The report, all checks passed.
@@ -112,7 +115,7 @@ def verify_fp16(
         ExportError: As `verify_encoder`.
     """
     try:
-        report = verify_encoder(graph, model, texts, buckets, budget, item_vectors=item_vectors)
+        report = verify_encoder(graph, model, texts, buckets, budget, item_vectors=item_vectors, task=task)
     except VerificationError as error:
         report = error.report
     largest, place = overflow(load_graph(graph), _largest_batches(model, texts, max(buckets)))

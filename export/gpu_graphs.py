@@ -15,6 +15,7 @@ from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide
 from export.report import FP16_BUDGET, INT8_BUDGET, VerificationReport
 from export.settings import Precision
+from export.task import Task
 from export.tensorrt.engine import EngineFile, make_engine, refuse_slower, verify_engine
 from export.tensorrt.module import require_gpu_build
 from export.tensorrt.quantized import emit_symmetric
@@ -55,6 +56,7 @@ class GpuGraphs:
         texts: Real instructions to verify with.
         item_vectors: [N, H], normalised.
         folder: Where the graphs are written.
+        task: Of the very instructions in `texts`; without it the task's metrics are not compared.
     """
 
     model: InstructionModel
@@ -64,6 +66,7 @@ class GpuGraphs:
     texts: Sequence[str]
     item_vectors: npt.NDArray[np.float32]
     folder: Path
+    task: Task | None = None
 
     def build(self, precision: Precision, fp32: Path, say: Callable[[str], None] = lambda _: None) -> GpuGraph:
         """Make the graph of a precision, and its engine.
@@ -82,7 +85,17 @@ class GpuGraphs:
         fp16 = self.folder / "encoder-fp16.onnx"
         export_fp16_encoder(self.model, fp16)
         say("verifying FP16 against torch")
-        reports = [verify_fp16(fp16, self.model, self.texts, self.buckets, FP16_BUDGET, item_vectors=self.item_vectors)]
+        reports = [
+            verify_fp16(
+                fp16,
+                self.model,
+                self.texts,
+                self.buckets,
+                FP16_BUDGET,
+                item_vectors=self.item_vectors,
+                task=self.task,
+            )
+        ]
         if trt is None:
             return GpuGraph(fp16, tuple(reports), None)
         cache = self.folder.parent / ".timing-cache"  # outlives this export, beside the releases
@@ -133,4 +146,6 @@ class GpuGraphs:
         raise failed
 
     def _verify_int8(self, path: Path) -> VerificationReport:
-        return verify_encoder(path, self.model, self.texts, self.buckets, INT8_BUDGET, item_vectors=self.item_vectors)
+        return verify_encoder(
+            path, self.model, self.texts, self.buckets, INT8_BUDGET, item_vectors=self.item_vectors, task=self.task
+        )

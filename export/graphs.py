@@ -11,13 +11,17 @@ from tqdm import tqdm
 
 from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
-from export.int8 import Int8Settings, quantize_encoder
+from export.graph_file import load_graph
+from export.int8 import Int8Settings, decide, emit
 from export.onnx_graph import export_encoder, export_head
 from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings
+from export.speed import compare_speed
+from export.task import Task
 from export.tensorrt.engine import EngineFile
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
+from training.dataset import Instruction
 from training.run import Run
 
 INT8_RECIPES = {
@@ -84,7 +88,9 @@ class _EncoderBuilder:
         self.max_batch_size = serving.max_batch_size
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
-        self.texts = held_out_texts(run, settings.verification_texts)
+        instructions = held_out_instructions(run)[: settings.verification_texts]
+        self.texts = [one.text for one in instructions]
+        self.task = Task(run, instructions)
         self.item_vectors = run.item_vectors()
         self.folder = folder
 
@@ -106,7 +112,14 @@ class _EncoderBuilder:
 
     def _gpu(self) -> GpuGraphs:
         return GpuGraphs(
-            self.model, self.buckets, self.max_batch_size, self.calibration, self.texts, self.item_vectors, self.folder
+            self.model,
+            self.buckets,
+            self.max_batch_size,
+            self.calibration,
+            self.texts,
+            self.item_vectors,
+            self.folder,
+            self.task,
         )
 
     def _int8(
@@ -114,20 +127,26 @@ class _EncoderBuilder:
     ) -> tuple[Path, list[VerificationReport]]:
         """Take the fastest recipe that stays within the budget: how much a catalogue forgives, only measuring tells."""
         calibration = calibration_batches(self.model, self.calibration)
+        graph = load_graph(fp32)
         for name, settings in INT8_RECIPES.items():
             path = self.folder / f"encoder-{name}.onnx"
             progress.set_postfix_str(f"calibrating and quantising to INT8 ({name})")
-            quantize_encoder(fp32, path, calibration, settings)
+            emit(graph, decide(graph, calibration, settings), path)
             progress.set_postfix_str(f"verifying INT8 against torch ({name})")
             try:
-                return path, [*reports, self._verify(path, INT8_BUDGET)]
+                report = self._verify(path, INT8_BUDGET)
             except VerificationError as error:
                 failed = error
                 reports = [*reports, error.report]
+            else:
+                progress.set_postfix_str("timing INT8 beside FP32")
+                return path, [*reports, report.model_copy(update={"speed": compare_speed(fp32, path)})]
         raise failed
 
     def _verify(self, path: Path, budget: VerificationBudget) -> VerificationReport:
-        return verify_encoder(path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors)
+        return verify_encoder(
+            path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors, task=self.task
+        )
 
 
 def build_head(run: Run, path: Path) -> None:
@@ -136,11 +155,15 @@ def build_head(run: Run, path: Path) -> None:
     export_head(head.weight.detach().numpy(), head.bias.detach().numpy(), path)
 
 
-def held_out_texts(run: Run, count: int) -> list[str]:
-    """Instructions that tuning did not learn from, at most `count`; training ones if there are no others."""
+def held_out_instructions(run: Run) -> list[Instruction]:
+    """Instructions that tuning did not learn from; training ones if there are no others."""
     instructions = run.instructions()
-    held_out = [one.text for one in instructions if one.split != "train"]
-    return (held_out or [one.text for one in instructions])[:count]
+    return [one for one in instructions if one.split != "train"] or instructions
+
+
+def held_out_texts(run: Run, count: int) -> list[str]:
+    """The words of at most `count` held-out instructions."""
+    return [one.text for one in held_out_instructions(run)[:count]]
 
 
 def calibration_texts(run: Run, count: int) -> list[str]:

@@ -25,6 +25,7 @@ from export.calibration import Activation, observe
 from export.errors import ExportError
 from export.graph_file import load_graph, save_graph
 from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
+from export.rounding import CompensatedRounding
 from export.tokens import Batch
 
 __all__ = ["Int8Report", "Int8Settings", "ProductReport", "Quantization", "decide", "emit", "quantize_encoder"]
@@ -37,6 +38,7 @@ class Int8Settings(BaseModel):
 
     Attributes:
         smoothing: SmoothQuant's exponent a; 0 switches it off.
+        compensation: Rounds weights so that errors cancel (see `rounding`), and not each to its nearest code.
         max_relative_error: A product whose squared error on the calibration sample, over the squared output, is above
             this stays in FP32. 0 leaves every product in FP32.
         float_down_projection: Leaves every product that narrows (the second half of a feed-forward block, the most
@@ -49,6 +51,7 @@ class Int8Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     smoothing: float = Field(default=0.85, ge=0, le=1)
+    compensation: bool = True
     max_relative_error: float = Field(default=0.01, ge=0)
     float_down_projection: bool = False
     embedding_tables: bool = True
@@ -216,9 +219,14 @@ def _quantize(
     scale, zero_point = group.unsigned
     codes = np.clip(np.rint(activation.sample * group.inverse_smoothing / scale) + zero_point, 0, 255)
     restored = (codes - zero_point) * scale
+    gram = activation.gram * np.outer(group.inverse_smoothing, group.inverse_smoothing)
+    rounding = CompensatedRounding(gram, noise=float(scale) ** 2 / 12) if settings.compensation else None
     products = []
     for node, weight in zip(nodes, weights, strict=True):
-        weight_codes, scales = rounded(weight * smoothing[:, None], axis=0, top=63 if settings.reduce_range else 127)
+        smoothed, top = weight * smoothing[:, None], 63 if settings.reduce_range else 127
+        weight_codes, scales = rounded(smoothed, axis=0, top=top)
+        if rounding is not None:
+            weight_codes = rounding.codes(smoothed, scales, top)
         exact = activation.sample @ weight
         error = np.square(exact - restored @ (weight_codes * scales)).mean() / max(np.square(exact).mean(), 1e-30)
         products.append(QuantizedProduct(node.name, weight_codes, scales, float(error)))

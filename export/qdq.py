@@ -9,6 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.rows import products_of_rows
+
 __all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded"]
 
 Floats = npt.NDArray[np.float32]
@@ -91,24 +93,34 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     """
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
+    products_of_rows(graph, {product.node for group in groups for product in group.products})
     by_name = {node.name: node for node in graph.graph.node}
+    biases = {tensor.name: tensor for tensor in graph.graph.initializer}
     for group in groups:
-        before[group.products[0].node] = _quantized_input(group, constants)
+        source = by_name[group.products[0].node].input[0]  # as rows, under its own name or another
+        before[group.products[0].node] = _quantized_input(source, group, constants)
         for product in group.products:
             node = by_name[product.node]
             name = node.input[1]
+            if len(node.input) > 2:
+                before[node.name] = [
+                    *before.get(node.name, []),
+                    _quantized_bias(node, group, product, biases, constants),
+                ]
             constants.append(numpy_helper.from_array(product.codes, f"{name}/codes"))
             constants.append(numpy_helper.from_array(product.scales, f"{name}/scale"))
+            # Zero is the default, but ONNX Runtime's fusion to QGemm wants it written down.
+            constants.append(numpy_helper.from_array(np.zeros(len(product.scales), np.int8), f"{name}/zero_point"))
             before.setdefault(node.name, []).append(
                 helper.make_node(
                     "DequantizeLinear",
-                    [f"{name}/codes", f"{name}/scale"],
+                    [f"{name}/codes", f"{name}/scale", f"{name}/zero_point"],
                     [f"{name}/restored"],
                     name=f"{node.name}/weight",
                     axis=1,
                 )
             )
-            node.input[0], node.input[1] = f"{group.source}/restored", f"{name}/restored"
+            node.input[0], node.input[1] = f"{source}/restored", f"{name}/restored"
     nodes: list[onnx.NodeProto] = []
     for node in graph.graph.node:
         if node.op_type == "Gather" and node.input[0] in tables:
@@ -121,8 +133,26 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     graph.graph.CopyFrom(renewed)
 
 
-def _quantized_input(group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
-    source, nodes = group.source, []
+def _quantized_bias(
+    node: onnx.NodeProto,
+    group: QuantizedInput,
+    product: QuantizedProduct,
+    biases: dict[str, onnx.TensorProto],
+    constants: list[onnx.TensorProto],
+) -> onnx.NodeProto:
+    """INT32 codes of a Gemm's bias at the scale of the sums that it is added to, which makes it part of the kernel."""
+    name = f"{node.name}/bias"  # not the tensor's: equal biases of several products are one tensor
+    scale = group.unsigned[0] * product.scales
+    limit = 2**31 - 129  # the greatest FP32 below 2**31
+    codes = np.clip(np.rint(numpy_helper.to_array(biases[node.input[2]]) / scale), -limit, limit).astype(np.int32)
+    constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
+    constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
+    node.input[2] = f"{name}/restored"
+    return helper.make_node("DequantizeLinear", [f"{name}/codes", f"{name}/scale"], [node.input[2]], name=name, axis=0)
+
+
+def _quantized_input(source: str, group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    nodes = []
     smooth = source
     if (group.inverse_smoothing != 1).any():
         smooth = f"{source}/smooth"
