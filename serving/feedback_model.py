@@ -18,9 +18,9 @@ import feedback
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
-from .live_repository import CONFIG_NAME, INCOMING, contents, format_config, parse_config, read_config
+from .live_repository import CONFIG_NAME, FEEDBACK_MODEL, INCOMING, contents, format_config, parse_config, read_config
 
-MODEL = "feedback"
+MODEL = FEEDBACK_MODEL
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository" / MODEL
 STEPS_CODE = Path(__file__).resolve().parent / "steps"
 STEPS_USED = ("__init__.py", "batching.py", "invalid_request.py", "unavailable.py")

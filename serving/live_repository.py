@@ -28,6 +28,8 @@ VARIANTS_FOLDER = "configs"
 # Triton passes over version folders whose name is not a number.
 INCOMING = ".incoming-"
 RETIRED = ".retired-"
+FEEDBACK_MODEL = "feedback"
+"""Serves all domains and belongs to no release: no publish takes it out."""
 
 
 def parse_config(text: str) -> model_config_pb2.ModelConfig:
@@ -281,7 +283,8 @@ class LiveRepository:
                     for path in (self.folder / model).iterdir():
                         if path.name.isdecimal() and int(path.name) not in versions | listed:
                             self._retire_folder(path)
-            orphans = [path for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in needed]
+            kept_models = {*needed, FEEDBACK_MODEL}
+            orphans = [path for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in kept_models]
             for path in orphans:
                 (path / CONFIG_NAME).unlink(missing_ok=True)  # first: without it, the rest is no model
                 self._retire_folder(path)

@@ -15,8 +15,10 @@ from instructrec_client import AsyncClient, Client, Feedback, InvalidRequest, Se
 from project import Project
 from wire import send_together
 
+from serving import process_tree
 from serving.errors import ServerError
 from serving.feedback_model import MODEL, probe_feedback, publish_feedback
+from serving.layout import Layout
 
 PRIVATE = b"4111-private-1111"
 
@@ -192,6 +194,9 @@ def test_a_person_sees_what_came_in(server: Project) -> None:
     with Client(server.grpc_url, domain=server.domain) as client:
         answer = client.recommend("a blue shirt", k=3)
         client.feedback_batch([Feedback("impression", item.item_id, release=answer.release) for item in answer])
+    layout = Layout(server.var)
+    stubs = [" ".join(one.cmdline()[:2]) for one in process_tree.processes(layout.shared_memory_prefix)]
+    assert sum(f"/{MODEL}/" in command for command in stubs) == 1
     lines = [line.split() for line in server.make("feedback").stdout.splitlines()]
     assert any(line[:3] == ["ecommerce", "impression", "3"] for line in lines)
     assert "feedback   can be stored" in server.make("status").stdout

@@ -80,7 +80,7 @@ def test_a_restart_under_load_loses_nothing_that_was_acknowledged(
     server.start()
     try:
         senders = Senders(server.url)
-        harm(senders, 3, postgresql.stop, postgresql.start)
+        harm(senders, 2, postgresql.stop, postgresql.start)
         check(server, senders)
         assert not server.location.file.exists()
         command = " ".join(part for part in server.process("tritonserver").cmdline())

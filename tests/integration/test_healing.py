@@ -52,6 +52,7 @@ def seconds_until_answered(project: Project, seen: Counter[str], *, at_most: flo
     [
         ("ecommerce_topk/", "kill", "ecommerce_topk version 1 is dead"),
         ("ecommerce_encoder/", "suspend", "ecommerce_encoder version 1 hangs"),
+        ("live/feedback/", "kill", "feedback version 1 is dead"),
         ("tritonserver", "kill", "tritonserver is gone"),
     ],
 )

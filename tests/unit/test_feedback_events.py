@@ -16,7 +16,7 @@ from instructrec_client._feedback import (
     FEEDBACK_OUTPUTS,
     MAX_FEEDBACK_ROWS,
 )
-from serving_helpers import ROOT, Request, install_triton
+from serving_helpers import ROOT, Request, build_release, content_of, install_triton
 from test_model_repository import described
 
 from export.model_config import committed_config
@@ -27,6 +27,7 @@ from feedback.reader import FeedbackReader
 from serving import feedback_model
 from serving.feedback_model import MODEL, stage_feedback
 from serving.layout import Layout
+from serving.live_repository import LiveRepository
 
 NOW = 1_790_000_000.0
 PRIVATE = "4111-private-1111"
@@ -251,6 +252,20 @@ def test_staging_again_changes_nothing(staged):
     assert {path: path.stat().st_mtime_ns for path in staged.live.rglob("*") if path.is_file()} == {
         path: time for path, time in before.items() if path.is_file()
     }
+
+
+def test_a_publish_leaves_the_model_alone(staged):
+    repository = LiveRepository(staged.live)
+    kept = content_of(staged.live / MODEL)
+    for number in (1, 2, 3):
+        steps = dict.fromkeys(("tokenizer", "encoder", "head", "topk"), (number, f"content {number}"))
+        release = build_release(staged.var / "releases" / "shop", number, steps)
+        before = repository.live_release("shop")
+        repository.stage(release)
+        repository.switch(release)
+        gone = repository.retire("shop", [one for one in (repository.live_release("shop"), before) if one])
+        assert MODEL not in gone
+        assert content_of(staged.live / MODEL) == kept
 
 
 def test_other_code_becomes_the_next_version(staged, monkeypatch):
