@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import secrets
@@ -14,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MISSING = "a real PostgreSQL is needed, and initdb is not there: apt-get install postgresql (or your system's package)"
+MISSING = (
+    "a real PostgreSQL is needed: `make setup` installs one (the wheel pgserver) for Python 3.10 to 3.12; "
+    "for another, apt-get install postgresql (or your system's package)"
+)
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,20 @@ class Cluster:
         self.run("pg_ctl", "stop", "-w", "-D", f"{self.folder}/data", "-m", mode)
 
 
-def _programs() -> Path:
+def _programs(folder: Path) -> Path:
+    """The programs of the wheel `pgserver`, copied to where an unprivileged user may run them; else the system's."""
+    wheel = importlib.util.find_spec("pgserver")
+    if wheel is not None and wheel.origin is not None:
+        package = Path(wheel.origin).parent  # its libraries lie beside it, and are looked for there
+        for part in ("pgserver/pginstall", "pgserver.libs"):
+            shutil.copytree(package.parent / part, folder / part, ignore=shutil.ignore_patterns("include"))
+        return folder / "pgserver" / "pginstall" / "bin"
     found = shutil.which("initdb")
     candidates = [Path(found).resolve().parent] if found else []
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    for folder in candidates:
-        if (folder / "initdb").is_file():
-            return folder
+    for candidate in candidates:
+        if (candidate / "initdb").is_file():
+            return candidate
     raise RuntimeError(MISSING)
 
 
@@ -88,7 +99,7 @@ def cluster() -> Iterator[Cluster]:
     Raises:
         RuntimeError: PostgreSQL is not installed; the message says how to.
     """
-    programs, user = _programs(), _unprivileged_user()
+    user = _unprivileged_user()
     # Not below pytest's folder: nobody but root may enter that.
     folder = Path(tempfile.mkdtemp(prefix="instructrec-postgresql-"))
     with socket.socket() as listener:
@@ -100,7 +111,8 @@ def cluster() -> Iterator[Cluster]:
         if user is not None:
             shutil.chown(folder, user)
             shutil.chown(password, user)
-        made = Cluster(programs, folder, port, password.read_text(), user)
+        folder.chmod(0o755)
+        made = Cluster(_programs(folder), folder, port, password.read_text(), user)
         made.run(
             "initdb",
             f"--pgdata={folder}/data",
