@@ -13,16 +13,16 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
 from training.history import HistoryExample
-from training.priors import FEATURES, RIDGE, Choices, Floats, ItemFeatures, RecencyModel, draw
+from training.priors import FEATURES, Choices, Floats, ItemFeatures, RecencyModel, draw
 from training.score import Vectors
 
 DIMENSIONS = 4  # of the taste
 DECAY = 0.8  # of a history, newest first
-MAX_EXAMPLES = 1_200
-MAX_SCORES = 8_000_000  # example-column pairs that a fit holds
-MAX_ITERATIONS = 60
+MAX_EXAMPLES = 3_000
+MAX_SCORES = 15_000_000  # example-column pairs that a fit holds
+MAX_ITERATIONS = 200
+RIDGE = 5e-3  # of terms in like units; a few thousand choices must not learn their own noise
 START = 0.1  # of the loadings: where all are 0 the gradient is too
-LARGEST = 1e4  # of the behaviour term's weight
 
 Group = tuple[ItemFeatures, Vectors, Sequence[HistoryExample]]
 
@@ -63,27 +63,27 @@ def fit_taste(groups: Sequence[Group], start: RecencyModel, seed: int) -> TasteM
     if not terms:
         return TasteModel(start, np.zeros(FEATURES), np.ones(FEATURES), np.zeros((FEATURES, DIMENSIONS)), 0.0)
     centre, scale = _standard(terms)
+    spread = max(float(np.sqrt(np.mean([np.square(term.behaviour).mean() for term in terms]))), 1e-12)
     for term in terms:
-        term.standardise(centre, scale)
+        term.standardise(centre, scale, spread)
     total = sum(len(term.choices) for term in terms)
     size = FEATURES * DIMENSIONS
 
     def objective(point: Floats) -> tuple[float, Floats]:
         weights, loadings, strength = point[:FEATURES], point[FEATURES:-1].reshape(FEATURES, DIMENSIONS), point[-1]
-        loss = RIDGE * (float(weights @ weights) + float((loadings**2).sum()))
-        gradient = np.concatenate([2 * RIDGE * weights, 2 * RIDGE * loadings.ravel(), [0.0]])
+        loss, gradient = RIDGE * float(point @ point), 2 * RIDGE * point
         for term in terms:
             own_loss, own_gradient = term.loss(weights, loadings, strength)
             loss += own_loss / total
             gradient += own_gradient / total
         return loss, gradient
 
-    first = np.concatenate([start.weights, START * np.random.default_rng(seed).normal(size=size), [1.0]])
-    bounds = [(None, None)] * (FEATURES + size) + [(0.0, LARGEST)]
+    first = np.concatenate([start.weights * scale, START * np.random.default_rng(seed).normal(size=size), [START]])
+    bounds = [(None, None)] * (FEATURES + size) + [(0.0, None)]
     options = {"maxiter": MAX_ITERATIONS}
     found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     loadings = found[FEATURES:-1].reshape(FEATURES, DIMENSIONS)
-    return TasteModel(RecencyModel(found[:FEATURES]), centre, scale, loadings, float(found[-1]))
+    return TasteModel(RecencyModel(found[:FEATURES] / scale), centre, scale, loadings, float(found[-1]) / spread)
 
 
 def _standard(terms: Sequence["_Histories"]) -> tuple[Floats, Floats]:
@@ -112,8 +112,9 @@ class _Histories:
         seen = self.choices.seen.tocoo()
         self.seen = (seen.row, seen.col, seen.data.astype(np.float32))
 
-    def standardise(self, centre: Floats, scale: Floats) -> None:
-        """Keep the features in their units: `items` [M, F], and `people` [n, F], the means of histories."""
+    def standardise(self, centre: Floats, scale: Floats, spread: float) -> None:
+        """Keep the terms in like units: `items` [M, F], `people` [n, F], the means of histories, and `behaviour`."""
+        self.behaviour /= np.float32(spread)
         self.items = ((self.choices.values.T - centre) / scale).astype(np.float32)
         self.people = np.asarray(self.history @ self.items, dtype=np.float32)
 
@@ -121,7 +122,7 @@ class _Histories:
         """The sum of the losses, and its gradient in the order of the weights, the loadings and the strength."""
         loading = loadings.astype(np.float32)
         people, items = self.people @ loading, self.items @ loading
-        shared = (weights @ self.choices.values).astype(np.float32)
+        shared = self.items @ weights.astype(np.float32)
         scores = people @ items.T
         scores += shared
         scores += np.float32(strength) * self.behaviour
@@ -140,7 +141,7 @@ class _Histories:
         single[place] -= 1
         of_loadings = self.people.T @ (single @ items) + self.items.T @ (single.T @ people)
         parts = [
-            self.choices.values @ single.sum(axis=0),
+            single.sum(axis=0) @ self.items,
             of_loadings.ravel(),
             [float((single * self.behaviour).sum())],
         ]

@@ -240,7 +240,7 @@ def test_the_gradient_of_taste_is_that_of_its_loss() -> None:
     events, examples = followers(8)
     features = item_features(log_of(events[:20]), 20 * DAY, RELEASED)
     term = _Histories(features, catalogue().vectors, [*examples, HistoryExample((), 3, False)])
-    term.standardise(np.full(FEATURES, 0.1), np.ones(FEATURES))
+    term.standardise(np.full(FEATURES, 0.1), np.ones(FEATURES), 1.0)
 
     def parts(point: np.ndarray) -> tuple[float, np.ndarray]:
         return term.loss(point[:FEATURES], point[FEATURES:-1].reshape(FEATURES, DIMENSIONS), point[-1])
