@@ -18,9 +18,9 @@ from training.score import Vectors
 
 DIMENSIONS = 4  # of the taste
 DECAY = 0.8  # of a history, newest first
-MAX_EXAMPLES = 3_000
+MAX_EXAMPLES = 2_000
 MAX_SCORES = 15_000_000  # example-column pairs that a fit holds
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 80
 RIDGE = 5e-3  # of terms in like units; a few thousand choices must not learn their own noise
 START = 0.1  # of the loadings: where all are 0 the gradient is too
 
