@@ -68,8 +68,8 @@ def leave_last_out(
             lesson, seen = _learn(timeline, sorted(known_before(time), key=lambda one: one.time), seed), known
         for name, found in _ranks(timeline, time, lesson, own):
             ranks.setdefault(name, []).append(found)
-    found = {name: np.concatenate(own) for name, own in ranks.items()}
-    rankings = {name: {"uses": USES[name], **rank_metrics(own, seed)} for name, own in found.items()}
+    joined = {name: np.concatenate(own) for name, own in ranks.items()}
+    rankings = {name: {"uses": USES[name], **rank_metrics(own, seed)} for name, own in joined.items()}
     best = max(BASELINES, key=lambda name: float(rankings[name][f"ndcg@{CUT}"]))
     return {
         "protocol": {
@@ -87,7 +87,7 @@ def leave_last_out(
         "people_measured": len(measured),
         "rankings": rankings,
         "best_baseline": best,
-        **_ratio(found["history_and_prior"], found[best], seed),
+        **_ratio(joined["history_and_prior"], joined[best], seed),
     }
 
 

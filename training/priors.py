@@ -38,7 +38,7 @@ class ItemFeatures:
     counts: Floats
     has_events: bool
 
-    def per_item(self, of_columns: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    def per_item(self, of_columns: Floats) -> npt.NDArray[np.float32]:
         """Values of columns [M, ...] as values of items [N, ...], float32."""
         return of_columns[self.columns].astype(np.float32)
 
@@ -79,7 +79,7 @@ def _years(released: Floats | None, time: float, items: int) -> Floats:
     if released is None or np.isnan(released).all():
         return np.full(items, np.nan)
     known = np.where(np.isnan(released), np.nanmedian(released), released)
-    return np.clip(np.floor((time - known) / YEAR), -1, OLDEST)
+    return np.asarray(np.clip(np.floor((time - known) / YEAR), -1, OLDEST), dtype=np.float64)
 
 
 def _release_features(years: Floats) -> Floats:

@@ -21,6 +21,7 @@ DECAY = 0.8  # of a history, newest first
 MAX_EXAMPLES = 2_000
 MAX_SCORES = 15_000_000  # example-column pairs that a fit holds
 MAX_ITERATIONS = 80
+HEAD = 0.5  # 0 is plain cross-entropy; the more, the less choices count that nothing would bring to the top
 RIDGE = 5e-3  # of terms in like units; a few thousand choices must not learn their own noise
 START = 0.1  # of the loadings: where all are 0 the gradient is too
 
@@ -69,21 +70,24 @@ def fit_taste(groups: Sequence[Group], start: RecencyModel, seed: int) -> TasteM
     total = sum(len(term.choices) for term in terms)
     size = FEATURES * DIMENSIONS
 
-    def objective(point: Floats) -> tuple[float, Floats]:
-        weights, loadings, strength = point[:FEATURES], point[FEATURES:-1].reshape(FEATURES, DIMENSIONS), point[-1]
-        loss, gradient = RIDGE * float(point @ point), 2 * RIDGE * point
-        for term in terms:
-            own_loss, own_gradient = term.loss(weights, loadings, strength)
-            loss += own_loss / total
-            gradient += own_gradient / total
-        return loss, gradient
+    def objective(point: Floats, head: float) -> tuple[float, Floats]:
+        losses = [term.loss(point, head) for term in terms]
+        loss = RIDGE * float(point @ point) + sum(own for own, _ in losses) / total
+        return loss, 2 * RIDGE * point + sum((own for _, own in losses), np.zeros(len(point))) / total
 
-    first = np.concatenate([start.weights * scale, START * np.random.default_rng(seed).normal(size=size), [START]])
+    point = np.concatenate([start.weights * scale, START * np.random.default_rng(seed).normal(size=size), [START]])
     bounds = [(None, None)] * (FEATURES + size) + [(0.0, None)]
     options = {"maxiter": MAX_ITERATIONS}
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    loadings = found[FEATURES:-1].reshape(FEATURES, DIMENSIONS)
-    return TasteModel(RecencyModel(found[:FEATURES] / scale), centre, scale, loadings, float(found[-1]) / spread)
+    for head in (0.0, HEAD):  # the second needs a start at which it can tell which choices are within reach
+        fit = minimize(objective, point, (head,), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        point = np.asarray(fit.x, dtype=np.float64)
+    weights, loadings, strength = _parts(point)
+    return TasteModel(RecencyModel(weights / scale), centre, scale, loadings, strength / spread)
+
+
+def _parts(point: Floats) -> tuple[Floats, Floats, float]:
+    """The prior's weights [F], the loadings [F, D] and the behaviour term's weight."""
+    return point[:FEATURES], point[FEATURES:-1].reshape(FEATURES, DIMENSIONS), float(point[-1])
 
 
 def _standard(terms: Sequence["_Histories"]) -> tuple[Floats, Floats]:
@@ -118,8 +122,12 @@ class _Histories:
         self.items = ((self.choices.values.T - centre) / scale).astype(np.float32)
         self.people = np.asarray(self.history @ self.items, dtype=np.float32)
 
-    def loss(self, weights: Floats, loadings: Floats, strength: float) -> tuple[float, Floats]:
-        """The sum of the losses, and its gradient in the order of the weights, the loadings and the strength."""
+    def loss(self, point: Floats, head: float) -> tuple[float, Floats]:
+        """The sum of the losses, `(1 - p**head) / head` of each choice's probability p, -log p for 0; its gradient.
+
+        The first is the generalised cross-entropy of Zhang and Sabuncu (2018).
+        """
+        weights, loadings, strength = _parts(point)
         loading = loadings.astype(np.float32)
         people, items = self.people @ loading, self.items @ loading
         shared = self.items @ weights.astype(np.float32)
@@ -136,16 +144,20 @@ class _Histories:
         single *= self.choices.counts.astype(np.float32)
         np.subtract.at(single, (row, column), seen)
         sums = np.maximum(single.sum(axis=1, dtype=np.float64), 1e-30)
-        loss = float((np.log(sums) + top[:, 0] - chosen).sum())
+        losses = np.log(sums) + top[:, 0] - chosen
         single /= sums[:, None].astype(np.float32)  # now the gradient by score
         single[place] -= 1
+        if head:
+            shares = np.exp(-head * losses)
+            single *= shares[:, None].astype(np.float32)
+            losses = (1 - shares) / head
         of_loadings = self.people.T @ (single @ items) + self.items.T @ (single.T @ people)
         parts = [
             single.sum(axis=0) @ self.items,
             of_loadings.ravel(),
             [float((single * self.behaviour).sum())],
         ]
-        return loss, np.concatenate(parts)
+        return float(losses.sum()), np.concatenate(parts)
 
 
 def _of_columns(features: ItemFeatures, vectors: Vectors) -> Vectors:

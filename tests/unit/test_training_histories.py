@@ -232,7 +232,8 @@ def test_taste_ranks_new_items_for_those_who_choose_new_ones() -> None:
     )
 
 
-def test_the_gradient_of_taste_is_that_of_its_loss() -> None:
+@pytest.mark.parametrize("head", [0.0, 0.5])
+def test_the_gradient_of_taste_is_that_of_its_loss(head: float) -> None:
     from scipy.optimize import check_grad  # noqa: PLC0415
 
     from training.taste import _Histories  # noqa: PLC0415
@@ -242,12 +243,9 @@ def test_the_gradient_of_taste_is_that_of_its_loss() -> None:
     term = _Histories(features, catalogue().vectors, [*examples, HistoryExample((), 3, False)])
     term.standardise(np.full(FEATURES, 0.1), np.ones(FEATURES), 1.0)
 
-    def parts(point: np.ndarray) -> tuple[float, np.ndarray]:
-        return term.loss(point[:FEATURES], point[FEATURES:-1].reshape(FEATURES, DIMENSIONS), point[-1])
-
     point = np.random.default_rng(0).normal(size=FEATURES * (1 + DIMENSIONS) + 1) / 3
-    difference = check_grad(lambda p: parts(p)[0], lambda p: parts(p)[1], point, epsilon=1e-2)
-    assert difference < 0.02 * np.linalg.norm(parts(point)[1])  # in float32
+    difference = check_grad(lambda p: term.loss(p, head)[0], lambda p: term.loss(p, head)[1], point, epsilon=1e-2)
+    assert difference < 0.02 * np.linalg.norm(term.loss(point, head)[1])  # in float32
 
 
 def test_nothing_to_learn_taste_from_gives_none() -> None:
