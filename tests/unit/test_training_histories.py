@@ -375,9 +375,9 @@ def test_the_measurement_of_a_time_does_not_change_with_what_came_later(taste: b
         leave_last_out(Timeline(log_of(own), catalogue(), asked, RELEASED), people, known_before(own), seed=0)
         for own in (everything, cut, other)
     ]
-    for result in results[1:]:
-        for name, metrics in result["rankings"].items():
-            assert metrics["mrr"] == pytest.approx(results[0]["rankings"][name]["mrr"], abs=0.01), name
+    assert results[0]["people_measured"] > 20
+    assert results[1]["rankings"] == results[0]["rankings"]
+    assert results[2]["rankings"] == results[0]["rankings"]
 
 
 # --- through training ---------------------------------------------------------------------------------------------
