@@ -17,7 +17,7 @@ from training.taste import DECAY
 from training.timeline import Learned, Timeline
 
 CUT = 10
-GROWTH = 1.4  # of the events, after which the measurement learns anew
+GROWTH = 1.15  # of the events, after which the measurement learns anew
 CHUNK = 64  # people scored at once
 RESAMPLES = 1_000
 MAX_SCORES = 10_000_000  # example-item pairs that weights are fitted on: two weights need no more
@@ -54,7 +54,7 @@ def leave_last_out(
 
     Nothing comes from after the last refresh before an event but the person's own history: counts, behaviour vectors
     and priors are those of that refresh, and the numbers that blend them were learned from `known_before` a refresh at
-    or before it. They are learned anew whenever the events have grown by two fifths. No instruction is used.
+    or before it. They are learned anew whenever the events have grown by a seventh. No instruction is used.
     """
     settings = timeline.settings
     measured = [person for person in people if person.events >= settings.minimum_events]
