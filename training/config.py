@@ -17,7 +17,8 @@ class CatalogueConfig(TableConfig):
     """The columns of the catalogue.
 
     `title` and `text` are a column's name or a template over columns (`"{name}. {colour}"`). `title` may be a list: the
-    first entry that is not empty counts. `attributes` maps the domain's attribute names to columns.
+    first entry that is not empty counts. `attributes` maps the domain's attribute names to columns. `released` says
+    when an item came out: a year, or an ISO 8601 date.
     `unlabelled: drop` leaves items without a label out and counts them.
     """
 
@@ -26,6 +27,7 @@ class CatalogueConfig(TableConfig):
     text: str
     label: LabelColumn
     prior: str | None = None
+    released: str | None = None
     attributes: dict[str, str] = Field(default_factory=dict)
     unlabelled: Literal["error", "drop"] = "error"
 

@@ -10,7 +10,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Item:
-    """One item of the catalogue. `prior` is its popularity or quality: finite, not negative, 0 when not given."""
+    """One item of the catalogue. `prior` is its popularity or quality: finite, not negative, 0 when not given.
+
+    `released` is when it came out, in seconds since 1970-01-01 UTC (negative before), None when not known.
+    """
 
     item_id: str
     title: str
@@ -18,6 +21,7 @@ class Item:
     label: str
     prior: float = 0.0
     attributes: Mapping[str, str] = field(default_factory=dict)
+    released: float | None = None
 
 
 @dataclass(frozen=True)
