@@ -142,7 +142,7 @@ loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds
 		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
 
 bench: running  ## Measure the live service against its own encoder, as ratios of one run
-	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.bench --url $(SERVER) --domain $(DOMAIN) \
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.benchmark --url $(SERVER) --domain $(DOMAIN) \
 		--release "$$release" --rounds $(ROUNDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included

@@ -1,0 +1,120 @@
+"""Who is measured: the service over gRPC, and the plain one over HTTP, with a number of requests always in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from instructrec_client import AsyncClient, InstructRecError
+
+from loadtest.benchmark.plain_service import answer_of
+from loadtest.errors import LoadTestError
+from loadtest.workload import Query
+
+Ask = Callable[[Query], Awaitable[None]]
+STRIDE = 7
+START_SECONDS = 60.0
+
+
+async def keep_asking(ask: Ask, queries: Sequence[Query], in_flight: int, seconds: float) -> tuple[float, float]:
+    """Keep a number of requests in flight for a while.
+
+    Returns:
+        The median milliseconds of a request, and answers a second.
+    """
+    times: list[float] = []
+
+    async def one(number: int, end: float) -> None:
+        while time.perf_counter() < end:
+            query = queries[number % len(queries)]
+            number += in_flight * STRIDE
+            sent = time.perf_counter()
+            await ask(query)
+            times.append((time.perf_counter() - sent) * 1_000)
+
+    for query in queries[: 2 * in_flight]:
+        await ask(query)
+    began = time.perf_counter()
+    await asyncio.gather(*(one(number, began + seconds) for number in range(in_flight)))
+    return float(np.median(times)), len(times) / (time.perf_counter() - began)
+
+
+async def ask_service(
+    url: str, domain: str, queries: Sequence[Query], in_flight: int, seconds: float
+) -> tuple[float, float]:
+    """Measure the live service; see `keep_asking`.
+
+    Raises:
+        LoadTestError: a request failed; a benchmark of errors means nothing.
+    """
+    try:
+        async with AsyncClient(url, domain=domain, timeout=30.0) as client:
+
+            async def ask(query: Query) -> None:
+                await client.recommend(query.text, history=query.history)
+
+            return await keep_asking(ask, queries, in_flight, seconds)
+    except InstructRecError as error:
+        raise LoadTestError(f"{url}: {error}") from None
+
+
+async def ask_plain(port: int, queries: Sequence[Query], in_flight: int, seconds: float) -> tuple[float, float]:
+    """Measure the plain service; see `keep_asking`.
+
+    Raises:
+        LoadTestError: it failed.
+    """
+    url = f"http://127.0.0.1:{port}/recommend"
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
+
+            async def ask(query: Query) -> None:
+                async with session.post(url, json={"instruction": query.text, "top_k": 10}) as answer:
+                    answer.raise_for_status()
+                    if len(answer_of(await answer.read())) != 10:
+                        raise LoadTestError("the plain service answered with fewer items than were asked for")
+
+            return await keep_asking(ask, queries, in_flight, seconds)
+    except aiohttp.ClientError as error:
+        raise LoadTestError(f"the plain service failed: {error}") from None
+
+
+@contextlib.contextmanager
+def plain_service_process(release: Path, domain: str) -> Iterator[tuple[int, int]]:
+    """Run the plain service in a process of its own; yields its process number and port.
+
+    Raises:
+        LoadTestError: it does not start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    options = ("--release", str(release), "--domain", domain, "--port", str(port))
+    process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
+        [sys.executable, "-m", "loadtest.benchmark.plain_service", *options],
+        stdin=subprocess.DEVNULL,
+        env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise LoadTestError("the plain FastAPI service, the baseline, does not start")
+            time.sleep(0.1)
+        yield process.pid, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
