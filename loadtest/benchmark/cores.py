@@ -65,7 +65,7 @@ def listener(port: int) -> int:
         LoadTestError: none of ours does.
     """
     for connection in psutil.net_connections("tcp"):
-        listens = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
-        if listens and connection.laddr[1] == port and connection.pid:
+        listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
+        if listens and connection.pid:
             return int(connection.pid)
     raise LoadTestError(f"nothing of ours listens on port {port}: run `make deploy`, and measure on the same machine")
