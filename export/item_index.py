@@ -16,7 +16,7 @@ from export.settings import TopkSettings
 from serving.steps.catalogue import Catalogue
 from serving.steps.grouped_scan import Rows, Vectors
 from serving.steps.item_index import CODES, STEPS, IndexHeader, IndexSpace, ItemIndex
-from serving.steps.ranking import MAX_TOP_K, Ranked, Ranker
+from serving.steps.ranking import MAX_TOP_K, Ranked, Ranker, log_softmax
 from training.run import Run
 
 APPROXIMATE_FROM = 200_000
@@ -105,7 +105,7 @@ def write_items(
         raise ExportError("an approximate index needs instructions to be verified on, and this run has none")
     codes, steps, order = build_index(catalogue)
     ordered = catalogue.reordered(order)
-    index = ItemIndex(codes, steps, ordered, probes=PROBES[0])
+    index = ItemIndex(codes, steps, ordered, probes=PROBES[0], slack=0.0)
     _tune(index, ordered, requests.every_other(0), settings.recall)
     report = verify_index(index, ordered, requests.every_other(1), settings.recall)
     if not report.passed:
@@ -114,7 +114,8 @@ def write_items(
     _faiss().write_index(codes, str(folder / CODES))
     np.save(folder / STEPS, steps)
     size = (folder / CODES).stat().st_size
-    IndexHeader(items=len(order), width=codes.d, probes=index.probes, codes_bytes=size).write(folder)
+    header = IndexHeader(items=len(order), width=codes.d, probes=index.probes, slack=index.slack, codes_bytes=size)
+    header.write(folder)
     return report
 
 
@@ -193,12 +194,21 @@ def _divide(faiss: Any, vectors: Vectors) -> tuple[Rows, Vectors]:
 
 
 def _tune(index: ItemIndex, catalogue: Catalogue, requests: Requests, target: float) -> None:
-    """Set the fewest probes that keep a little more than the target, so that other requests keep it too."""
-    exact = _rank(Ranker(catalogue), requests, RECALL_AT)
+    """Set the slack that next to all of the best items need, then the fewest probes that keep the target.
+
+    Both keep a little more than they must, so that other requests keep it too.
+    """
+    scan = Ranker(catalogue)
+    exact = _rank(scan, requests, RECALL_AT)
+    label_term = catalogue.score_weights.beta * log_softmax(requests.logits)
+    history = scan.history_vectors(requests.histories)
+    missing = index.shortfall(requests.instruction, label_term, history, exact.items)
+    index.slack = float(np.quantile(missing, target + (1 - target) * 0.9))
     ranker = Ranker(catalogue, index)
     for probes in PROBES:
         index.probes = probes
-        if recall(_rank(ranker, requests, RECALL_AT), exact) >= target + (1 - target) / 4 or probes >= index.cells:
+        found = recall(_rank(ranker, requests, RECALL_AT), exact)
+        if found >= target + (1 - target) / 4 or probes >= index.cells:
             return
 
 
