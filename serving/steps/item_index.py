@@ -17,6 +17,7 @@ import numpy as np
 
 from .catalogue import Catalogue
 from .grouped_scan import GroupedScan, Rows, Vectors
+from .limits import MAX_TOP_K
 
 HEADER = "item_index.json"
 CODES = "item_index.faiss"
@@ -199,10 +200,11 @@ class ItemIndex:
         """
         queries = self._space.queries(instruction, history)
         left_out = [np.asarray(own, np.int64) for own in excluded or [()] * len(queries)]
-        wanted = np.array([k + len(own) for own in left_out])
+        # By the largest `top_k`, not by this one's: cells must not depend on what else is in the batch.
+        wanted = np.array([max(k, MAX_TOP_K) + len(own) for own in left_out]).clip(max=self._codes.ntotal)
         cells, scores = self._cells(queries, label_term, wanted)
         self._codes.nprobe = cells.shape[1]
-        count = int(wanted.max()) + k + SPARE_CANDIDATES
+        count = 2 * k + max(map(len, left_out)) + SPARE_CANDIDATES
         whole, unit = self._whole(queries)
         _, found = self._codes.search_preassigned(whole, min(count, self._codes.ntotal), cells, scores / unit)
         found = [own[own >= 0] for own in found]
@@ -220,19 +222,23 @@ class ItemIndex:
 
     def _cells(self, queries: Vectors, label_term: Vectors, wanted: Rows) -> tuple[Rows, Vectors]:
         """Each row's best cells, which hold as many items as it wants, and their scores; -1 where it needs no more."""
-        need, probes = 1, self.probes
-        while True:
-            best = [_first(*own, probes) for own in self._centres.best([queries], label_term, need, slack=self.slack)]
-            held = np.array([self._sizes[cells].sum() for cells, _ in best])
-            if (held >= wanted).all():
-                break
-            need = min(max(4, 2 * need), len(self._sizes))
-            probes = max(probes, need)
+        best = self._best_cells(queries, label_term, 1, self.probes)
+        need = 4
+        while lacking := [row for row, (own, _) in enumerate(best) if self._sizes[own].sum() < wanted[row]]:
+            more = self._best_cells(queries[lacking], label_term[lacking], need, max(self.probes, need))
+            for row, found in zip(lacking, more, strict=True):
+                best[row] = found
+            need = min(2 * need, self.cells)
         cells = np.full((len(best), max(len(own) for own, _ in best)), -1, np.int64)
         scores = np.zeros(cells.shape, np.float32)
         for row, (own, values) in enumerate(best):
             cells[row, : len(own)], scores[row, : len(own)] = own, values
         return cells, scores
+
+    def _best_cells(self, queries: Vectors, label_term: Vectors, need: int, most: int) -> list[tuple[Rows, Vectors]]:
+        """Each row's cells, best first: those within the slack of the `need`-th best, but not more than `most`."""
+        found = self._centres.best([queries], label_term, min(need, self.cells), slack=self.slack)
+        return [_first(*own, most) for own in found]
 
     def shortfall(self, instruction: Vectors, label_term: Vectors, history: Vectors, items: Rows) -> Vectors:
         """How much less than the best centre's the scores of some items' cells are: what `slack` must allow for.
