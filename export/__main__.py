@@ -50,8 +50,10 @@ def main(config_path: Path, data: Path, var: Path, precision: Precision, overrid
         click.echo(f"release {release.number} is up to date")
     else:
         click.echo(f"run {run.run_id} exported as {precision} and verified in {time.monotonic() - started:.0f} s")
-        for graph, checks in release.manifest.verification.items():
-            verdict = "taken" if graph == list(release.manifest.verification)[-1] else "on the way"
+        verification = release.manifest.verification
+        on_the_way = [graph for graph in verification if graph.endswith(".onnx")][:-1]
+        for graph, checks in verification.items():
+            verdict = "on the way" if graph in on_the_way else "taken"
             click.echo(
                 f"  {graph} ({verdict}): " + ", ".join(f"{name} {measured:.5g}" for name, measured in checks.items())
             )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,44 @@ def study(run: Run, count: int, index: str, scratch: Path) -> dict[str, Any]:
     return {"items": count, "index": index} | built | checks | cost
 
 
+def draw(measured: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot the cost of a row against the number of items, for each kind of index, alone and in a batch of eight."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - of the extra `evaluation`, and only for the picture
+
+    plt.switch_backend("Agg")
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for kind, colour in (("exact", "tab:orange"), ("approximate", "tab:blue")):
+        rows = sorted((one for one in measured if one["index"] == kind), key=lambda one: one["items"])
+        for name, label, style in (
+            ("one_p99", "alone, p99", ":"),
+            ("one_p50", "alone, p50", "-"),
+            ("of_eight_p50", "of eight, p50", "--"),
+        ):
+            values = [one[name] for one in rows]
+            axes.plot([one["items"] for one in rows], values, style, marker=".", color=colour, label=f"{kind}, {label}")
+    axes.set(xscale="log", yscale="log", xlabel="items", ylabel="ms of one core for a row, k = 10")
+    axes.grid(which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 @click.command()
 @click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path), help="A run's folder.")
 @click.option("--items", default="10000,44446,100000,200000,500000,1000000", help="Catalogue sizes.")
 @click.option("--index", "kinds", default="exact,approximate", help="What to measure.")
-def main(run_folder: Path, items: str, kinds: str) -> None:
+@click.option("--plot", type=click.Path(path_type=Path), help="Where to draw cost against size, as PNG.")
+def main(run_folder: Path, items: str, kinds: str, plot: Path | None) -> None:
     """Print one JSON line for each size and kind of index."""
+    measured = []
     run = Run.open(run_folder)
     for count in (int(one) for one in items.split(",")):
         for kind in kinds.split(","):
             with tempfile.TemporaryDirectory() as scratch:
-                click.echo(json.dumps(study(run, count, kind, Path(scratch))))
+                measured.append(study(run, count, kind, Path(scratch)))
+            click.echo(json.dumps(measured[-1]))
+    if plot:
+        draw(measured, plot)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class Catalogue:
             item_ids=self.item_ids.reordered(rows),
             titles=self.titles.reordered(rows),
             history_vectors=None if self.history_vectors is None else self.history_vectors[rows],
-            place=(np.arange(len(rows), dtype=np.int32) if self.place is None else self.place)[rows],
+            place=(np.arange(len(self.prior), dtype=np.int32) if self.place is None else self.place)[rows],
             lookup=None,
             folder=None,
         )

@@ -55,6 +55,7 @@ class GroupedScan:
         group_term: Vectors,
         need: int,
         excluded: Sequence[Sequence[int]] | None = None,
+        slack: float = 0.0,
     ) -> list[tuple[Rows, Vectors]]:
         """The members that may be among each row's best, once rounding is taken out.
 
@@ -63,6 +64,7 @@ class GroupedScan:
             group_term: float32 [rows, G].
             need: how many members each row wants.
             excluded: members that each row leaves out; at least `need` others must be there.
+            slack: how much less than the `need`-th best a score may be.
 
         Returns:
             For each row its members and their scores, at least `need` of them, in no order.
@@ -80,10 +82,10 @@ class GroupedScan:
         rows = [_Row(out, float(scale)) for out, scale in zip(excluded or [()] * len(order), size, strict=True)]
         first = [int(np.searchsorted(held[at], need + len(row.excluded))) + 1 for at, row in enumerate(rows)]
         self._score(rows, [order[at, :stop] for at, stop in enumerate(first)], queries, group_term)
-        floors = [row.floor(need) for row in rows]
+        floors = [row.floor(need) - slack for row in rows]
         later = [order[at, stop:][reach[at, order[at, stop:]] >= floors[at]] for at, stop in enumerate(first)]
         self._score(rows, later, queries, group_term)
-        return [row.best(need) for row in rows]
+        return [row.best(need, slack) for row in rows]
 
     def _product_reach(self, queries: Sequence[Vectors]) -> Vectors:
         """How much the products can be at most in each group, float32 [rows, G]."""
@@ -147,12 +149,12 @@ class _Row:
         worst = float(np.partition(joined, len(joined) - need)[len(joined) - need])
         return worst - ROUNDING * max(self._size, abs(worst))
 
-    def best(self, need: int) -> tuple[Rows, Vectors]:
-        """All members that reach the floor, and their scores.
+    def best(self, need: int, slack: float) -> tuple[Rows, Vectors]:
+        """All members that reach the floor less the slack, and their scores.
 
         A matrix product does not round every column alike, so that equal items would not stay in their order.
         """
-        floor = self.floor(need)
+        floor = self.floor(need) - slack
         kept = [np.flatnonzero(scores >= floor) for _, scores in self._blocks]
         best = [(members[own], scores[own]) for own, (members, scores) in zip(kept, self._blocks, strict=True)]
         return np.concatenate([one for one, _ in best]), np.concatenate([one for _, one in best])

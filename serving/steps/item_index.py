@@ -17,6 +17,7 @@ import numpy as np
 
 from .catalogue import Catalogue
 from .grouped_scan import GroupedScan, Rows, Vectors
+from .limits import MAX_TOP_K
 
 HEADER = "item_index.json"
 CODES = "item_index.faiss"
@@ -36,13 +37,15 @@ class IndexHeader:
     Attributes:
         items: how many items the index holds.
         width: of the vectors in it, padding included.
-        probes: how many cells each row of a request looks into, at least.
+        probes: how many cells each row of a request looks into, at most.
+        slack: how much less than the best centre's a cell's score may be for it to be looked into.
         codes_bytes: size of the file of codes.
     """
 
     items: int
     width: int
     probes: int
+    slack: float
     codes_bytes: int
 
     def write(self, folder: Path) -> None:
@@ -104,7 +107,7 @@ class IndexSpace:
 class ItemIndex:
     """Finds the items that are likely the best; the catalogue's rows lie in the order of the index's cells."""
 
-    def __init__(self, codes: Any, steps: Vectors, catalogue: Catalogue, probes: int) -> None:
+    def __init__(self, codes: Any, steps: Vectors, catalogue: Catalogue, probes: int, slack: float) -> None:
         """Put codes and catalogue together; `open` is the usual door.
 
         Args:
@@ -112,7 +115,9 @@ class ItemIndex:
                 other, hold the rows of the catalogue in order, those of one label together.
             steps: float32 [width], what one unit of a code is worth in each dimension.
             catalogue: what was indexed.
-            probes: how many cells each row of a request looks into, at least.
+            probes: how many cells each row of a request looks into, at most.
+            slack: how much less than the best centre's a cell's score may be for it to be looked into. A request that
+                wants more items than such cells hold looks into others too.
 
         Raises:
             ValueError: codes and catalogue do not fit each other.
@@ -133,8 +138,9 @@ class ItemIndex:
         starts = np.searchsorted(label_of_cell, np.arange(len(catalogue.labels) + 1))
         self._steps = steps
         centres = codes.quantizer.reconstruct_n(0, codes.nlist) * steps
+        self._centre_vectors, self._label_of_cell = centres, label_of_cell
         self._centres = GroupedScan([centres], np.zeros(len(centres), np.float32), starts)
-        self.probes = probes
+        self.probes, self.slack = probes, slack
 
     @property
     def cells(self) -> int:
@@ -173,7 +179,7 @@ class ItemIndex:
             lists.prefetch_nthread = 0
         except (OSError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"the item index cannot be read ({error}); export the release again") from error
-        return cls(codes, steps, catalogue, header.probes)
+        return cls(codes, steps, catalogue, header.probes, header.slack)
 
     def candidates(
         self,
@@ -194,13 +200,15 @@ class ItemIndex:
         """
         queries = self._space.queries(instruction, history)
         left_out = [np.asarray(own, np.int64) for own in excluded or [()] * len(queries)]
-        wanted = np.array([k + len(own) for own in left_out])
+        # By the largest `top_k`, not by this one's: cells must not depend on what else is in the batch.
+        wanted = np.array([max(k, MAX_TOP_K) + len(own) for own in left_out]).clip(max=self._codes.ntotal)
         cells, scores = self._cells(queries, label_term, wanted)
         self._codes.nprobe = cells.shape[1]
-        count = int(wanted.max()) + k + SPARE_CANDIDATES
+        count = 2 * k + max(map(len, left_out)) + SPARE_CANDIDATES
         whole, unit = self._whole(queries)
         _, found = self._codes.search_preassigned(whole, min(count, self._codes.ntotal), cells, scores / unit)
-        return [own[(own >= 0) & ~np.isin(own, out)] for own, out in zip(found, left_out, strict=True)]
+        found = [own[own >= 0] for own in found]
+        return [own[~np.isin(own, out)] if len(out) else own for own, out in zip(found, left_out, strict=True)]
 
     def _whole(self, queries: Vectors) -> tuple[Vectors, Vectors]:
         """Queries against the codes, as whole numbers up to 127, and what one is worth in each row, float32 [rows, 1].
@@ -214,13 +222,42 @@ class ItemIndex:
 
     def _cells(self, queries: Vectors, label_term: Vectors, wanted: Rows) -> tuple[Rows, Vectors]:
         """Each row's best cells, which hold as many items as it wants, and their scores; -1 where it needs no more."""
-        need = min(self.probes, len(self._sizes))
-        while True:
-            best = [_first(*own, need) for own in self._centres.best([queries], label_term, need)]
-            held = np.array([self._sizes[cells].sum() for cells, _ in best])
-            if (held >= wanted).all():
-                return np.stack([cells for cells, _ in best]), np.stack([scores for _, scores in best])
-            need = min(2 * need, len(self._sizes))
+        best = self._best_cells(queries, label_term, 1, self.probes)
+        need = 4
+        while lacking := [row for row, (own, _) in enumerate(best) if self._sizes[own].sum() < wanted[row]]:
+            more = self._best_cells(queries[lacking], label_term[lacking], need, max(self.probes, need))
+            for row, found in zip(lacking, more, strict=True):
+                best[row] = found
+            need = min(2 * need, self.cells)
+        cells = np.full((len(best), max(len(own) for own, _ in best)), -1, np.int64)
+        scores = np.zeros(cells.shape, np.float32)
+        for row, (own, values) in enumerate(best):
+            cells[row, : len(own)], scores[row, : len(own)] = own, values
+        return cells, scores
+
+    def _best_cells(self, queries: Vectors, label_term: Vectors, need: int, most: int) -> list[tuple[Rows, Vectors]]:
+        """Each row's cells, best first: those within the slack of the `need`-th best, but not more than `most`."""
+        found = self._centres.best([queries], label_term, min(need, self.cells), slack=self.slack)
+        return [_first(*own, most) for own in found]
+
+    def shortfall(self, instruction: Vectors, label_term: Vectors, history: Vectors, items: Rows) -> Vectors:
+        """How much less than the best centre's the scores of some items' cells are: what `slack` must allow for.
+
+        Args:
+            instruction: float32 [rows, H].
+            label_term: float32 [rows, K].
+            history: float32 [rows, D].
+            items: catalogue rows, [rows, k].
+
+        Returns:
+            float32 [rows, k].
+        """
+        queries = self._space.queries(instruction, history)
+        best = [scores.max() for _, scores in self._centres.best([queries], label_term, 1)]
+        cells = np.searchsorted(np.cumsum(self._sizes), items, side="right")
+        own = np.einsum("rd,rkd->rk", queries, self._centre_vectors[cells])
+        own += np.take_along_axis(label_term, self._label_of_cell[cells].astype(np.int64), axis=1)
+        return np.asarray(np.array(best)[:, None] - own, dtype=np.float32)
 
 
 def _first(cells: Rows, scores: Vectors, need: int) -> tuple[Rows, Vectors]:

@@ -15,12 +15,11 @@ import numpy as np
 from .catalogue import HISTORY_VECTORS, ITEM_VECTORS, Catalogue
 from .grouped_scan import GroupedScan, Rows, Vectors
 from .item_index import ItemIndex
+from .limits import MAX_HISTORY, MAX_TOP_K
 from .row_file import RowFile
 
 __all__ = ["MAX_HISTORY", "MAX_TOP_K", "Ranked", "Ranker", "Vectors", "log_softmax"]
 
-MAX_TOP_K = 100
-MAX_HISTORY = 1_000
 SETTLED_TOGETHER = 8_192
 """Candidates whose vectors are held at a time; only many equal scores make more than some dozens a row."""
 
