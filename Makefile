@@ -24,6 +24,8 @@ RUN ?=
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
+# How long `make bench` measures each contender in a round.
+BENCH_SECONDS ?= 2
 SHOTS ?= 1,2,5,10
 DRAWS ?= 5
 SPLIT ?= validation
@@ -61,7 +63,7 @@ help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -141,9 +143,9 @@ loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
 		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
 
-bench: running  ## Measure the live service against its own encoder, as ratios of one run
+bench: running  ## Measure the live service against its own encoder and a plain FastAPI service, as ratios of one run
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.benchmark --url $(SERVER) --domain $(DOMAIN) \
-		--release "$$release" --rounds $(ROUNDS) --output-dir $(VAR)/bench
+		--release "$$release" --rounds $(ROUNDS) --seconds $(BENCH_SECONDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
 	@$(PY) -m pytest tests/unit --numprocesses 2
