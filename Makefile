@@ -4,6 +4,9 @@ DOMAIN ?= ecommerce
 DATA ?= data
 VAR ?= var
 PRECISION ?= int8
+# ensemble or fused, and onnxruntime or openvino; empty: as the domain's YAML says (docs/serving.md).
+SERVING ?=
+ENGINE ?=
 HOST ?= 127.0.0.1
 GRPC_PORT ?= 8001
 HTTP_PORT ?= 8000
@@ -12,6 +15,11 @@ TEXT ?= I want to buy a blue shirt
 HISTORY ?=
 K ?= 10
 RELEASE ?=
+TO ?=
+# WATCH=no: no process beside the server that mends what breaks.
+WATCH ?= yes
+BEFORE ?=
+AFTER ?=
 RUN ?=
 USERS ?= 8
 DURATION ?= 20
@@ -47,13 +55,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export deploy status logs recommend stop loadtest bench test lint format lock clean running
+.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend feedback stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
+	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -88,15 +96,28 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 	@mkdir -p $(VAR)/logs/tracking
 	@$(VENV)/bin/tensorboard --logdir $(VAR)/logs/tracking --host 127.0.0.1 --port $(TENSORBOARD_PORT)
 
-export: train  ## Make the run into a verified release (PRECISION=fp32|int8)
-	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(SET)
+# Before a run is trained: what a TensorRT engine needs is said at once.
+tensorrt: setup
+	@$(PY) -m export.tensorrt check
+
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) train  ## Make the run into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
+	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(SERVING),serving.mode=$(SERVING)) $(if $(ENGINE),serving.engine=$(ENGINE)) $(SET)
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
 	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export
-	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS)
+	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS) $(if $(filter no,$(WATCH)),--no-watch)
 	@$(MAKE) --no-print-directory recommend
 	@echo
 	@echo 'Ask more:  make recommend TEXT="a warm winter jacket for my son" K=5      Stop:  make stop'
+
+rollback: setup  ## Let the release before answer again (or TO=n)
+	@$(PY) -m serving rollback --domain $(DOMAIN) --var $(VAR) $(if $(TO),--to $(TO))
+
+releases: setup  ## List the domain's releases: when, what changed, metrics, which one answers
+	@$(PY) -m serving releases --domain $(DOMAIN) --var $(VAR)
+
+diff: setup  ## Say in what the newest release differs from the one before (or BEFORE=n AFTER=m)
+	@$(PY) -m serving diff --domain $(DOMAIN) --var $(VAR) $(if $(BEFORE),--before $(BEFORE)) $(if $(AFTER),--after $(AFTER))
 
 status: setup  ## Say what runs, what answers, and how much memory it takes
 	@$(PY) -m serving status --var $(VAR)
@@ -109,6 +130,9 @@ running: setup
 
 recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
 	@$(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN) -- "$$TEXT"
+
+feedback: setup  ## Show how much feedback came in, by domain and event
+	@$(PY) -m feedback --var $(VAR)
 
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)

@@ -9,6 +9,7 @@ import click
 
 from export.errors import ExportError
 from export.settings import PRECISIONS, Precision
+from export.tensorrt.module import require_gpu_build
 from serving.layout import Layout
 from training.config_loading import load_config
 from training.plan import existing_run, make_plan
@@ -35,6 +36,8 @@ from training.plan import existing_run, make_plan
 def main(config_path: Path, data: Path, var: Path, precision: Precision, overrides: tuple[str, ...]) -> None:
     """Find the run, export it, and say which release it became."""
     started = time.monotonic()
+    if precision.startswith("trt-"):
+        require_gpu_build()
     config = load_config(config_path, overrides)
     run = existing_run(make_plan(config, data, var))
     if run is None:

@@ -42,9 +42,10 @@ def first_divergence(
     visible.CopyFrom(graph)
     visible.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     found = open_session(visible).run(names, {"input_ids": ids, "attention_mask": mask})
-    for layer, (expected, value) in enumerate(zip(states, found, strict=True)):
+    for layer, (expected, values) in enumerate(zip(states, found, strict=True)):
+        value = values.reshape(expected.shape)  # an INT8 graph holds it as rows of tokens
         text = mask == 1
-        cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]), dim=-1).mean())
+        cosine = float(torch.cosine_similarity(expected[text], torch.from_numpy(value[text]).float(), dim=-1).mean())
         if not (np.isfinite(value[text]).all() and cosine >= budget.mean_cosine):
             place = "the embedding tables" if layer == 0 else f"encoder layer {layer} of {len(states) - 1}"
             return f"{place} (tensor {names[layer]}, mean cosine {cosine:.6g})"

@@ -99,7 +99,7 @@ class EncoderGraph(nn.Module):
         }
         states = self.encoder(
             input_ids=input_ids,
-            attention_mask=blocked * _MASKED,
+            attention_mask=(blocked * _MASKED).to(self.encoder.dtype),
             output_hidden_states=True,
             **{name: value for name, value in arguments.items() if name in self.accepted},
         )

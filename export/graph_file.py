@@ -10,15 +10,9 @@ import onnx
 import onnxruntime
 
 from export.errors import ExportError
+from serving.steps.encoder_engine import SLOW_FUSIONS
 
 __all__ = ["SLOW_FUSIONS", "load_graph", "open_session", "save_graph"]
-
-SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
-"""Fusions of ONNX Runtime whose CPU kernels are slower than the nodes they replace (1.30 to 1.32).
-
-The native Triton backend has no such switch. The way there is to save the graph as this session optimised it and to
-load that with graph optimisation off.
-"""
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:

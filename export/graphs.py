@@ -10,12 +10,18 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from export.errors import VerificationError
-from export.int8 import Int8Settings, quantize_encoder
+from export.gpu_graphs import GpuGraphs
+from export.graph_file import load_graph
+from export.int8 import Int8Settings, decide, emit
 from export.onnx_graph import export_encoder, export_head
 from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings
+from export.speed import compare_speed
+from export.task import Task
+from export.tensorrt.engine import EngineFile
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
+from training.dataset import Instruction
 from training.run import Run
 
 INT8_RECIPES = {
@@ -35,6 +41,7 @@ class EncoderGraphs:
         hidden_size: width H of its output.
         tokenizer: that belongs to it.
         reports: the FP32 graph's, then those of the INT8 recipes in the order they were tried; the last one passed.
+        engine: built of that graph on this machine, for TensorRT precisions.
     """
 
     path: Path
@@ -42,6 +49,7 @@ class EncoderGraphs:
     hidden_size: int
     tokenizer: Tokenizer
     reports: tuple[VerificationReport, ...]
+    engine: EngineFile | None = None
 
     def markdown(self) -> str:
         """All reports as one Markdown page."""
@@ -77,9 +85,12 @@ class _EncoderBuilder:
     def __init__(self, run: Run, serving: ServingSettings, settings: ExportSettings, folder: Path) -> None:
         self.model = run.load_model()
         self.buckets = serving.buckets_up_to(self.model.max_length)
+        self.max_batch_size = serving.max_batch_size
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
-        self.texts = held_out_texts(run, settings.verification_texts)
+        instructions = held_out_instructions(run)[: settings.verification_texts]
+        self.texts = [one.text for one in instructions]
+        self.task = Task(run, instructions)
         self.item_vectors = run.item_vectors()
         self.folder = folder
 
@@ -91,29 +102,51 @@ class _EncoderBuilder:
             export_encoder(self.model, path)
             progress.set_postfix_str("verifying FP32 against torch")
             reports = [self._verify(path, FP32_BUDGET)]
+            engine = None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
-        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports))
+            elif precision != "fp32":
+                made = self._gpu().build(precision, path, progress.set_postfix_str)
+                path, engine, reports = made.path, made.engine, [*reports, *made.reports]
+        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports), engine)
+
+    def _gpu(self) -> GpuGraphs:
+        return GpuGraphs(
+            self.model,
+            self.buckets,
+            self.max_batch_size,
+            self.calibration,
+            self.texts,
+            self.item_vectors,
+            self.folder,
+            self.task,
+        )
 
     def _int8(
         self, fp32: Path, reports: list[VerificationReport], progress: tqdm[NoReturn]
     ) -> tuple[Path, list[VerificationReport]]:
         """Take the fastest recipe that stays within the budget: how much a catalogue forgives, only measuring tells."""
         calibration = calibration_batches(self.model, self.calibration)
+        graph = load_graph(fp32)
         for name, settings in INT8_RECIPES.items():
             path = self.folder / f"encoder-{name}.onnx"
             progress.set_postfix_str(f"calibrating and quantising to INT8 ({name})")
-            quantize_encoder(fp32, path, calibration, settings)
+            emit(graph, decide(graph, calibration, settings), path)
             progress.set_postfix_str(f"verifying INT8 against torch ({name})")
             try:
-                return path, [*reports, self._verify(path, INT8_BUDGET)]
+                report = self._verify(path, INT8_BUDGET)
             except VerificationError as error:
                 failed = error
                 reports = [*reports, error.report]
+            else:
+                progress.set_postfix_str("timing INT8 beside FP32")
+                return path, [*reports, report.model_copy(update={"speed": compare_speed(fp32, path)})]
         raise failed
 
     def _verify(self, path: Path, budget: VerificationBudget) -> VerificationReport:
-        return verify_encoder(path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors)
+        return verify_encoder(
+            path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors, task=self.task
+        )
 
 
 def build_head(run: Run, path: Path) -> None:
@@ -122,11 +155,15 @@ def build_head(run: Run, path: Path) -> None:
     export_head(head.weight.detach().numpy(), head.bias.detach().numpy(), path)
 
 
-def held_out_texts(run: Run, count: int) -> list[str]:
-    """Instructions that tuning did not learn from, at most `count`; training ones if there are no others."""
+def held_out_instructions(run: Run) -> list[Instruction]:
+    """Instructions that tuning did not learn from; training ones if there are no others."""
     instructions = run.instructions()
-    held_out = [one.text for one in instructions if one.split != "train"]
-    return (held_out or [one.text for one in instructions])[:count]
+    return [one for one in instructions if one.split != "train"] or instructions
+
+
+def held_out_texts(run: Run, count: int) -> list[str]:
+    """The words of at most `count` held-out instructions."""
+    return [one.text for one in held_out_instructions(run)[:count]]
 
 
 def calibration_texts(run: Run, count: int) -> list[str]:

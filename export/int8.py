@@ -12,6 +12,7 @@ x W = (x / s)(s W), s_j = max|x_j|^a / max|w_j|^(1 - a). Products with the same 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from export.calibration import Activation, observe
 from export.errors import ExportError
 from export.graph_file import load_graph, save_graph
-from export.qdq import QuantizedInput, rewrite, rounded
+from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
+from export.rounding import CompensatedRounding
 from export.tokens import Batch
 
-__all__ = ["Int8Report", "Int8Settings", "ProductReport", "quantize_encoder"]
+__all__ = ["Int8Report", "Int8Settings", "ProductReport", "Quantization", "decide", "emit", "quantize_encoder"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,6 +38,7 @@ class Int8Settings(BaseModel):
 
     Attributes:
         smoothing: SmoothQuant's exponent a; 0 switches it off.
+        compensation: Rounds weights so that errors cancel (see `rounding`), and not each to its nearest code.
         max_relative_error: A product whose squared error on the calibration sample, over the squared output, is above
             this stays in FP32. 0 leaves every product in FP32.
         float_down_projection: Leaves every product that narrows (the second half of a feed-forward block, the most
@@ -48,6 +51,7 @@ class Int8Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     smoothing: float = Field(default=0.85, ge=0, le=1)
+    compensation: bool = True
     max_relative_error: float = Field(default=0.01, ge=0)
     float_down_projection: bool = False
     embedding_tables: bool = True
@@ -85,6 +89,23 @@ class Int8Report(BaseModel):
     bytes_int8: int
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """What is quantised and how: what calibration decided, apart from the graph it is written into.
+
+    Attributes:
+        settings: The settings it was decided with.
+        inputs: The tensors that quantised products take, in graph order.
+        kept: Products that stay in FP32, and their relative errors.
+        tables: Names of the embedding tables to hold as S8.
+    """
+
+    settings: Int8Settings
+    inputs: tuple[QuantizedInput, ...]
+    kept: dict[str, float]
+    tables: tuple[str, ...]
+
+
 def quantize_encoder(
     fp32: Path, int8: Path, calibration: Iterable[Batch], settings: Int8Settings | None = None
 ) -> Int8Report:
@@ -93,6 +114,21 @@ def quantize_encoder(
     Args:
         fp32: The graph that `export_encoder` wrote.
         int8: The file to make.
+        calibration: See `decide`.
+        settings: The defaults when None.
+
+    Raises:
+        ExportError: See `decide`.
+    """
+    graph = load_graph(fp32)
+    return emit(graph, decide(graph, calibration, settings), int8)
+
+
+def decide(graph: onnx.ModelProto, calibration: Iterable[Batch], settings: Int8Settings | None = None) -> Quantization:
+    """Calibrates an FP32 encoder graph and rounds its weights; the graph stays as it is.
+
+    Args:
+        graph: The graph that `export_encoder` wrote.
         calibration: Real texts as token ids and masks, each [batch, length]; see `tokens.calibration_batches`. Varied
             ones: half instructions, half catalogue texts lose less than instructions alone; 256 are enough.
         settings: The defaults when None.
@@ -102,14 +138,13 @@ def quantize_encoder(
             that is not finite.
     """
     settings = settings or Int8Settings()
-    graph = load_graph(fp32)
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     sharing: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
         if node.op_type == "MatMul" and node.input[1] in constants and len(constants[node.input[1]].dims) == 2:
             sharing.setdefault(node.input[0], []).append(node)
     if not sharing:
-        raise ExportError(f"{fp32}: there is no matrix product with a constant weight to quantise. Is it an encoder?")
+        raise ExportError("There is no matrix product with a constant weight to quantise. Is the graph an encoder?")
     activations = observe(graph, list(sharing), calibration)
     groups = [
         _quantize(
@@ -117,56 +152,85 @@ def quantize_encoder(
         )
         for source, nodes in sharing.items()
     ]
-    chosen = [group for group in groups if _is_worth_it(group, settings)]
-    tables = _tables(graph, constants, settings)
-    rewrite(graph, chosen, tables)
-    save_graph(graph, int8)
-    names = {node.name for group in chosen for node in group.nodes}
-    return Int8Report(
+    chosen = tuple(group for group in groups if _is_worth_it(group, settings))
+    return Quantization(
         settings=settings,
-        products=tuple(
-            ProductReport(name=node.name, relative_error=error, quantized=node.name in names)
+        inputs=chosen,
+        kept={
+            product.node: product.relative_error
             for group in groups
-            for node, error in zip(group.nodes, group.errors, strict=True)
+            if not any(group is one for one in chosen)
+            for product in group.products
+        },
+        tables=_tables(graph, constants, settings),
+    )
+
+
+def emit(graph: onnx.ModelProto, quantization: Quantization, path: Path) -> Int8Report:
+    """Writes the form for CPUs, U8 activations and S8 weights, of the FP32 graph that `decide` was given.
+
+    Args:
+        graph: The graph; it stays as it is.
+        quantization: What `decide` returned for it.
+        path: The file to make.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    tables = {name: numpy_helper.to_array(constants[name]) for name in quantization.tables}
+    rewrite(made, list(quantization.inputs), tables)
+    save_graph(made, path)
+    errors = quantization.kept | {
+        product.node: product.relative_error for group in quantization.inputs for product in group.products
+    }
+    return Int8Report(
+        settings=quantization.settings,
+        products=tuple(
+            ProductReport(
+                name=node.name, relative_error=errors[node.name], quantized=node.name not in quantization.kept
+            )
+            for node in graph.graph.node
+            if node.name in errors
         ),
-        tables=tuple(tables),
-        bytes_fp32=fp32.stat().st_size,
-        bytes_int8=int8.stat().st_size,
+        tables=quantization.tables,
+        bytes_fp32=graph.ByteSize(),
+        bytes_int8=path.stat().st_size,
     )
 
 
 def _is_worth_it(group: QuantizedInput, settings: Int8Settings) -> bool:
-    inputs, outputs = group.weight_codes[0].shape
+    inputs, outputs = group.products[0].codes.shape
     if settings.float_down_projection and inputs > outputs:
         return False
-    return max(group.errors) < settings.max_relative_error
+    return max(product.relative_error for product in group.products) < settings.max_relative_error
 
 
 def _quantize(
     nodes: list[onnx.NodeProto], weights: list[Floats], activation: Activation, settings: Int8Settings
 ) -> QuantizedInput:
-    together = np.concatenate(weights, axis=1)
-    smoothing = _smoothing(activation, together, settings.smoothing)
-    low = min(float((activation.low / smoothing).min()), 0.0)  # zero must have an exact code
-    high = max(float((activation.high / smoothing).max()), 0.0)
-    scale = np.float32((high - low) / 255 or 1.0)
-    zero_point = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-    inverse = (1 / smoothing).astype(np.float32)
-    codes = np.clip(np.rint(activation.sample * inverse / scale) + zero_point, 0, 255)
+    smoothing = _smoothing(activation, np.concatenate(weights, axis=1), settings.smoothing)
+    group = QuantizedInput(
+        source=nodes[0].input[0],
+        products=(),
+        inverse_smoothing=(1 / smoothing).astype(np.float32),
+        low=min(float((activation.low / smoothing).min()), 0.0),  # zero must have an exact code
+        high=max(float((activation.high / smoothing).max()), 0.0),
+    )
+    scale, zero_point = group.unsigned
+    codes = np.clip(np.rint(activation.sample * group.inverse_smoothing / scale) + zero_point, 0, 255)
     restored = (codes - zero_point) * scale
-    codes_of_weights, scales, errors = [], [], []
-    for weight in weights:
-        weight_codes, weight_scale = rounded(
-            weight * smoothing[:, None], axis=0, top=63 if settings.reduce_range else 127
-        )
+    gram = activation.gram * np.outer(group.inverse_smoothing, group.inverse_smoothing)
+    rounding = CompensatedRounding(gram, noise=float(scale) ** 2 / 12) if settings.compensation else None
+    products = []
+    for node, weight in zip(nodes, weights, strict=True):
+        smoothed, top = weight * smoothing[:, None], 63 if settings.reduce_range else 127
+        weight_codes, scales = rounded(smoothed, axis=0, top=top)
+        if rounding is not None:
+            weight_codes = rounding.codes(smoothed, scales, top)
         exact = activation.sample @ weight
-        error = float(
-            np.square(exact - restored @ (weight_codes * weight_scale)).mean() / max(np.square(exact).mean(), 1e-30)
-        )
-        codes_of_weights.append(weight_codes)
-        scales.append(weight_scale)
-        errors.append(error)
-    return QuantizedInput(nodes[0].input[0], nodes, inverse, scale, zero_point, codes_of_weights, scales, errors)
+        error = np.square(exact - restored @ (weight_codes * scales)).mean() / max(np.square(exact).mean(), 1e-30)
+        products.append(QuantizedProduct(node.name, weight_codes, scales, float(error)))
+    return replace(group, products=tuple(products))
 
 
 def _smoothing(activation: Activation, weight: Floats, exponent: float) -> Floats:
@@ -180,17 +244,15 @@ def _smoothing(activation: Activation, weight: Floats, exponent: float) -> Float
     return smoothing
 
 
-def _tables(
-    graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings
-) -> dict[str, Floats]:
+def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings) -> tuple[str, ...]:
     if not settings.embedding_tables:
-        return {}
-    return {
-        node.input[0]: numpy_helper.to_array(constants[node.input[0]])
+        return ()
+    return tuple(
+        node.input[0]
         for node in graph.graph.node
         if node.op_type == "Gather"
         and node.input[0] in constants
         and constants[node.input[0]].data_type == TensorProto.FLOAT
         and len(constants[node.input[0]].dims) == 2
         and constants[node.input[0]].dims[0] >= settings.table_rows
-    }
+    )

@@ -7,17 +7,30 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc import model_config_pb2
 
-from export.settings import ServingSettings
+from export.settings import Engine, Mode, ServingSettings
+from export.tensorrt.profiles import INPUTS, captured_batches, make_profiles
 from serving.live_repository import CONFIG_NAME, format_config, parse_config
 
 MODEL_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 STEPS = ("tokenizer", "encoder", "head", "topk")
+GPU_VARIANT = "configs/gpu.pbtxt"  # read instead of config.pbtxt under --model-config-name=gpu
+FUSED = "fused"
+"""The step that does all of it."""
+LENGTH_MULTIPLES: dict[Engine, int] = {"onnxruntime": 1, "openvino": 16}
+"""Lengths at multiples of this give answers that do not depend on padding: see `OpenVinoEngine`."""
+WARMUP_DIMS = {"instruction": [1], "history": [1], "top_k": [1]}
+WARMUP_FILES = {"instruction": "text", "history": "history", "top_k": "top_k"}
 WARMUP_FOLDER = "warmup"  # where Triton looks for `input_data_file`, beside config.pbtxt
 
 
-def committed_config(name: str) -> model_config_pb2.ModelConfig:
-    """The committed config of a step or of the ensemble."""
-    return parse_config((MODEL_REPOSITORY / name / CONFIG_NAME).read_text(encoding="utf-8"))
+def committed_config(name: str, variant: str = CONFIG_NAME) -> model_config_pb2.ModelConfig:
+    """The committed config of a step or of the ensemble, or a variant of it."""
+    return parse_config((MODEL_REPOSITORY / name / variant).read_text(encoding="utf-8"))
+
+
+def steps_of(mode: Mode) -> tuple[str, ...]:
+    """The models of a domain, beside its ensemble."""
+    return STEPS if mode == "ensemble" else (FUSED,)
 
 
 def step_name(domain: str, step: str) -> str:
@@ -47,19 +60,53 @@ class ConfigWriter:
 
     def step(self, step: str) -> str:
         """A step's config.pbtxt; the same text for the same settings, so that an unchanged step is recognised."""
-        config = committed_config(step)
+        config = self._sized(step)
+        if step == "tokenizer":
+            config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
+        if step in {"encoder", FUSED}:
+            config.instance_group[0].count = self.settings.encoder_instances
+            self._set_engine(step, config)
+            self._add_warmup(config)
+        return format_config(config)
+
+    def gpu_encoder(self) -> str:
+        """The encoder's config variant for an engine: all its profiles, and a CUDA graph for every common shape."""
+        config = self._sized("encoder", GPU_VARIANT)
+        group, batch = config.instance_group[0], self.settings.max_batch_size
+        group.count = self.settings.encoder_instances
+        group.profile[:] = [str(number) for number in range(len(make_profiles(self.buckets, batch)))]
+        for bucket in self.buckets:
+            for rows in captured_batches(batch):
+                spec = config.optimization.cuda.graph_spec.add()
+                spec.batch_size = rows
+                for name in INPUTS:
+                    spec.input[name].dim[:] = [bucket]
+        self._add_warmup(config)
+        return format_config(config)
+
+    def _sized(self, step: str, variant: str = CONFIG_NAME) -> model_config_pb2.ModelConfig:
+        config = committed_config(step, variant)
         config.name = step_name(self.domain, step)
         config.max_batch_size = self.settings.max_batch_size
         for tensor in (*config.input, *config.output):
             if tensor.name in self._dims:
                 tensor.dims[:] = self._dims[tensor.name]
-        if step == "tokenizer":
-            config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
-        if step == "encoder":
-            config.instance_group[0].count = self.settings.encoder_instances
-            config.parameters["intra_op_thread_count"].string_value = str(self.settings.encoder_threads)
-            self._add_warmup(config)
-        return format_config(config)
+        return config
+
+    def _set_engine(self, step: str, config: model_config_pb2.ModelConfig) -> None:
+        engine, threads, parameters = self.settings.engine, str(self.settings.encoder_threads), config.parameters
+        if step == FUSED:
+            parameters["engine"].string_value = engine
+            parameters["max_length"].string_value = str(self.buckets[-1])
+            parameters["length_multiple"].string_value = str(LENGTH_MULTIPLES[engine])
+            parameters["intra_op_thread_count"].string_value = threads
+        elif engine == "openvino":
+            config.backend = engine
+            parameters.clear()
+            parameters["INFERENCE_NUM_THREADS"].string_value = threads
+            parameters["NUM_STREAMS"].string_value = "1"
+        else:
+            parameters["intra_op_thread_count"].string_value = threads
 
     def _add_warmup(self, config: model_config_pb2.ModelConfig) -> None:
         for bucket in self.buckets:
@@ -70,22 +117,43 @@ class ConfigWriter:
                 for tensor in config.input:
                     entry = sample.inputs[tensor.name]
                     entry.data_type = tensor.data_type
-                    entry.dims[:] = [bucket]
-                    entry.input_data_file = f"ones_{bucket}"
+                    entry.dims[:] = WARMUP_DIMS.get(tensor.name, [bucket])
+                    entry.input_data_file = f"{WARMUP_FILES.get(tensor.name, 'ones')}_{bucket}"
 
-    def write_warmup_data(self, model_folder: Path) -> None:
-        """Write the encoder's warm-up tensors: a row of ones is a valid text and a full attention mask alike."""
+    def write_warmup_data(self, step: str, model_folder: Path) -> None:
+        """Write the warm-up tensors of the encoder or of the fused step, one row each; Triton repeats it.
+
+        A row of ones is a valid text and a full attention mask alike; to the fused step, a text is a word repeated.
+        """
         folder = model_folder / WARMUP_FOLDER
         folder.mkdir()
         for bucket in self.buckets:
-            (folder / f"ones_{bucket}").write_bytes(np.ones(bucket, dtype=np.int64).tobytes())
+            if step == "encoder":
+                (folder / f"ones_{bucket}").write_bytes(np.ones(bucket, dtype=np.int64).tobytes())
+                continue
+            text = ("a " * bucket).encode()
+            (folder / f"text_{bucket}").write_bytes(len(text).to_bytes(4, "little") + text)
+            (folder / f"history_{bucket}").write_bytes(bytes(4))  # one entry, "", which is padding
+            (folder / f"top_k_{bucket}").write_bytes(np.array([10], dtype=np.int32).tobytes())
 
     def ensemble(self, versions: dict[str, int]) -> str:
         """The ensemble's config.pbtxt, with every step's version pinned."""
         config = committed_config("ensemble")
         config.name = self.domain
         config.max_batch_size = self.settings.max_batch_size
+        if self.settings.mode == "fused":
+            self._make_one_step(config)
         for entry in config.ensemble_scheduling.step:
             entry.model_version = versions[entry.model_name]
             entry.model_name = step_name(self.domain, entry.model_name)
         return format_config(config)
+
+    @staticmethod
+    def _make_one_step(config: model_config_pb2.ModelConfig) -> None:
+        """Let the fused step stand in for the others: it has the whole contract."""
+        del config.ensemble_scheduling.step[:]
+        entry = config.ensemble_scheduling.step.add(model_name=FUSED)
+        for tensor in config.input:
+            entry.input_map[tensor.name] = tensor.name
+        for tensor in config.output:
+            entry.output_map[tensor.name] = tensor.name

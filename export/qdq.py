@@ -9,34 +9,65 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["QuantizedInput", "rewrite", "rounded"]
+from export.rows import products_of_rows
+
+__all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded"]
 
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass
+@dataclass(frozen=True)
+class QuantizedProduct:
+    """One matrix product with a constant weight.
+
+    Attributes:
+        node: The node's name. What stands before its last `/` is the module, the same in every graph of one encoder.
+        codes: S8 codes of the smoothed weight, [C, outputs].
+        scales: A scale for each output, [outputs].
+        relative_error: Squared error on the calibration sample over the squared output.
+    """
+
+    node: str
+    codes: npt.NDArray[np.int8]
+    scales: Floats
+    relative_error: float
+
+    @property
+    def module(self) -> str:
+        """The module that the product belongs to."""
+        return self.node.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
 class QuantizedInput:
-    """One tensor that matrix products take, quantised together with the weights they multiply it by.
+    """One tensor that matrix products take, and the products, whose weights are quantised to suit it.
+
+    What calibration found is kept, and not codes of one kind: `unsigned` suits CPUs, `symmetric` suits TensorRT.
 
     Attributes:
         source: The tensor's name; its shape is [batch, length, C].
-        nodes: The matrix products.
+        products: The matrix products, in graph order.
         inverse_smoothing: What the tensor is multiplied by before it is quantised, [C].
-        scale: The scale of its U8 codes.
-        zero_point: The code of zero.
-        weight_codes: S8 codes of each product's smoothed weight, [C, outputs].
-        weight_scales: A scale for each output of each product, [outputs].
-        errors: Relative squared error of each product on the calibration sample.
+        low: Least value of the smoothed tensor, at most 0.
+        high: Its greatest value, at least 0.
     """
 
     source: str
-    nodes: list[onnx.NodeProto]
+    products: tuple[QuantizedProduct, ...]
     inverse_smoothing: Floats
-    scale: np.float32
-    zero_point: np.uint8
-    weight_codes: list[npt.NDArray[np.int8]]
-    weight_scales: list[Floats]
-    errors: list[float]
+    low: float
+    high: float
+
+    @property
+    def unsigned(self) -> tuple[np.float32, np.uint8]:
+        """Scale and zero point of U8 codes."""
+        scale = np.float32((self.high - self.low) / 255 or 1.0)
+        return scale, np.uint8(np.clip(np.rint(-self.low / scale), 0, 255))
+
+    @property
+    def symmetric(self) -> np.float32:
+        """Scale of S8 codes whose zero point is 0."""
+        return np.float32(max(self.high, -self.low) / 127 or 1.0)
 
 
 def rounded(values: Floats, axis: int, top: int = 127) -> tuple[npt.NDArray[np.int8], Floats]:
@@ -62,22 +93,34 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     """
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
+    products_of_rows(graph, {product.node for group in groups for product in group.products})
+    by_name = {node.name: node for node in graph.graph.node}
+    biases = {tensor.name: tensor for tensor in graph.graph.initializer}
     for group in groups:
-        before[group.nodes[0].name] = _quantized_input(group, constants)
-        for node, codes, scale in zip(group.nodes, group.weight_codes, group.weight_scales, strict=True):
+        source = by_name[group.products[0].node].input[0]  # as rows, under its own name or another
+        before[group.products[0].node] = _quantized_input(source, group, constants)
+        for product in group.products:
+            node = by_name[product.node]
             name = node.input[1]
-            constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
-            constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
+            if len(node.input) > 2:
+                before[node.name] = [
+                    *before.get(node.name, []),
+                    _quantized_bias(node, group, product, biases, constants),
+                ]
+            constants.append(numpy_helper.from_array(product.codes, f"{name}/codes"))
+            constants.append(numpy_helper.from_array(product.scales, f"{name}/scale"))
+            # Zero is the default, but ONNX Runtime's fusion to QGemm wants it written down.
+            constants.append(numpy_helper.from_array(np.zeros(len(product.scales), np.int8), f"{name}/zero_point"))
             before.setdefault(node.name, []).append(
                 helper.make_node(
                     "DequantizeLinear",
-                    [f"{name}/codes", f"{name}/scale"],
+                    [f"{name}/codes", f"{name}/scale", f"{name}/zero_point"],
                     [f"{name}/restored"],
                     name=f"{node.name}/weight",
                     axis=1,
                 )
             )
-            node.input[0], node.input[1] = f"{group.source}/restored", f"{name}/restored"
+            node.input[0], node.input[1] = f"{source}/restored", f"{name}/restored"
     nodes: list[onnx.NodeProto] = []
     for node in graph.graph.node:
         if node.op_type == "Gather" and node.input[0] in tables:
@@ -90,15 +133,34 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     graph.graph.CopyFrom(renewed)
 
 
-def _quantized_input(group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
-    source, nodes = group.source, []
+def _quantized_bias(
+    node: onnx.NodeProto,
+    group: QuantizedInput,
+    product: QuantizedProduct,
+    biases: dict[str, onnx.TensorProto],
+    constants: list[onnx.TensorProto],
+) -> onnx.NodeProto:
+    """INT32 codes of a Gemm's bias at the scale of the sums that it is added to, which makes it part of the kernel."""
+    name = f"{node.name}/bias"  # not the tensor's: equal biases of several products are one tensor
+    scale = group.unsigned[0] * product.scales
+    limit = 2**31 - 129  # the greatest FP32 below 2**31
+    codes = np.clip(np.rint(numpy_helper.to_array(biases[node.input[2]]) / scale), -limit, limit).astype(np.int32)
+    constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
+    constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
+    node.input[2] = f"{name}/restored"
+    return helper.make_node("DequantizeLinear", [f"{name}/codes", f"{name}/scale"], [node.input[2]], name=name, axis=0)
+
+
+def _quantized_input(source: str, group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    nodes = []
     smooth = source
     if (group.inverse_smoothing != 1).any():
         smooth = f"{source}/smooth"
         constants.append(numpy_helper.from_array(group.inverse_smoothing, f"{source}/inverse_smoothing"))
         nodes.append(helper.make_node("Mul", [source, f"{source}/inverse_smoothing"], [smooth], name=smooth))
-    constants.append(numpy_helper.from_array(np.array(group.scale), f"{source}/scale"))
-    constants.append(numpy_helper.from_array(np.array(group.zero_point), f"{source}/zero_point"))
+    scale, zero_point = group.unsigned
+    constants.append(numpy_helper.from_array(np.array(scale), f"{source}/scale"))
+    constants.append(numpy_helper.from_array(np.array(zero_point), f"{source}/zero_point"))
     parameters = [f"{source}/scale", f"{source}/zero_point"]
     codes, restored = f"{source}/codes", f"{source}/restored"
     nodes.append(helper.make_node("QuantizeLinear", [smooth, *parameters], [codes], name=f"{source}/quantize"))

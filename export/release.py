@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import VerificationError
+from export.errors import ExportError, VerificationError
 from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
 from export.item_index import held_out_requests, wants_index, write_items
-from export.model_config import MODEL_REPOSITORY, STEPS, ConfigWriter, step_name
+from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.report import VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.tensorrt.engine import EngineFile
+from export.tensorrt.module import load_tensorrt
+from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.errors import ReleaseError
 from serving.files import sha256_of
 from serving.layout import Layout
@@ -28,6 +31,7 @@ from serving.live_repository import CONFIG_NAME, LiveRepository
 from serving.manifest import Manifest, Step, files_below
 from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
 from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable
+from serving.steps.text_encoder import Head
 from training.atomic import new_folder
 from training.config import DomainConfig
 from training.run import Run
@@ -65,6 +69,7 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
     """
     serving = read_section(ServingSettings, "serving", config.serving)
     settings = read_section(ExportSettings, "export", config.export)
+    _check_engine(precision, serving)
     folder = layout.releases(run.domain)
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
@@ -81,6 +86,14 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
                 manifest = builder.build(graphs, precision, fingerprint)
                 manifest.write(staged)
         return Exported(store.open(number), is_new=True)
+
+
+def _check_engine(precision: Precision, serving: ServingSettings) -> None:
+    if precision.startswith("trt-") and (serving.mode == "fused" or serving.engine == "openvino"):
+        raise ExportError(
+            f"{precision} is an encoder of its own on a GPU: set serving.mode to ensemble and serving.engine to "
+            f"onnxruntime, not {serving.mode} and {serving.engine}"
+        )
 
 
 @contextmanager
@@ -129,6 +142,8 @@ def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, setti
         precision,
         serving.model_dump_json(),
         settings.model_dump_json(),
+        # An engine is of one machine: the same export elsewhere is another release.
+        str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
     ):
         digest.update(part.encode() + b"\0")
     roots = (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY)
@@ -156,7 +171,7 @@ class _ReleaseBuilder:
         run = self.run
         configs = ConfigWriter(run.domain, self.serving, graphs.buckets, graphs.hidden_size, len(run.labels))
         steps = {}
-        for step in STEPS:
+        for step in steps_of(self.serving.mode):
             staged = self.models / step_name(run.domain, step) / "new"
             staged.mkdir(parents=True)
             self._fill(step, staged, graphs, configs)
@@ -186,21 +201,26 @@ class _ReleaseBuilder:
             metrics=run.manifest.metrics,
             verification=graphs.checks() | (self.item_report.measured() if self.item_report else {}),
             steps=steps,
+            engine=graphs.engine.fingerprint if graphs.engine else None,
             files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
         )
 
     def _fill(self, step: str, folder: Path, graphs: EncoderGraphs, configs: ConfigWriter) -> None:
-        if step == "encoder":
+        if step in {"encoder", FUSED}:
             shutil.copy2(graphs.path, folder / "model.onnx")
-            configs.write_warmup_data(folder.parent)
-        elif step == "head":
+            configs.write_warmup_data(step, folder.parent)
+            if graphs.engine:
+                add_engine(folder, graphs.engine, configs)
+        if step == "head":
             build_head(self.run, folder / "model.onnx")
-        else:
+        if step in {"tokenizer", "topk", FUSED}:
             self._copy_code(step, folder)
-            if step == "tokenizer":
-                graphs.tokenizer.save(str(folder / "tokenizer.json"))
-            else:
-                self._write_catalogue(folder)
+        if step in {"tokenizer", FUSED}:
+            graphs.tokenizer.save(str(folder / "tokenizer.json"))
+        if step in {"topk", FUSED}:
+            self._write_catalogue(folder)
+        if step == FUSED:
+            self._write_head(folder)
 
     def _copy_code(self, step: str, folder: Path) -> None:
         shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
@@ -209,6 +229,10 @@ class _ReleaseBuilder:
             # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that
             # name prevents it.
             (package / "__pycache__").touch()
+
+    def _write_head(self, folder: Path) -> None:
+        head = self.run.load_model().head
+        Head(head.weight.detach().numpy(), head.bias.detach().numpy()).write(folder)
 
     def _write_catalogue(self, folder: Path) -> None:
         items = self.run.catalogue()
@@ -248,6 +272,21 @@ class _ReleaseBuilder:
             row["history"] = [item_ids[i] for i in chooser.integers(0, len(item_ids), size=chooser.integers(1, 11))]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (self.folder / INSTRUCTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
+    """Put an engine beside the ONNX graph it was built of, which answers wherever the engine does not belong.
+
+    Args:
+        folder: The encoder's version folder.
+        engine: The engine.
+        configs: Of the release; its variant for GPUs goes beside the version folder.
+    """
+    shutil.copy2(engine.path, folder / "model.plan")
+    engine.fingerprint.write(folder / FINGERPRINT_NAME)
+    variant = folder.parent / GPU_VARIANT
+    variant.parent.mkdir()
+    variant.write_text(configs.gpu_encoder(), encoding="utf-8")
 
 
 def _digest(folder: Path) -> str:

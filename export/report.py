@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-__all__ = ["FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
+from export.speed import SpeedRatio
+from export.task import TaskComparison
+
+__all__ = ["FP16_BUDGET", "FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
 
 
 class VerificationBudget(BaseModel):
@@ -20,6 +23,7 @@ class VerificationBudget(BaseModel):
         label_agreement: Least share of texts whose best label is the same.
         top_k: How many items the overlap compares.
         top_k_overlap: Least mean share of the best `top_k` items in common.
+        task_loss: Greatest loss of the head's accuracy and of NDCG@10 on the run's own instructions, as a share of 1.
         invariance: Greatest difference that batch neighbours or padding may make to any component.
     """
 
@@ -32,6 +36,7 @@ class VerificationBudget(BaseModel):
     label_agreement: float
     top_k: int = 10
     top_k_overlap: float
+    task_loss: float
     invariance: float = 1e-5
 
 
@@ -42,6 +47,17 @@ FP32_BUDGET = VerificationBudget(
     max_absolute=1e-4,
     label_agreement=0.999,
     top_k_overlap=0.999,
+    task_loss=0.001,
+)
+FP16_BUDGET = VerificationBudget(
+    mean_cosine=0.9999,
+    min_cosine=0.9999,
+    shape_cosine=0.9999,
+    max_absolute=5e-3,
+    label_agreement=0.99,
+    top_k_overlap=0.98,
+    invariance=5e-4,
+    task_loss=0.001,
 )
 INT8_BUDGET = VerificationBudget(
     mean_cosine=0.998,
@@ -50,6 +66,7 @@ INT8_BUDGET = VerificationBudget(
     max_absolute=0.06,
     label_agreement=0.95,
     top_k_overlap=0.95,
+    task_loss=0.005,
 )
 
 
@@ -83,6 +100,8 @@ class VerificationReport(BaseModel):
         texts: How many texts were compared.
         shapes: The (batch, length) shapes that were run.
         checks: The checks, in the order they were made.
+        task: The task's metrics beside torch's, with intervals; the differences are among the checks.
+        speed: Time over that of the FP32 graph.
         first_divergence: Where the graph leaves torch first, when a check of the numbers failed.
     """
 
@@ -92,6 +111,8 @@ class VerificationReport(BaseModel):
     texts: int
     shapes: tuple[tuple[int, int], ...]
     checks: tuple[Check, ...]
+    task: tuple[TaskComparison, ...] = ()
+    speed: tuple[SpeedRatio, ...] = ()
     first_divergence: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -119,6 +140,17 @@ class VerificationReport(BaseModel):
             f"| {one.name} | {one.measured:.6g} | {one.relation} {one.bar:.6g} | {'yes' if one.passed else 'NO'} |"
             for one in self.checks
         ]
+        if self.task:
+            lines += ["", "| task | instructions | torch | graph | difference, points | 95 % interval |"]
+            lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| {one.name} | {one.instructions} | {one.torch:.4f} | {one.graph:.4f} | {100 * one.difference:+.2f} | "
+            f"{100 * one.low:+.2f} to {100 * one.high:+.2f} |"
+            for one in self.task
+        ]
+        if self.speed:
+            shown = ", ".join(f"{one.ratio:.2f} at {one.batch}×{one.length}" for one in self.speed)
+            lines += ["", f"Time over FP32's, one thread: {shown}."]
         if self.first_divergence:
             lines += ["", f"First divergence: {self.first_divergence}."]
         return "\n".join(lines) + "\n"

@@ -8,8 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from export.errors import ExportError
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "int8", "fp16", "trt-fp16", "trt-int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16", "trt-fp16", "trt-int8")
+
+Mode = Literal["ensemble", "fused"]
+Engine = Literal["onnxruntime", "openvino"]
 
 SHORTEST_BUCKET = 4
 """Two special tokens, and something between them."""
@@ -36,6 +39,8 @@ class ServingSettings(_Section):
     """How the steps are served; written into their config.pbtxt.
 
     Attributes:
+        mode: four steps that Triton joins, or all in one; the same answers (docs/serving.md).
+        engine: what runs the encoder on the CPU.
         length_buckets: ascending padded lengths, in tokens; the last is cut to the encoder's limit.
         max_batch_size: rows in one execution of a step, and in one request.
         encoder_instances: encoder sessions side by side.
@@ -43,6 +48,8 @@ class ServingSettings(_Section):
         topk: how the best items are found.
     """
 
+    mode: Mode = "ensemble"
+    engine: Engine = "onnxruntime"
     length_buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
     max_batch_size: int = Field(default=32, ge=32, le=1024)
     encoder_instances: int = Field(default=1, ge=1, le=1024)

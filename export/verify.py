@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from export.errors import ExportError, VerificationError
 from export.graph_file import load_graph, open_session
 from export.onnx_graph import VECTOR
 from export.report import Check, VerificationBudget, VerificationReport
+from export.task import Task, TaskComparison
 from export.tokens import Batch, pad, tokenize
 from training.model import InstructionModel
 
@@ -24,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 _BATCH = 8  # the largest batch of the shapes
 _INVARIANCE_TEXTS = 16
+_NEIGHBOURS = 32
 
 
 def verify_encoder(
@@ -34,6 +37,7 @@ def verify_encoder(
     budget: VerificationBudget,
     *,
     item_vectors: Floats | None = None,
+    task: Task | None = None,
 ) -> VerificationReport:
     """Compares a graph with torch and returns every check, all of them passed.
 
@@ -44,6 +48,7 @@ def verify_encoder(
         buckets: The lengths, in tokens, that the server pads to.
         budget: How far the graph may be from torch.
         item_vectors: [N, H], normalised; without them the overlap of the best items is not compared.
+        task: Of the very instructions in `texts`; without it the task's metrics are not compared.
 
     Raises:
         VerificationError: A check failed. It carries the report.
@@ -54,13 +59,14 @@ def verify_encoder(
     session = open_session(graph)
     rows = tokenize(model, texts)
     batches = _shaped_batches(rows, buckets)
-    checks, numbers_agree = _compare(session, model, rows, batches, budget, item_vectors)
-    place = None if numbers_agree else first_divergence(load_graph(graph), model, _probe(rows, buckets), budget)
+    found = _compare(session, model, rows, batches, budget, item_vectors, task)
+    place = None if found.numbers_agree else first_divergence(load_graph(graph), model, _probe(rows, buckets), budget)
     report = VerificationReport(
         graph=graph.name,
         texts=len(rows),
         shapes=tuple((ids.shape[0], ids.shape[1]) for ids, _ in batches),
-        checks=tuple(checks),
+        checks=tuple(found.checks),
+        task=tuple(found.task),
         first_divergence=place,
     )
     if not report.passed:
@@ -95,6 +101,15 @@ def encode(session: onnxruntime.InferenceSession, batch: Batch) -> Floats:
     return vectors
 
 
+@dataclass
+class _Comparison:
+    """Every check, the task's metrics, and whether the graph's numbers are torch's within the budget."""
+
+    checks: list[Check]
+    task: list[TaskComparison]
+    numbers_agree: bool
+
+
 def _compare(
     session: onnxruntime.InferenceSession,
     model: InstructionModel,
@@ -102,14 +117,14 @@ def _compare(
     batches: list[Batch],
     budget: VerificationBudget,
     item_vectors: Floats | None,
-) -> tuple[list[Check], bool]:
-    """Every check, and whether the graph's numbers are torch's within the budget."""
+    task: Task | None,
+) -> _Comparison:
     reference, candidate = _over_texts(session, model, rows)
     shaped = [(_torch(model, batch), encode(session, batch)) for batch in batches]
     invalid = sum(int((~np.isfinite(values)).sum()) for values in (candidate, *(found for _, found in shaped)))
     finite = Check.at_most("values that are not finite", invalid, 0)
     if not finite.passed:
-        return [finite], False  # nothing else can be measured on NaN
+        return _Comparison([finite], [], numbers_agree=False)  # nothing else can be measured on NaN
     cosine = _cosine(reference, candidate)
     numbers = [
         finite,
@@ -131,7 +146,10 @@ def _compare(
     if item_vectors is not None:
         overlap = top_k_agreement(reference, candidate, item_vectors, budget.top_k)
         rest.append(Check.at_least(f"overlap of the best {budget.top_k} items", overlap, budget.top_k_overlap))
-    return [*numbers, *rest], all(check.passed for check in [*numbers, *rest[:2]])
+    measured = [] if task is None else task.compare((reference, logits[0]), (candidate, logits[1]))
+    rest += [Check.at_most(f"loss of {one.name}", 0.0 - one.difference, budget.task_loss) for one in measured]
+    numbers_agree = all(check.passed for check in [*numbers, *rest[:2]])
+    return _Comparison([*numbers, *rest], measured, numbers_agree)
 
 
 def _over_texts(
@@ -165,7 +183,7 @@ def _variance(session: onnxruntime.InferenceSession, rows: list[list[int]], leng
     neighbours = padding = 0.0
     for index, row in enumerate(rows[:_INVARIANCE_TEXTS]):
         alone = encode(session, pad([row]))
-        others = [rows[(index + step) % len(rows)][: len(row)] for step in range(1, _BATCH)]
+        others = [rows[(index + step) % len(rows)][: len(row)] for step in range(1, _NEIGHBOURS)]
         among = encode(session, pad([row, *others], len(row)))[:1]
         neighbours = max(neighbours, float(np.abs(among - alone).max()))
         for length in (length for length in lengths if length > len(row)):

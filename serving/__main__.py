@@ -1,37 +1,37 @@
-"""Command line of the serving room: `python -m serving deploy|status|live|logs|stop`."""
+"""Command line of the serving room: `python -m serving deploy|rollback|releases|diff|watch|status|live|logs|stop`."""
 
 from __future__ import annotations
 
 import datetime
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import process_tree
+from . import process_tree, watcher
 from .deploy import deploy as make_live
 from .embedded import Endpoints
 from .errors import ServerError
+from .feedback_model import probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
+from .options import domain_option, var_option
 from .probe import probe_release
+from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
 from .server import Server, tail
 
-var_option = click.option(
-    "--var",
-    type=click.Path(path_type=Path),
-    default=Path("var"),
-    show_default=True,
-    help="Where all that is produced lies.",
-)
-domain_option = click.option("--domain", default="ecommerce", show_default=True)
 PORT = click.IntRange(1, 65535)
 
 
 @click.group(help=__doc__)
 def main() -> None:
     """Gather the commands."""
+
+
+for command in (rollback, releases, diff):
+    main.add_command(command)
 
 
 @main.command()
@@ -47,12 +47,17 @@ def main() -> None:
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True)
 @click.option("--http-port", type=PORT, default=8000, show_default=True)
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True)
-def deploy(var: Path, domain: str, number: int | None, **endpoints: Any) -> None:
+@click.option(
+    "--watch/--no-watch", "watched", default=True, show_default=True, help="Have a watcher look after the server."
+)
+def deploy(var: Path, domain: str, number: int | None, watched: bool, **endpoints: Any) -> None:
     """Make a release live; start the server if none runs."""
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
     deployment = make_live(Layout(var), release, Endpoints(**endpoints))
+    if deployment.warning:
+        click.echo(f"Warning: {deployment.warning}", err=True)
     done = {
         "started": "server started",
         "published": "published to the running server",
@@ -62,6 +67,20 @@ def deploy(var: Path, domain: str, number: int | None, **endpoints: Any) -> None
         f"release {deployment.answer.release} answers at {deployment.endpoints.grpc_url} "
         f"(first answer in {deployment.answer.milliseconds:.0f} ms): {done}"
     )
+    try:
+        probe_feedback(deployment.endpoints.grpc_url)
+    except ServerError as error:  # recommendations do not wait for the feedback store to come back
+        click.echo(f"Warning: {error.message}", err=True)
+    if watched:
+        watcher.start(Layout(var))
+
+
+@main.command()
+@var_option
+def watch(var: Path) -> None:
+    """Look after the server until it is stopped (`make deploy` starts this by itself)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    watcher.watch(Layout(var))
 
 
 @main.command()
@@ -83,6 +102,8 @@ def status(var: Path) -> None:
         f"listening  {listening.host}: gRPC {listening.grpc_port}, HTTP {listening.http_port}, "
         f"metrics {listening.metrics_port}"
     )
+    watching = "mends what breaks" if watcher.is_watching(layout) else "none: nobody mends what breaks"
+    click.echo(f"watcher    {watching} (log: {layout.watcher_log})")
     repository = LiveRepository(layout.live)
     for domain in repository.domains():
         live = repository.live_release(domain)
@@ -94,6 +115,7 @@ def status(var: Path) -> None:
             click.echo(
                 f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
             )
+    click.echo(f"feedback   can be stored, said so in {probe_feedback(listening.grpc_url):.1f} ms")
 
 
 @main.command()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .embedded import Endpoints
-from .errors import PublishError, ServerError, ServingError
+from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
+from .errors import PublishError, ReleaseError, ServerError, ServingError
+from .feedback_model import publish_feedback, stage_feedback
+from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
-from .releases import Release
+from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 
 PROBE_PATIENCE_SECONDS = 10.0
@@ -28,20 +32,26 @@ class Deployment:
         action: "started" a server, "published" to a running one, or "unchanged": the release was live already.
         endpoints: where the server listens.
         answer: the release's first real answer.
+        switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
+            server had to be switched.
+        warning: why the release's engine is not used, if it has one and it does not belong on this machine.
     """
 
     action: str
     endpoints: Endpoints
     answer: ProbeAnswer
+    switch_seconds: float | None = None
+    warning: str | None = None
 
 
-def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment:
-    """Make a release the one that answers.
+def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str = "deploy") -> Deployment:
+    """Make a release the one that answers, and write it into the domain's journal.
 
     Args:
         layout: where everything lies.
         release: what to make live.
         endpoints: where a server is to listen; a running one keeps its own.
+        verb: what the journal says asked for it.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
@@ -52,22 +62,79 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints) -> Deployment
     server = Server(layout)
     with server.lock():
         release.manifest.verify(release.path)
+        warning = engine_warning(release)
         repository = LiveRepository(layout.live)
-        state = server.state()
-        if state is None:
-            return _start(server, repository, release, endpoints)
-        if state.endpoints != endpoints:
-            raise ServerError(
-                f"a server of {layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
-                "run `make stop` first, or choose another VAR"
+        before = repository.live_release(release.manifest.domain)
+        deployment = _deploy(server, repository, release, endpoints, warning is None)
+        if before is None or before.number != release.number:
+            journal = Journal(layout.journal(release.manifest.domain))
+            journal.write(release.number, before.number if before else None, verb)
+        return replace(deployment, warning=warning)
+
+
+def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
+    """Let an earlier release of a domain answer again; without a number the one that answered before the live one.
+
+    Raises:
+        ReleaseError: there is no such release, or the journal does not know what answered before.
+        ServingError: as `deploy`.
+    """
+    live = LiveRepository(layout.live).live_release(domain)
+    state = Server(layout).state()
+    if live is None or state is None:
+        raise ServerError(f"no release of {domain} is live in {layout.var}, there is nothing to roll back")
+    if number is None:
+        number = Journal(layout.journal(domain)).live_before(live.number)
+        if number is None:
+            raise ReleaseError(
+                f"nothing is known to have answered before release {live.number} of {domain}; "
+                "name a release: make rollback TO=<number> (`make releases` lists them)"
             )
-        return _publish(server, state, repository, release)
+    release = ReleaseStore(layout.releases(domain)).open(number)
+    return deploy(layout, release, state.endpoints, verb="rollback")
 
 
-def _start(server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints) -> Deployment:
+def _deploy(
+    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+) -> Deployment:
+    state = server.state()
+    if state is None:
+        stage_feedback(server.layout)
+        return _start(server, repository, release, endpoints, with_engine)
+    if state.endpoints != endpoints:
+        raise ServerError(
+            f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
+            "run `make stop` first, or choose another VAR"
+        )
+    deployment = _publish(server, state, repository, release, with_engine)
+    publish_feedback(server.layout, state.endpoints.grpc_url)
+    return deployment
+
+
+def engine_warning(release: Release) -> str | None:
+    """Why a release's engine may not run on this machine; None if it may, or if the release has none."""
+    built = release.manifest.engine
+    if built is None:
+        return None
+    try:
+        gpu = gpu_in_use()
+        # Imported only where there is a GPU and an engine for it: it loads gigabytes of libraries.
+        version = str(importlib.import_module("tensorrt").__version__)
+    except GpuError as error:
+        reason = f"the release's engine cannot run here: {error}"
+    except (ImportError, OSError) as error:
+        reason = f"the release's engine cannot run here: TensorRT cannot be loaded: {error}"
+    else:
+        reason = built.difference(Fingerprint(**gpu, tensorrt=version)) or ""
+    return f"{reason}; the ONNX graph answers instead (docs/tensorrt.md)" if reason else None
+
+
+def _start(
+    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+) -> Deployment:
     domain = release.manifest.domain
     live = repository.live_release(domain)
-    repository.stage(release)
+    repository.stage(release, variants=with_engine)
     before = repository.switch(release)
     domains = repository.domains()
     try:
@@ -83,10 +150,12 @@ def _start(server: Server, repository: LiveRepository, release: Release, endpoin
     return Deployment("started", state.endpoints, answer)
 
 
-def _publish(server: Server, state: ServerState, repository: LiveRepository, release: Release) -> Deployment:
+def _publish(
+    server: Server, state: ServerState, repository: LiveRepository, release: Release, with_engine: bool
+) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
-    changed = repository.stage(release)
+    changed = repository.stage(release, variants=with_engine)
     if live is not None and live.number == release.number and not changed:
         try:
             return Deployment("unchanged", state.endpoints, probe_release(url, release))
@@ -103,16 +172,20 @@ def _publish(server: Server, state: ServerState, repository: LiveRepository, rel
                 if not _ready(client, step.model, step.version):
                     reason = server.first_error(since=log_start)
                     raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+            began = time.monotonic()
             before = repository.switch(release)
             _load(client, domain)
             answer = _first_answer(state, release)
+            seconds = time.monotonic() - began
         except BaseException as error:
             _go_back(client, repository, release, before)
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
-    repository.retire(domain, _kept(repository, domain, live))
-    return Deployment("published", state.endpoints, answer)
+        for model in repository.retire(domain, _kept(repository, domain, live)):
+            with contextlib.suppress(InferenceServerException):  # the release is live; this only frees memory
+                client.unload_model(model, client_timeout=10)
+    return Deployment("published", state.endpoints, answer, seconds)
 
 
 def _go_back(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
+from tritonclient.grpc import model_config_pb2
 
 from .errors import PreflightError
 from .files import remove
@@ -23,6 +24,21 @@ MINIMUM_SHARED_MEMORY_BYTES = 64 << 20
 """A Python stub takes 1 MB at first and grows by what its tensors need; a full /dev/shm kills stubs without a word."""
 EXIT_TIMEOUT_SECONDS = 30
 """How long a stopping server waits for requests in flight."""
+
+
+PYTHON_BASED_BACKENDS = frozenset(path.parent.name for path in (SERVING / "backends").glob("*/model.py"))
+"""The native backends' names that our own answer for."""
+
+
+def join_lengths(config: model_config_pb2.ModelConfig) -> None:
+    """Let requests of all lengths share a batch of a model that a Python-based backend runs.
+
+    Triton sends a batch off as soon as a request of another shape arrives. Our backends get requests one by one and
+    group them themselves; the native ones could not take them, so that releases do not say this.
+    """
+    if config.backend in PYTHON_BASED_BACKENDS:
+        for tensor in config.input:
+            tensor.allow_ragged_batch = -1 in tensor.dims
 
 
 class Endpoints(BaseModel):
@@ -123,6 +139,7 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
         if (backend / "model.py").is_file():
             shutil.copytree(backend, staged / backend.name, ignore=ignore)
             shutil.copytree(SERVING / "steps", staged / backend.name / "steps", ignore=ignore)
+            shutil.copytree(SERVING / "engines", staged / backend.name / "engines", ignore=ignore)
     remove(folder)
     staged.rename(folder)
     return folder
@@ -179,8 +196,8 @@ def _check_python_library() -> None:
         )
 
 
-def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, domains: list[str]) -> list[str]:
-    """The command line of a server that loads the given ensembles and, with each, its steps."""
+def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str]) -> list[str]:
+    """The command line of a server that loads the given models and, with each ensemble, its steps."""
     return [
         str(installation.server),
         f"--model-repository={layout.live}",
@@ -188,7 +205,10 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         "--model-control-mode=explicit",
         # Left on, it would rewrite what the configs say (`max_batch_size: 0` becomes 4).
         "--disable-auto-complete-config",
-        *(f"--load-model={domain}" for domain in domains),
+        # Where a model has configs/gpu.pbtxt it is read instead of config.pbtxt; deploy puts it there only on the
+        # machine that its engine was built on.
+        "--model-config-name=gpu",
+        *(f"--load-model={model}" for model in models),
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
         f"--grpc-address={endpoints.host}",
         f"--grpc-port={endpoints.grpc_port}",

@@ -25,6 +25,10 @@ class Layout:
         """A domain's numbered releases."""
         return self.var / "releases" / domain
 
+    def journal(self, domain: str) -> Path:
+        """When which release of a domain went live."""
+        return self.var / "journal" / f"{domain}.jsonl"
+
     @property
     def live(self) -> Path:
         """The live repository: the folder that Triton reads."""
@@ -36,6 +40,11 @@ class Layout:
         return self.var / "cache" / "backends"
 
     @property
+    def feedback(self) -> Path:
+        """The embedded feedback store and the key of user ids."""
+        return self.var / "feedback"
+
+    @property
     def server_state(self) -> Path:
         """What is known of the server that was started last."""
         return self.var / "server.json"
@@ -44,6 +53,16 @@ class Layout:
     def server_log(self) -> Path:
         """The server's log."""
         return self.var / "logs" / "triton.log"
+
+    @property
+    def watcher_log(self) -> Path:
+        """What the watcher did, and why."""
+        return self.var / "logs" / "watcher.log"
+
+    @property
+    def watcher_lock(self) -> Path:
+        """Held by the watcher as long as it lives."""
+        return self.var / "watcher.lock"
 
     @property
     def lock(self) -> Path:

@@ -16,15 +16,20 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from .embedded import join_lengths
 from .errors import PublishError
 from .files import remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
 from .releases import Release
 
 CONFIG_NAME = "config.pbtxt"
+VARIANTS_FOLDER = "configs"
+"""Beside config.pbtxt: variants of it, one of which `--model-config-name` chooses where it is there."""
 # Triton passes over version folders whose name is not a number.
 INCOMING = ".incoming-"
 RETIRED = ".retired-"
+FEEDBACK_MODEL = "feedback"
+"""Serves all domains and belongs to no release: no publish takes it out."""
 
 
 def parse_config(text: str) -> model_config_pb2.ModelConfig:
@@ -98,8 +103,13 @@ class LiveRepository:
                 pinned.setdefault(model, set()).add(version)
         return pinned
 
-    def stage(self, release: Release) -> list[str]:
+    def stage(self, release: Release, *, variants: bool = True) -> list[str]:
         """Bring a release's version folders and step configs in, beside what is live; nothing answers differently yet.
+
+        Args:
+            release: what to bring in.
+            variants: whether its config variants (`configs/gpu.pbtxt`) fit this machine; without them Triton reads
+                config.pbtxt, and the ONNX graph answers.
 
         Returns:
             The models whose versions changed, which a running server has to load.
@@ -112,15 +122,19 @@ class LiveRepository:
             self._remove_leftovers()
             pinned = self._pinned()
             steps = release.manifest.steps.values()
-            changed = [step.model for step in steps if self._stage_step(release, step, pinned.get(step.model, set()))]
+            changed = [
+                step.model
+                for step in steps
+                if self._stage_step(release, step, pinned.get(step.model, set()), variants=variants)
+            ]
             self._stage_folder(release.models / release.manifest.domain / str(release.number), release.manifest.domain)
         return changed
 
-    def _stage_step(self, release: Release, step: Step, pinned: set[int]) -> bool:
+    def _stage_step(self, release: Release, step: Step, pinned: set[int], *, variants: bool) -> bool:
         source = release.models / step.model
         copied = self._stage_folder(source / str(step.version), step.model)
         for extra in source.glob("*/*"):  # warm-up data, which lies beside the versions
-            if extra.is_file() and not extra.parent.name.isdecimal():
+            if extra.is_file() and extra.parent.name != VARIANTS_FOLDER and not extra.parent.name.isdecimal():
                 self._replace_if_changed(self.folder / step.model / extra.parent.name / extra.name, extra.read_bytes())
         config = parse_config((source / CONFIG_NAME).read_text(encoding="utf-8"))
         versions = pinned | {step.version}
@@ -129,9 +143,32 @@ class LiveRepository:
             # Triton reloads all versions of a model if its config changes: an old one may stay until the step changes.
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
-        return (
-            self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode()) or copied
-        )
+        join_lengths(config)
+        changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
+        changed |= self._stage_variants(source if variants else None, self.folder / step.model, sorted(versions))
+        return changed or copied
+
+    def _stage_variants(self, source: Path | None, model: Path, versions: list[int]) -> bool:
+        """Bring a step's config variants in, and take those out that it does not have.
+
+        Triton loads all versions with one config; so a variant stays out as long as a version that is still needed
+        lacks the file that it names (an engine, beside a release without one).
+        """
+        variants = {}
+        for path in (source / VARIANTS_FOLDER).glob("*.pbtxt") if source else ():
+            config = parse_config(path.read_text(encoding="utf-8"))
+            if all((model / str(version) / config.default_model_filename).is_file() for version in versions):
+                config.version_policy.specific.versions.extend(versions)
+                variants[path.name] = format_config(config).encode()
+        folder, changed = model / VARIANTS_FOLDER, False
+        for path in folder.glob("*.pbtxt"):
+            if path.name not in variants:
+                path.unlink()
+                changed = True
+        for name, content in variants.items():
+            folder.mkdir(exist_ok=True)
+            changed |= self._replace_if_changed(folder / name, content)
+        return changed
 
     def _listed(self, model: str) -> set[int]:
         """The versions that a step's config tells Triton to load."""
@@ -211,16 +248,22 @@ class LiveRepository:
                 path = self.folder / step.model / CONFIG_NAME
                 if step.version in needed or not path.is_file():
                     continue
-                if needed:
-                    config = read_config(path)
-                    config.version_policy.specific.versions[:] = sorted(self._listed(step.model) - {step.version})
-                    write_atomically(path, format_config(config).encode())
-                else:
-                    path.unlink()
+                left = sorted(self._listed(step.model) - {step.version})
+                for each in (path, *(path.parent / VARIANTS_FOLDER).glob("*.pbtxt")):
+                    if needed:
+                        config = read_config(each)
+                        config.version_policy.specific.versions[:] = left
+                        write_atomically(each, format_config(config).encode())
+                    else:
+                        each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
 
-    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> None:
+    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
+
+        Returns:
+            The models of which nothing is left, as when a domain was served in four steps before: a running server
+            still has to unload them.
 
         Raises:
             PublishError: the folder cannot be written.
@@ -228,6 +271,8 @@ class LiveRepository:
         kept = list(keep)
         needed = self._pinned()
         needed.setdefault(domain, set()).update(release.number for release in kept)
+        for other in self.domains():
+            needed.setdefault(other, set(self._listed(other)))
         for release in kept:
             for model, version in release.versions.items():
                 needed.setdefault(model, set()).add(version)
@@ -238,6 +283,12 @@ class LiveRepository:
                     for path in (self.folder / model).iterdir():
                         if path.name.isdecimal() and int(path.name) not in versions | listed:
                             self._retire_folder(path)
+            kept_models = {*needed, FEEDBACK_MODEL}
+            orphans = [path for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in kept_models]
+            for path in orphans:
+                (path / CONFIG_NAME).unlink(missing_ok=True)  # first: without it, the rest is no model
+                self._retire_folder(path)
+        return [path.name for path in orphans]
 
     @staticmethod
     def _retire_folder(path: Path) -> None:
@@ -249,7 +300,7 @@ class LiveRepository:
             remove(retired)
 
     def _remove_leftovers(self) -> None:
-        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*"):
+        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*", f"{RETIRED}*"):
             for path in self.folder.glob(pattern):
                 remove(path)
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from .engines.fingerprint import Fingerprint
 from .errors import ReleaseError
 from .files import sha256_of, write_atomically
 
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
         verification: by graph, each check with the figure measured; the last graph passed and is the one
             that is served, INT8 recipes before it were tried and rejected.
         steps: the models, by step name.
+        engine: where the encoder's TensorRT engine was built, if the release has one.
         files: sha256 by path below the release folder, of every file but this one.
     """
 
@@ -68,6 +70,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     verification: dict[str, dict[str, float]]
     steps: dict[str, Step]
+    engine: Fingerprint | None = None
     files: dict[str, str]
 
     @classmethod

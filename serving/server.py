@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from . import process_tree
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
 from .errors import PublishError, ServerError
+from .feedback_model import MODEL, is_staged
 from .files import write_atomically
 from .layout import Layout
 from .live_repository import LiveRepository
@@ -80,7 +81,7 @@ class Server:
     def start(self, endpoints: Endpoints, domains: list[str]) -> ServerState:
         """Start the server in a process group of its own; it outlives this command.
 
-        What a killed server left behind is swept away first.
+        What a killed server left behind is swept away first. It takes feedback if the live repository holds that model.
 
         Raises:
             PreflightError: the machine lacks something; said before anything is started.
@@ -89,13 +90,14 @@ class Server:
         process_tree.sweep(self.layout.shared_memory_prefix)
         check_machine(endpoints)
         assemble_backends(installation, self.layout.backends)
+        models = [*domains, MODEL] if is_staged(self.layout) else domains
         log = self.layout.server_log
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
-                server_command(installation, self.layout, endpoints, domains),
+                server_command(installation, self.layout, endpoints, models),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -172,7 +174,7 @@ class Server:
         return ("stopped" if was_running else "no server was running") + leftovers
 
     def _drain(self, state: ServerState, seconds: float) -> None:
-        """Unload the ensembles and wait until their last request is answered.
+        """Unload the ensembles and the feedback model, and wait until their last request is answered.
 
         On SIGTERM alone, Triton 2.51 closes every step that is idle at that moment, and a request that is still on its
         way to one fails.
@@ -183,12 +185,12 @@ class Server:
             contextlib.suppress(InferenceServerException, PublishError),
             grpc.InferenceServerClient(state.endpoints.grpc_url) as client,
         ):
-            domains = set(LiveRepository(self.layout.live).domains())
-            for domain in domains:
-                client.unload_model(domain, client_timeout=5)
+            models = {*LiveRepository(self.layout.live).domains(), MODEL}
+            for model in models:
+                client.unload_model(model, client_timeout=5)
             while time.monotonic() < deadline:
-                models = client.get_model_repository_index(client_timeout=5).models
-                if not any(model.name in domains and model.state in {"READY", "UNLOADING"} for model in models):
+                index = client.get_model_repository_index(client_timeout=5).models
+                if not any(model.name in models and model.state in {"READY", "UNLOADING"} for model in index):
                     return
                 time.sleep(0.05)
 

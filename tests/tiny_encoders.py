@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from training.model import InstructionModel
 
 MULTILINGUAL = (
     "I want to buy a blue shirt for the office",
@@ -80,3 +84,28 @@ def save_encoder(kind: str, folder: Path, *, dtype: str = "float32", end_of_text
     encoder = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **size))
     encoder.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
+
+
+def words_model() -> InstructionModel:
+    """A BERT of two layers over the words w0 to w99, with random weights, always the same."""
+    import torch  # noqa: PLC0415
+    from tokenizers import models, pre_tokenizers  # noqa: PLC0415
+    from transformers import BertConfig, BertModel  # noqa: PLC0415
+
+    from training.model import InstructionModel  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+    )
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(100)}, unk_token="w0"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = InstructionModel(BertModel(config), tokenizer, "mean", max_length=16, labels=4)
+    torch.nn.init.normal_(model.head.weight)
+    return model

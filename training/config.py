@@ -17,7 +17,8 @@ class CatalogueConfig(TableConfig):
     """The columns of the catalogue.
 
     `title` and `text` are a column's name or a template over columns (`"{name}. {colour}"`). `title` may be a list: the
-    first entry that is not empty counts. `attributes` maps the domain's attribute names to columns.
+    first entry that is not empty counts. `attributes` maps the domain's attribute names to columns. `released` says
+    when an item came out: a year, or an ISO 8601 date.
     `unlabelled: drop` leaves items without a label out and counts them.
     """
 
@@ -26,6 +27,7 @@ class CatalogueConfig(TableConfig):
     text: str
     label: LabelColumn
     prior: str | None = None
+    released: str | None = None
     attributes: dict[str, str] = Field(default_factory=dict)
     unlabelled: Literal["error", "drop"] = "error"
 
@@ -150,7 +152,7 @@ class TrainingConfig(Section):
     items_per_label: int = Field(default=20, ge=0, description="catalogue items a label that are head examples too")
     item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
     untaught_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        default=(1.0,), min_length=1, description="factors of the weight of items and made instructions; each is tried"
+        default=(1.0,), min_length=1, description="factors of the weight of all that no person labelled; each is tried"
     )
     class_balance: bool = False
     embedding_batch_size: int = Field(default=64, ge=1)

@@ -10,7 +10,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Item:
-    """One item of the catalogue. `prior` is its popularity or quality: finite, not negative, 0 when not given."""
+    """One item of the catalogue. `prior` is its popularity or quality: finite, not negative, 0 when not given.
+
+    `released` is when it came out, in seconds since 1970-01-01 UTC (negative before), None when not known.
+    """
 
     item_id: str
     title: str
@@ -18,6 +21,7 @@ class Item:
     label: str
     prior: float = 0.0
     attributes: Mapping[str, str] = field(default_factory=dict)
+    released: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Interaction:
 
 
 @dataclass(frozen=True)
-class MadeInstruction:
+class AugmentedInstruction:
     """An instruction to learn from that no person labelled: made of an item, or labelled by a model.
 
     It counts `weight` where a given one counts 1. `ranked` says that it tells which items answer it.
@@ -58,8 +62,8 @@ class MadeInstruction:
 class Dataset:
     """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent.
 
-    `unlabelled` are texts of instructions that nobody labelled, none of them held out; `made` is what was made of them
-    and of the items, which belongs to no split.
+    `unlabelled` are texts of instructions that nobody labelled, none of them held out; `augmentation` is what was made
+    of them and of the items, which belongs to no split.
     """
 
     source: str
@@ -72,7 +76,7 @@ class Dataset:
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
-    made: tuple[MadeInstruction, ...] = ()
+    augmentation: tuple[AugmentedInstruction, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

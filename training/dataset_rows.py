@@ -41,6 +41,7 @@ def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[
     if config.prior:
         table.reject(~np.isfinite(priors), config.prior, "the prior is not a finite number", "write one, 0 if unknown")
         table.reject(priors < 0, config.prior, "the prior is negative", "write 0 or more")
+    released = _releases(table, config.released) if config.released else [None] * len(table.frame)
     columns = {name: table.column(column).tolist() for name, column in config.attributes.items()}
     items = [
         Item(
@@ -50,9 +51,10 @@ def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[
             label,
             float(prior),
             {name: cells[row] for name, cells in columns.items() if cells[row]},
+            release,
         )
-        for row, (item_id, title, text, label, prior) in enumerate(
-            zip(item_ids, titles, texts, labels, priors, strict=True)
+        for row, (item_id, title, text, label, prior, release) in enumerate(
+            zip(item_ids, titles, texts, labels, priors, released, strict=True)
         )
     ]
     return items, [*dropped, *notes]
@@ -250,6 +252,16 @@ def _timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
     fix = "write seconds since 1970, or ISO 8601 as 2024-05-01T12:30:00Z"
     table.reject(~np.isfinite(times), column, "not a time", fix)
     return times
+
+
+def _releases(table: Table, column: str) -> list[float | None]:
+    """Years and dates as seconds since 1970; a year stands for its first day, an empty cell for "not known"."""
+    cells = table.column(column)
+    dates = cells.where(~cells.str.fullmatch(r"\d{4}"), cells + "-01-01")
+    parsed = pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce")
+    table.reject((cells != "") & parsed.isna(), column, "not a year or a date", "write 2013 or 2013-08-23, or nothing")
+    seconds = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    return [float(second) if np.isfinite(second) else None for second in seconds]
 
 
 def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:

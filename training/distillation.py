@@ -1,7 +1,6 @@
 """Teaches an encoder with fewer layers to do what a run's whole encoder does, on texts without labels."""
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from training import processes
 from training.adapters import trainable_parameters
@@ -27,7 +26,7 @@ from training.model import InstructionModel
 from training.plan import Plan
 from training.pruning import kept_layers, layer_list, pruned
 from training.run import TOKENIZER_FILES, Run, copy_files
-from training.tuning_trainer import Checkpoints, EncoderTrainer, Report, last_checkpoint, top1_accuracy
+from training.tuning_trainer import EncoderTrainer, last_checkpoint, log_of_best, training_arguments
 
 Say = Callable[[str], None]
 RESULT = "distillation.json"
@@ -108,8 +107,8 @@ def _distil(plan: Plan, teacher: Run, dataset: Dataset, folder: Path, say: Say) 
     )
     started = time.monotonic()
     state = _train(model, examples, config, folder.parent / "checkpoints", say)
+    at_best = log_of_best(state, "distillation")
     say(f"encoder: best at step {state.best_global_step} of {state.global_step}, {time.monotonic() - started:.0f} s")
-    at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
     record = DistillationRecord(
         teacher=teacher.run_id,
         teacher_layers=total,
@@ -136,7 +135,7 @@ def _examples(
 ) -> tuple[DistillationExamples, DistillationExamples]:
     """The texts with the teacher's vectors, which are made once and kept in the embedding cache."""
     record = teacher.manifest.encoder
-    cache = EmbeddingCache(plan.var / "cache" / "embeddings", record.sha256, record.pooling, record.max_length)
+    cache = EmbeddingCache.below(plan.var, teacher.encoder, record.pooling, record.max_length)
     both = [*texts, *held]
     with tqdm(total=len(set(both)), desc="teacher", unit="text", disable=None) as bar:
         vectors = cache.embed(model, both, plan.config.training.embedding_batch_size, bar.update)
@@ -162,49 +161,22 @@ def _train(
     resume = last_checkpoint(checkpoints)
     if resume is not None:
         say(f"encoder: going on from {resume.name}")
+    arguments = training_arguments(
+        checkpoints,
+        config,
+        config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+    )
     trainer = EncoderTrainer(
         head_learning_rate=config.learning_rate,  # of nothing: the head is the teacher's and stays so
+        patience=config.patience,
+        say=say,
         model=Student(model, config.temperature, config.label_weight),
-        args=_arguments(config, checkpoints),
+        args=arguments,
         train_dataset=examples[0],
         eval_dataset=examples[1],
         data_collator=DistillationCollator(model),
-        compute_metrics=top1_accuracy,
-        callbacks=[EarlyStoppingCallback(config.patience), Report(say)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Checkpoints())  # last: its mark says that the others are done
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    best = trainer.state.best_metric
-    if best is None or not math.isfinite(best):
-        raise TrainingError("distillation: the validation loss is not finite; set a lower learning_rate")
-    return trainer.state
-
-
-def _arguments(config: DistillationConfig, checkpoints: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=2 * config.batch_size,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
-        lr_scheduler_type="linear",
-        weight_decay=config.weight_decay,
-        optim="adamw_torch",
-        seed=config.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_strategy="epoch",
-        disable_tqdm=True,
-        report_to="none",
-    )
+    return trainer.learn(resume)

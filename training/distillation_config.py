@@ -11,7 +11,7 @@ from training.column_config import Section
 class DistillationConfig(Section):
     """Layer pruning: some layers of a run's encoder, taught to do what all of them do (docs/training.md)."""
 
-    teacher: str = Field(min_length=1, description="folder of the run whose encoder is pruned")
+    teacher: str = Field(min_length=1, description="folder or id of the run whose encoder is pruned")
     layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=3, description="how many are kept, spread evenly with the first and the last; or which, from 0"
     )

@@ -12,6 +12,7 @@ from training.dataset import Dataset
 from training.errors import ConfigError
 from training.model import InstructionModel
 from training.score import Vectors
+from training.tuning_trainer import LearningModel
 
 
 def distillation_texts(dataset: Dataset, items: int | Literal["all"], seed: int) -> tuple[list[str], list[str]]:
@@ -79,15 +80,12 @@ class DistillationCollator:
         }
 
 
-class Student(nn.Module):
-    """An instruction model that returns how far it is from its teacher, as the Trainer wants it."""
-
-    _keys_to_ignore_on_save: None = None  # the Trainer asks a model for it when it loads the best checkpoint
+class Student(LearningModel):
+    """An instruction model that learns to be near its teacher."""
 
     def __init__(self, model: InstructionModel, temperature: float, label_weight: float) -> None:
         """Wrap `model`, whose head is the teacher's."""
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.temperature = temperature
         self.label_weight = label_weight
 

@@ -1,5 +1,6 @@
 """Opens the run that a student learns from, and checks that the config and the dataset are its own."""
 
+from pathlib import Path
 from typing import Any
 
 from training.config import DomainConfig
@@ -7,10 +8,13 @@ from training.distillation_config import DistillationConfig
 from training.encoder_source import EncoderSource, file_sha256, weights_sha256
 from training.errors import ConfigError, RunError
 from training.run import Run
+from training.run_encoder import open_run
 
 
-def open_teacher(config: DomainConfig, encoder: EncoderSource) -> Run | None:
-    """The run that the config names as the teacher, None without a distillation; `encoder` is the config's.
+def open_teacher(config: DomainConfig, encoder: EncoderSource, runs: Path) -> Run | None:
+    """The run that the config names as the teacher, None without a distillation.
+
+    `encoder` is the config's; below `runs` the teacher is found by its id.
 
     Raises:
         RunError: It is no run, or its weights were changed.
@@ -19,10 +23,7 @@ def open_teacher(config: DomainConfig, encoder: EncoderSource) -> Run | None:
     settings = config.distillation
     if settings is None:
         return None
-    try:
-        teacher = Run.open(settings.teacher)
-    except RunError as error:
-        raise RunError(f"distillation.teacher: {error.message}") from None
+    teacher = open_run(settings.teacher, runs, "distillation.teacher")
     record = teacher.manifest.encoder
     if weights_sha256(teacher.path / "encoder") != record.sha256:
         raise RunError(f"distillation.teacher: {teacher.path}: the encoder is not the run's own; train again")
@@ -41,7 +42,7 @@ def distillation_inputs(settings: DistillationConfig, teacher: Run) -> dict[str,
     """What a student's bytes depend on: the settings, and the teacher's weights wherever the run lies."""
     return {
         **settings.model_dump(mode="json", exclude={"teacher"}),
-        "teacher": {"encoder": teacher.manifest.encoder.sha256, "head": file_sha256(teacher.path / "head.safetensors")},
+        "teacher": {"encoder": teacher.encoder.fingerprint, "head": file_sha256(teacher.path / "head.safetensors")},
     }
 
 

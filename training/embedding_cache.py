@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from training.encoder_source import EncoderSource
 from training.errors import TrainingError
 from training.model import InstructionModel
 
@@ -28,11 +29,16 @@ class EmbeddingCache:
     A vector has length 1 by construction; one that has not was damaged on disk, counts as absent and is made again.
     """
 
-    def __init__(self, folder: Path, weights_sha256: str, pooling: str, max_length: int) -> None:
-        """Open, or create, the file of this encoder, pooling and truncation under `folder`."""
-        fingerprint = hashlib.sha256(f"{weights_sha256} {pooling} {max_length}".encode()).hexdigest()
+    def __init__(self, folder: Path, encoder: str, pooling: str, max_length: int) -> None:
+        """Open, or create, in `folder` the file of the encoder with this fingerprint, pooling and truncation."""
+        fingerprint = hashlib.sha256(f"{encoder} {pooling} {max_length}".encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{fingerprint[:32]}.sqlite3"
+
+    @classmethod
+    def below(cls, var: Path, encoder: EncoderSource, pooling: str, max_length: int) -> "EmbeddingCache":
+        """The cache of `encoder` that all commands share under `var`."""
+        return cls(var / "cache" / "embeddings", encoder.fingerprint, pooling, max_length)
 
     def read(self, texts: Sequence[str]) -> dict[str, Vectors]:
         """The vectors that are there, float32 [H], by text."""

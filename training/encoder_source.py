@@ -9,6 +9,7 @@ from training.config import EncoderConfig
 from training.errors import EncoderError
 
 WEIGHTS = "model.safetensors"
+CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")  # the last one may ask for an ending token
 PACKAGE = "package:"
 BOTTLENECK_WEIGHTS, BOTTLENECK_SETTINGS = "bottleneck.safetensors", "bottleneck.json"  # beside an adapted encoder's
 
@@ -20,6 +21,13 @@ class EncoderSource:
     folder: Path
     sha256: str
     run: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over all that its vectors depend on: the weights, the configuration and the tokenizer."""
+        files = [self.folder / name for name in CONFIGURATION if (self.folder / name).is_file()]
+        digests = [self.sha256, *(f"{path.name} {file_sha256(path)}" for path in files)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def locate_encoder(config: EncoderConfig) -> EncoderSource:

@@ -15,7 +15,7 @@ import transformers
 from peft import PeftModel
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from training import processes
 from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
@@ -25,7 +25,7 @@ from training.config import EncoderTuningConfig
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
-from training.errors import ConfigError, DivergedError, TrainingError
+from training.errors import ConfigError, TrainingError
 from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
 from training.plan import Plan
@@ -33,14 +33,13 @@ from training.run import TOKENIZER_FILES, copy_encoder_files, copy_files
 from training.score import CatalogueSide
 from training.tuning_examples import Collator, TuningExamples, tuning_examples
 from training.tuning_trainer import (
-    Checkpoints,
     EncoderTrainer,
     RankAllotment,
-    Report,
     TunableModel,
     checkpoint_step,
     last_checkpoint,
-    top1_accuracy,
+    log_of_best,
+    training_arguments,
 )
 
 Say = Callable[[str], None]
@@ -154,9 +153,7 @@ def _start_head(plan: Plan, dataset: Dataset, model: InstructionModel) -> TunedH
     rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed)
     train, validation = dataset.split("train"), dataset.split("validation") or dataset.split("train")
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    cache = EmbeddingCache(
-        plan.var / "cache" / "embeddings", plan.encoder.sha256, settings.pooling, settings.max_length
-    )
+    cache = EmbeddingCache.below(plan.var, plan.encoder, settings.pooling, settings.max_length)
     texts = [
         *(item.text for item in (dataset.items[row] for row in rows)),
         *(one.text for one in [*train, *validation]),
@@ -200,28 +197,23 @@ def _run_trainer(
         say(f"encoder: going on from {resume.name}")
     trainer = EncoderTrainer(
         head_learning_rate=config.head_learning_rate,
+        patience=config.patience,
+        say=say,
         model=TunableModel(model, config.ranking_weight, config.temperature),
         args=arguments,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=Collator(model, config.rivals),
-        compute_metrics=top1_accuracy,
-        callbacks=[EarlyStoppingCallback(config.patience), Report(say), *callbacks],
+        callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)
     if is_adaptive(model.encoder):
         assert isinstance(model.encoder, PeftModel)  # noqa: S101 - for mypy
         trainer.add_callback(RankAllotment(model.encoder, resume))
-    trainer.add_callback(Checkpoints())  # last: its mark says that the others are done
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    return trainer.state
+    return trainer.learn(resume)
 
 
 def _record(state: TrainerState, model: InstructionModel, config: EncoderTuningConfig) -> TuningRecord:
-    best = state.best_metric
-    if best is None or not math.isfinite(best):
-        raise DivergedError("encoder_tuning: the validation loss is not finite; set a lower learning_rate")
-    at_best = next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
+    at_best = log_of_best(state, "encoder_tuning")
     trained, parameters = trainable_parameters(model)
     return TuningRecord(
         method=config.method,
@@ -231,7 +223,7 @@ def _record(state: TrainerState, model: InstructionModel, config: EncoderTuningC
         epochs=float(state.epoch or 0),
         best_step=int(state.best_global_step or 0),
         steps=state.global_step,
-        validation_loss=float(best),
+        validation_loss=float(at_best["eval_loss"]),
         validation_top1_accuracy=float(at_best["eval_top1_accuracy"]),
         processes=processes.count(),
     )
@@ -251,39 +243,20 @@ def _arguments(config: EncoderTuningConfig, checkpoints: Path) -> TrainingArgume
             f"encoder_tuning.batch_size: {config.batch_size} texts cannot be shared out evenly among "
             f"{processes.count()} processes; set a multiple of {processes.count()}"
         )
-    batch_size = config.batch_size // processes.count()
-    return TrainingArguments(
-        output_dir=str(checkpoints),
+    return training_arguments(
+        checkpoints,
+        config,
+        config.batch_size // processes.count(),
         use_cpu=not gpu and (processes.count() > 1 or config.precision == "bfloat16"),  # else they insist on a GPU
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=2 * batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        num_train_epochs=config.epochs,
         learning_rate=config.encoder_learning_rate,
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
-        weight_decay=config.weight_decay,
         max_grad_norm=config.max_gradient_norm,
         optim={"adamw": "adamw_torch", "adafactor": "adafactor"}[config.optimizer],
         bf16=config.precision == "bfloat16",
         fp16=config.precision == "float16",
-        seed=config.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=gpu,
-        logging_strategy="epoch",
-        disable_tqdm=True,
         ddp_find_unused_parameters=True,  # a BERT's pooler learns nothing
         ddp_timeout=int(processes.PATIENCE.total_seconds()),
-        report_to="none",
     )
 
 

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from training.config import DomainConfig
 from training.config_loading import load_config
-from training.errors import RunError, TrainingError
+from training.errors import RunError
+from training.optional_packages import require
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.plan import existing_run, make_plan
 from training.run import Run
@@ -29,12 +30,9 @@ from training.run import Run
 @overrides_argument
 def evaluate(config: Path, data: Path, var: Path, run_path: Path | None, overrides: tuple[str, ...]) -> None:
     """Measure a run beside plain baselines and write its report (docs/evaluation.md)."""
-    try:
-        from training.evaluation.report import evaluate_run  # noqa: PLC0415 - loads torch and matplotlib
-    except ModuleNotFoundError as error:
-        raise TrainingError(
-            f"{error.name} is not installed; install the extra `evaluation`: pip install -e '.[evaluation]'"
-        ) from None
+    for package in ("bm25s", "matplotlib"):
+        require(package, "evaluation")
+    from training.evaluation.report import evaluate_run  # noqa: PLC0415 - loads torch and matplotlib
 
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()

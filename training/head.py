@@ -1,8 +1,8 @@
 """Tunes the instruction head: a linear layer over frozen text vectors, with cross-entropy."""
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,6 @@ from training.config import TrainingConfig
 from training.dataset import Item
 from training.score import CatalogueSide, Vectors
 
-# Called after each epoch with the weight decay, the epoch from 1, the training loss and the validation loss.
-Observe = Callable[[float, int, float, float], object]
 START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
 
 
@@ -29,6 +27,31 @@ class HeadExamples:
 
 
 @dataclass(frozen=True)
+class HeadEpoch:
+    """One epoch, counted from 1, of one of the heads that are tried.
+
+    `start` says where that head began (0: at the labels' centroids, 1: at the head that learned with the encoder);
+    `weight_decay` and `untaught_weight` are the settings that are tried with it.
+    """
+
+    start: int
+    weight_decay: float
+    untaught_weight: float
+    epoch: int
+    training_loss: float
+    validation_loss: float
+
+    @property
+    def head(self) -> str:
+        """The head's name among those that are tried; what is as it is by default is left out."""
+        untaught = "" if self.untaught_weight == 1 else f"_untaught_weight_{self.untaught_weight}"
+        return f"weight_decay_{self.weight_decay}{untaught}{'_from_encoder_tuning' if self.start else ''}"
+
+
+Observe = Callable[[HeadEpoch], object]  # called after each epoch
+
+
+@dataclass(frozen=True)
 class TunedHead:
     """`weight` [K, H] and `bias` [K], and how they were found."""
 
@@ -37,6 +60,20 @@ class TunedHead:
     epochs: int
     weight_decay: float
     validation_loss: float
+
+
+def equally_weighted(vectors: Vectors, label_ids: npt.NDArray[np.int64], weight: float = 1.0) -> HeadExamples:
+    """Examples that weigh the same."""
+    return HeadExamples(vectors, label_ids, np.full(len(label_ids), weight, np.float32))
+
+
+def joined(first: HeadExamples, second: HeadExamples) -> HeadExamples:
+    """All examples of both, in this order."""
+    return HeadExamples(
+        np.concatenate([first.vectors, second.vectors]),
+        np.concatenate([first.label_ids, second.label_ids]),
+        np.concatenate([first.weights, second.weights]),
+    )
 
 
 def sample_items(items: Sequence[Item], per_label: int, seed: int) -> list[int]:
@@ -80,6 +117,7 @@ def tune_head(
     config: TrainingConfig,
     start: StartHead | None = None,
     observe: Observe | None = None,
+    untaught_weight: float = 1.0,
 ) -> TunedHead:
     """Minimise the weighted cross-entropy over `train`; keep what is best on `validation`.
 
@@ -87,14 +125,46 @@ def tune_head(
     there, not to zero, so that a label keeps the meaning of its items where instructions are few. Each of the config's
     weight decays is tried. So is `start`, if there is one, as it is and tuned on, pulled back to itself: the head that
     learned together with the encoder knows what all its epochs showed it. The whole training set is one batch and
-    nothing is drawn: equal inputs give equal heads.
+    nothing is drawn: equal inputs give equal heads. `untaught_weight` is what `observe` is told of `train`.
     """
     if config.class_balance:
         train = balanced(train)
     starts = [StartHead(START_SCALE * centroids, np.zeros(len(centroids), np.float32)), *([start] if start else [])]
-    tries = [(one, decay) for one in starts for decay in config.weight_decays]
+    tries = [(number, one, decay) for number, one in enumerate(starts) for decay in config.weight_decays]
     with tqdm(total=config.epochs * len(tries), desc="head", unit="epoch", disable=None) as bar:
-        heads = [_tune(train, validation, one, config, decay, bar, observe) for one, decay in tries]
+
+        def report(number: int, decay: float, epoch: int, training_loss: float, validation_loss: float) -> None:
+            bar.update()
+            if observe is not None:
+                observe(HeadEpoch(number, decay, untaught_weight, epoch, training_loss, validation_loss))
+
+        heads = [
+            _tune(train, validation, one, config, decay, functools.partial(report, number, decay))
+            for number, one, decay in tries
+        ]
+    return min(heads, key=lambda head: head.validation_loss)
+
+
+def tune_weighted_head(
+    people: HeadExamples,
+    untaught: HeadExamples,
+    validation: HeadExamples,
+    centroids: Vectors,
+    config: TrainingConfig,
+    start: StartHead | None = None,
+    observe: Observe | None = None,
+) -> TunedHead:
+    """The best of the heads tuned with each of the config's `untaught_weights`; else as `tune_head`.
+
+    `people` are instructions with labels of people's own, `untaught` are the items and instructions whose weight is
+    multiplied. Without one of `people` or without `validation` that weight stays: only people's own instructions tell
+    how much the others should count. What is learned from is then validated on too, where there is no `validation`.
+    """
+    held, heads = len(validation.label_ids) > 0, []
+    for factor in config.untaught_weights if held and len(people.label_ids) else (1.0,):
+        weighted = (untaught.weights.astype(np.float64) * factor).astype(np.float32)
+        train = joined(people, replace(untaught, weights=weighted))
+        heads.append(tune_head(train, validation if held else train, centroids, config, start, observe, factor))
     return min(heads, key=lambda head: head.validation_loss)
 
 
@@ -104,8 +174,7 @@ def _tune(
     start: StartHead,
     config: TrainingConfig,
     weight_decay: float,
-    bar: "tqdm[NoReturn]",
-    observe: Observe | None,
+    report: Callable[[int, float, float], object],
 ) -> TunedHead:
     directions = torch.from_numpy(start.weight / START_SCALE)
     scale = torch.tensor(START_SCALE, requires_grad=True)
@@ -127,12 +196,10 @@ def _tune(
         training_loss = _loss(scale * directions + change, bias, train)
         training_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        bar.update()
         with torch.no_grad():
             weight = scale * directions + change
             loss = float(_loss(weight, bias, validation))
-        if observe is not None:
-            observe(weight_decay, epoch, float(training_loss.detach()), loss)
+        report(epoch, float(training_loss.detach()), loss)
         if loss < best.validation_loss:
             best = TunedHead(weight.numpy(), bias.detach().numpy().copy(), epoch, weight_decay, loss)
         if epoch - best.epochs >= config.patience:

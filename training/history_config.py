@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.column_config import Section
 
@@ -16,6 +16,10 @@ class HistoryConfig(Section):
     vectors: Literal["text", "behaviour"] = Field(
         default="text", description="whose product is the history term: item vectors, or factors of co-occurrence"
     )
+    taste: bool = Field(
+        default=False,
+        description="behaviour vectors with dimensions for how much a person follows what is new and popular",
+    )
     exclude_seen: bool = Field(default=False, description="leave the items of a request's history out of its answer")
     refresh_days: float = Field(
         default=7, gt=0, le=3650, allow_inf_nan=False, description="between the releases that the measurement imitates"
@@ -28,3 +32,9 @@ class HistoryConfig(Section):
     half_life_days: float = Field(
         default=30, gt=0, allow_inf_nan=False, description="after which an event counts half in a co-occurrence"
     )
+
+    @model_validator(mode="after")
+    def _taste_has_what_it_blends(self) -> "HistoryConfig":
+        if self.taste and (self.prior != "recency" or self.vectors != "behaviour"):
+            raise ValueError("taste needs `prior: recency` and `vectors: behaviour`; set them, or leave taste out")
+        return self

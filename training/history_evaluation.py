@@ -1,8 +1,7 @@
 """Measures histories as a service would be used: each person's last event, asked of what its refresh could know."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,22 @@ import numpy.typing as npt
 from training.baselines import ItemNeighbours, popularity
 from training.event_log import DAY
 from training.history import HistoryExample
-from training.priors import RecencyModel
 from training.ranking import fit_score_weights
 from training.ranking_examples import without_instructions
 from training.score import CatalogueSide, ScoreWeights, Vectors
-from training.timeline import Timeline
+from training.taste import DECAY
+from training.timeline import Learned, Timeline
 
 CUT = 10
-FOLDS = 2
+GROWTH = 1.15  # of the events, after which the measurement learns anew
 CHUNK = 64  # people scored at once
 RESAMPLES = 1_000
-MAX_SCORES = 10_000_000  # example-item pairs that a fold's weights are fitted on: two weights need no more
+MAX_SCORES = 10_000_000  # example-item pairs that weights are fitted on: two weights need no more
+UNTAUGHT = ScoreWeights(alpha=0, beta=0, gamma=1, delta=1, history_decay=1)
 BASELINES = ("popularity", "popularity_30_days", "popularity_3_days", "item_knn")
 USES = {
     "history_and_prior": "the score without an instruction: history term and prior",
-    "history_only": "the history term alone, no prior",
+    "history_only": "the history term alone: neither prior nor taste",
     "prior_only": "the prior alone, the same for everyone",
     "popularity": "all events before the refresh",
     "popularity_30_days": "events of the 30 days before the refresh",
@@ -36,35 +36,41 @@ USES = {
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """What one half of the people taught: the prior's blend and two sets of weights, measured on the other half."""
+class _Lesson:
+    """What earlier events taught: prior and taste, and two sets of weights, with the prior and without it."""
 
-    prior: RecencyModel | None
+    learned: Learned
     both: ScoreWeights
     history: ScoreWeights
 
 
-def leave_last_out(timeline: Timeline, people: Sequence[HistoryExample], seed: int) -> dict[str, Any]:
+def leave_last_out(
+    timeline: Timeline,
+    people: Sequence[HistoryExample],
+    known_before: Callable[[float], Sequence[HistoryExample]],
+    seed: int,
+) -> dict[str, Any]:
     """The metrics of each ranking in `USES` over the full catalogue, with 95 % bootstrap intervals over people.
 
-    Counts, behaviour vectors and priors are those of the refresh before each event. The few numbers that blend them
-    are cross-fitted: what measures one half of the people was fitted on the other. No instruction is used.
+    Nothing comes from after the last refresh before an event but the person's own history: counts, behaviour vectors
+    and priors are those of that refresh, and the numbers that blend them were learned from `known_before` a refresh at
+    or before it. They are learned anew whenever the events have grown by a seventh. No instruction is used.
     """
     settings = timeline.settings
     measured = [person for person in people if person.events >= settings.minimum_events]
-    folds = [_of_fold(people, fold) for fold in range(FOLDS)]
-    if not measured or not all(folds):
-        return {"people_measured": 0, "note": f"needs people with {settings.minimum_events} events in both folds"}
-    fitted = [_fit_fold(timeline, folds[1 - fold], seed) for fold in range(FOLDS)]
+    if not measured:
+        return {"people_measured": 0, "note": f"nobody has {settings.minimum_events} events"}
     ranks: dict[str, list[npt.NDArray[np.int64]]] = {}
+    lesson, seen = _Lesson(Learned(), UNTAUGHT, UNTAUGHT), 0
     for time, own in timeline.by_refresh(measured).items():
-        for fold in range(FOLDS):
-            asked = _of_fold(own, fold)
-            for name, found in _ranks(timeline, time, fitted[fold], asked):
-                ranks.setdefault(name, []).append(found)
-    rankings = {name: {"uses": USES[name], **rank_metrics(np.concatenate(own), seed)} for name, own in ranks.items()}
+        known = len(timeline.log.before(time))
+        if known > GROWTH * seen:
+            lesson, seen = _learn(timeline, sorted(known_before(time), key=lambda one: one.time), seed), known
+        for name, found in _ranks(timeline, time, lesson, own):
+            ranks.setdefault(name, []).append(found)
+    joined = {name: np.concatenate(own) for name, own in ranks.items()}
+    rankings = {name: {"uses": USES[name], **rank_metrics(own, seed)} for name, own in joined.items()}
     best = max(BASELINES, key=lambda name: float(rankings[name][f"ndcg@{CUT}"]))
-    reference = rankings[best][f"ndcg@{CUT}"]
     return {
         "protocol": {
             "target": "the last event of each person" + (" that is new to them" if settings.exclude_seen else ""),
@@ -73,15 +79,36 @@ def leave_last_out(timeline: Timeline, people: Sequence[HistoryExample], seed: i
             "minimum_events": settings.minimum_events,
             "seen_items_excluded": settings.exclude_seen,
             "catalogue_items": timeline.log.item_count,
-            "weights": f"cross-fitted over {FOLDS} folds of people",
+            "weights": f"learned from earlier events, anew when they have grown {GROWTH:g}-fold",
             "prior": settings.prior,
             "history_vectors": settings.vectors,
+            "taste": settings.taste,
         },
         "people_measured": len(measured),
         "rankings": rankings,
         "best_baseline": best,
-        "ratio_to_best_baseline": (rankings["history_and_prior"][f"ndcg@{CUT}"] / reference if reference > 0 else None),
+        **_ratio(joined["history_and_prior"], joined[best], seed),
     }
+
+
+def _ratio(own: npt.NDArray[np.int64], reference: npt.NDArray[np.int64], seed: int) -> dict[str, Any]:
+    """The ratio of two rankings' NDCG, with the interval of the same people drawn for both (paired bootstrap)."""
+    gains = np.stack([_gains(own), _gains(reference)], axis=1)
+    top, bottom = gains.mean(axis=0)
+    if bottom == 0:
+        return {"ratio_to_best_baseline": None}
+    generator = np.random.default_rng(seed)
+    drawn = np.stack([gains[generator.integers(0, len(gains), len(gains))].mean(axis=0) for _ in range(RESAMPLES)])
+    ratios = drawn[drawn[:, 1] > 0]
+    low, high = np.quantile(ratios[:, 0] / ratios[:, 1], [0.025, 0.975])
+    return {
+        "ratio_to_best_baseline": float(top / bottom),
+        "ratio_to_best_baseline_interval": [round(float(low), 5), round(float(high), 5)],
+    }
+
+
+def _gains(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    return np.where(ranks < CUT, 1 / np.log2(ranks + 2.0), 0.0)
 
 
 def rank_metrics(ranks: npt.NDArray[np.int64], seed: int) -> dict[str, Any]:
@@ -91,7 +118,7 @@ def rank_metrics(ranks: npt.NDArray[np.int64], seed: int) -> dict[str, Any]:
     """
     inside = ranks < CUT
     values = {
-        f"ndcg@{CUT}": np.where(inside, 1 / np.log2(ranks + 2.0), 0.0),
+        f"ndcg@{CUT}": _gains(ranks),
         f"hit_rate@{CUT}": inside.astype(np.float64),
         "mrr": 1 / (ranks + 1.0),
     }
@@ -106,32 +133,32 @@ def rank_metrics(ranks: npt.NDArray[np.int64], seed: int) -> dict[str, Any]:
     return metrics
 
 
-def _of_fold(people: Sequence[HistoryExample], fold: int) -> list[HistoryExample]:
-    return [
-        person for person in people if hashlib.sha256(f"fold {person.user_id}".encode()).digest()[0] % FOLDS == fold
-    ]
-
-
-def _fit_fold(timeline: Timeline, people: Sequence[HistoryExample], seed: int) -> _Fold:
-    model = timeline.fit_prior(people, seed)
+def _learn(timeline: Timeline, people: Sequence[HistoryExample], seed: int) -> _Lesson:
+    learned = timeline.learn(people, seed)
+    if learned.taste is not None:  # fitted together with gamma and delta, so both are 1
+        together = UNTAUGHT.model_copy(update={"history_decay": DECAY})
+        return _Lesson(learned, together, together)
+    if not people:
+        return _Lesson(learned, UNTAUGHT, UNTAUGHT)
     limit = max(1, MAX_SCORES // timeline.log.item_count)
     drawn = np.random.default_rng(seed).permutation(len(people))[:limit]
     sample = sorted((people[row] for row in drawn), key=lambda person: person.time)
-    examples = without_instructions(sample, timeline.states(sample, model), timeline.catalogue)
+    examples = without_instructions(sample, timeline.states(sample, learned), timeline.catalogue)
     both, history = (
         fit_score_weights(
             examples, timeline.catalogue, history=True, prior=prior, seed=seed, instructions=False
         ).weights
         for prior in (True, False)
     )
-    return _Fold(model, both, history)
+    return _Lesson(learned, both, history)
 
 
 def _ranks(
-    timeline: Timeline, time: float, fold: _Fold, people: Sequence[HistoryExample]
+    timeline: Timeline, time: float, lesson: _Lesson, people: Sequence[HistoryExample]
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-    """The ranks that each way gives the targets of `people`, who share a refresh and a fold."""
-    log, state = timeline.log, timeline.state(time, fold.prior)
+    """The ranks that each way gives the targets of `people`, who share a refresh."""
+    log, state = timeline.log, timeline.state(time, lesson.learned)
+    plain = timeline.state(time, replace(lesson.learned, taste=None))
     neighbours = ItemNeighbours(log, time, timeline.settings.shrinkage)
     shared = {
         "prior_only": state.priors,
@@ -144,8 +171,8 @@ def _ranks(
         scores: dict[str, Vectors] = {
             name: np.broadcast_to(values, (len(part), len(values))) for name, values in shared.items()
         }
-        scores["history_and_prior"] = _history(state, part, fold.both) + fold.both.delta * state.priors
-        scores["history_only"] = _history(state, part, fold.history)
+        scores["history_and_prior"] = _history(state, part, lesson.both) + lesson.both.delta * state.priors
+        scores["history_only"] = _history(plain, part, lesson.history)
         scores["item_knn"] = neighbours.scores([person.excluded or person.history for person in part])
         scores["popularity_3_days_live"] = np.stack(
             [log.counts(person.time - 3 * DAY, person.time).astype(np.float32) for person in part]

@@ -9,7 +9,15 @@ import numpy as np
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.errors import DatasetError, DivergedError
-from training.head import HeadExamples, Observe, label_centroids, sample_items, tune_head
+from training.head import (
+    HeadExamples,
+    Observe,
+    equally_weighted,
+    joined,
+    label_centroids,
+    sample_items,
+    tune_weighted_head,
+)
 from training.metrics import label_accuracy
 from training.model import InstructionModel
 from training.plan import Plan
@@ -50,11 +58,11 @@ def objective(
         size = plan.config.training.embedding_batch_size
         if tuned:  # no other trial has this encoder: nothing to keep
             return model.embed(texts, size)
-        folder = plan.var / "cache" / "embeddings"
-        return EmbeddingCache(folder, encoder.sha256, settings.pooling, settings.max_length).embed(model, texts, size)
+        cache = EmbeddingCache.below(plan.var, encoder, settings.pooling, settings.max_length)
+        return cache.embed(model, texts, size)
 
-    train, validation, centroids = _examples(plan, dataset, embed)
-    head = tune_head(train, validation, centroids, plan.config.training, start, observe)
+    people, untaught, validation, centroids = _examples(plan, dataset, embed)
+    head = tune_weighted_head(people, untaught, validation, centroids, plan.config.training, start, observe)
     value = head.validation_loss
     if math.isfinite(value) and plan.config.search.metric == "validation_top1_accuracy":
         logits = validation.vectors @ head.weight.T + head.bias
@@ -66,29 +74,29 @@ def objective(
 
 def _examples(
     plan: Plan, dataset: Dataset, embed: Callable[[Sequence[str]], Vectors]
-) -> tuple[HeadExamples, HeadExamples, Vectors]:
-    """The head's examples to learn from and to validate on, and the labels' centroids."""
+) -> tuple[HeadExamples, HeadExamples, HeadExamples, Vectors]:
+    """What the head learns from (people's own instructions, the rest), what it is validated on, and the centroids."""
     settings = plan.config.training
     train, validation = dataset.split("train"), dataset.split("validation")
+    augmented = [one.instruction for one in dataset.augmentation]
     drawn = sample_items(dataset.items, max(CENTROID_ITEMS, settings.items_per_label), settings.seed)
-    asked = [*train, *(one.instruction for one in dataset.made), *validation]
-    learned = len(asked) - len(validation)
-    vectors = embed([instruction.text for instruction in asked] + [dataset.items[row].text for row in drawn])
+    instructions, items = [*train, *augmented, *validation], [dataset.items[row] for row in drawn]
+    vectors = embed([one.text for one in instructions] + [item.text for item in items])
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    labels = [instruction.label for instruction in asked] + [dataset.items[row].label for row in drawn]
+    labels = [one.label for one in instructions] + [item.label for item in items]
     ids = np.array([label_id[label] for label in labels], dtype=np.int64)
-    centroids = label_centroids(
-        CatalogueSide(vectors[len(asked) :], ids[len(asked) :].tolist(), ()), len(dataset.labels)
-    )
+    taught, learned, asked = len(train), len(train) + len(augmented), len(instructions)
+    catalogue = CatalogueSide(vectors[asked:], ids[asked:].tolist(), ())
     # With the same seed, fewer items a label are the first of the more.
-    taught_items = set(sample_items(dataset.items, settings.items_per_label, settings.seed))
-    taught = [*range(learned), *(len(asked) + place for place, row in enumerate(drawn) if row in taught_items)]
-    weights = np.full(len(taught), settings.item_weight, np.float32)
-    weights[: len(train)] = 1.0
-    weights[len(train) : learned] = [one.weight for one in dataset.made]
-    held = slice(learned, len(asked))
+    kept = set(sample_items(dataset.items, settings.items_per_label, settings.seed))
+    places = [place for place, row in enumerate(drawn) if row in kept]
+    weights = np.array([one.weight for one in dataset.augmentation], dtype=np.float32)
     return (
-        HeadExamples(vectors[taught], ids[taught], weights),
-        HeadExamples(vectors[held], ids[held], np.ones(len(validation), np.float32)),
-        centroids,
+        equally_weighted(vectors[:taught], ids[:taught]),
+        joined(
+            HeadExamples(vectors[taught:learned], ids[taught:learned], weights),
+            equally_weighted(catalogue.vectors[places], catalogue.label_ids[places], settings.item_weight),
+        ),
+        equally_weighted(vectors[learned:asked], ids[learned:asked]),
+        label_centroids(catalogue, len(dataset.labels)),
     )

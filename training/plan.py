@@ -13,9 +13,9 @@ from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
 from training.history_config import HistoryConfig
 from training.run import Run
-from training.run_encoder import encoder_of_run, run_folder
+from training.run_encoder import encoder_of_run, open_run
 
-RECIPE_VERSION = 2  # raise it when the same inputs would give another run
+RECIPE_VERSION = 3  # raise it when the same inputs would give another run
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Plan:
     source: SourceConfig
     encoder: EncoderSource
     fingerprint: str
-    teacher: Run | None  # of a distillation
-    labeller: Run | None  # of self-training
+    distillation_teacher: Run | None
+    self_training_teacher: Run | None
 
     @property
     def runs(self) -> Path:
@@ -50,8 +50,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     Raises:
         DatasetError: No source is there, or a file of it cannot be read.
         EncoderError: The encoder cannot be found, or is not the one the config promises.
-        RunError: `init_from` names no run, a damaged one, or one whose encoder pools differently.
-        RunError: The teacher of a distillation is not a run.
+        RunError: `init_from` or a teacher names no run or a damaged one.
+        RunError: The encoder of `init_from` pools differently.
         ConfigError: The teacher and the config's encoder do not fit.
     """
     source = choose_source(config, data)
@@ -64,27 +64,27 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
     inputs: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
         "domain": config.domain,
-        "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.sha256},
+        "encoder": {**config.encoder.model_dump(mode="json"), "sha256": encoder.fingerprint},
         # A setting that may be absent, and is, leaves the fingerprint as it was before there was such a setting.
         "training": config.training.model_dump(mode="json", exclude_none=True),
         "dataset": digest,
     }
     if config.init_from is not None:
-        inputs["init_from"] = encoder.sha256  # the weights count, not the path they were found by
+        inputs["init_from"] = encoder.fingerprint  # what is in the files counts, not the path they were found by
     if config.encoder_tuning.method != "frozen":  # without tuning its other settings change nothing
         inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
-    labeller = None
+    self_training_teacher = None
     if config.self_training is not None:
-        labeller = Run.open(run_folder(config.self_training.teacher, var / "runs", "self_training.teacher"))
+        self_training_teacher = open_run(config.self_training.teacher, var / "runs", "self_training.teacher")
         own = config.self_training.model_dump(mode="json", exclude={"teacher"})
-        inputs["self_training"] = {**own, "teacher": labeller.manifest.fingerprint}
-    teacher = open_teacher(config, encoder)
-    if config.distillation is not None and teacher is not None:
-        inputs["distillation"] = distillation_inputs(config.distillation, teacher)
+        inputs["self_training"] = {**own, "teacher": self_training_teacher.manifest.fingerprint}
+    distillation_teacher = open_teacher(config, encoder, var / "runs")
+    if config.distillation is not None and distillation_teacher is not None:
+        inputs["distillation"] = distillation_inputs(config.distillation, distillation_teacher)
     if config.history != HistoryConfig():  # a config that does not name it keeps its runs
         inputs["history"] = config.history.model_dump(mode="json")
-    content = json.dumps(inputs, sort_keys=True)
-    return Plan(config, data, var, source, encoder, hashlib.sha256(content.encode()).hexdigest(), teacher, labeller)
+    inputs_digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return Plan(config, data, var, source, encoder, inputs_digest, distillation_teacher, self_training_teacher)
 
 
 def existing_run(plan: Plan) -> Run | None:

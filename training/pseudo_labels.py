@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import SelfTrainingConfig
-from training.dataset import Dataset, Instruction, MadeInstruction
+from training.dataset import AugmentedInstruction, Dataset, Instruction
 from training.embedding_cache import EmbeddingCache
 from training.errors import RunError
 from training.run import Run
@@ -17,7 +17,7 @@ TEMPERATURE = 0.03
 
 def pseudo_label(
     dataset: Dataset, teacher: Run, config: SelfTrainingConfig, cache: EmbeddingCache, batch_size: int
-) -> list[MadeInstruction]:
+) -> list[AugmentedInstruction]:
     """The unlabelled instructions that `teacher` labels, in the order of `dataset.unlabelled`.
 
     Two views of the teacher are averaged: its head's probabilities, and the votes of the items nearest to the text.
@@ -47,7 +47,7 @@ def pseudo_label(
         found: npt.NDArray[np.int64] = np.flatnonzero(sure & (label_ids == label_id))
         chosen += generator.permutation(found)[: config.per_label].tolist()
     return [
-        MadeInstruction(
+        AugmentedInstruction(
             Instruction(f"pseudo-{row}", dataset.unlabelled[row], teacher.labels[label_ids[row]], {}, {}, "train"),
             config.weight,
             ranked=False,

@@ -18,7 +18,7 @@ from training.atomic import new_folder
 from training.config import DomainConfig
 from training.config_loading import parse_config
 from training.dataset import Dataset, Instruction, Item, Split
-from training.encoder_source import BOTTLENECK_SETTINGS, BOTTLENECK_WEIGHTS
+from training.encoder_source import BOTTLENECK_SETTINGS, BOTTLENECK_WEIGHTS, EncoderSource
 from training.errors import ConfigError, RunError
 from training.score import ScoreWeights
 
@@ -138,6 +138,11 @@ class Run:
     def domain(self) -> str:
         """The domain, as in the config."""
         return self.manifest.domain
+
+    @property
+    def encoder(self) -> EncoderSource:
+        """The tuned encoder, as something to embed with or to start from."""
+        return EncoderSource(self.path / "encoder", self.manifest.encoder.sha256, f"{self.domain}/{self.run_id}")
 
     @property
     def score_weights(self) -> ScoreWeights:

@@ -18,7 +18,7 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
     Raises:
         RunError: There is no such run, it is damaged, or it pools differently.
     """
-    run = Run.open(run_folder(init_from, runs, "init_from"))
+    run = open_run(init_from, runs, "init_from")
     record, where = run.manifest.encoder, f"init_from: run {run.run_id}"
     given = config.model_fields_set
     if "pooling" in given and config.pooling != record.pooling:
@@ -31,19 +31,20 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
         raise RunError(f"{where} is damaged: its encoder is not the one that was written; name another run")
     length = config.max_length if "max_length" in given else record.max_length
     used = config.model_copy(update={"pooling": record.pooling, "max_length": length})
-    return EncoderSource(run.path / "encoder", found, f"{run.domain}/{run.run_id}"), used
+    return run.encoder, used
 
 
-def run_folder(name: str, runs: Path, key: str) -> Path:
-    """The folder of the run that the config's `key` names: a folder, or the id of a run below `runs`.
+def open_run(name: str, runs: Path, key: str) -> Run:
+    """Open the run that the config's `key` names: a folder, or the id of a run below `runs`.
 
     Raises:
-        RunError: There is no such run.
+        RunError: There is no such run, or it is damaged.
     """
-    if Path(name).is_dir():
-        return Path(name)
     by_id = [folder / name for folder in sorted(runs.glob("*")) if Path(name).name == name]
-    for path in by_id:
+    for path in (Path(name), *by_id):
         if path.is_dir():
-            return path
+            try:
+                return Run.open(path)
+            except RunError as error:
+                raise RunError(f"{key}: {error.message}") from None
     raise RunError(f"{key}: {name} is neither the folder of a run nor the id of one under {runs}")

@@ -20,12 +20,12 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from training.augmentation import augment
 from training.config import DomainConfig
 from training.config_loading import change_config
 from training.dataset import Dataset
 from training.dataset_loading import load_dataset
 from training.errors import DivergedError, TrainingError
-from training.made import with_made
 from training.objective import objective
 from training.plan import Plan, make_plan
 from training.search_space import check_space, distributions, settings_of
@@ -157,7 +157,7 @@ def _run_trial(search: Search, study: optuna.Study, trial: optuna.Trial, dataset
                 from training.search_pruning import EpochReports  # noqa: PLC0415 - loads the Trainer
 
                 callbacks = [*callbacks, EpochReports(trial, settings.metric)]
-            learned_from = with_made(plan, limit_shots(dataset, config)[0], lambda _: None)
+            learned_from = augment(plan, limit_shots(dataset, config)[0], lambda _: None)
             value = objective(plan, learned_from, callbacks, tracker.head)
             tracker.result({settings.metric: value})
     except optuna.TrialPruned:

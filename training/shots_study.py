@@ -8,11 +8,11 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
+from training.augmentation import augment
 from training.dataset import Dataset, Instruction, Split
 from training.dataset_loading import load_dataset
 from training.errors import DatasetError
 from training.head import sample_items
-from training.made import with_made
 from training.plan import Plan
 from training.score import CatalogueSide, Vectors
 from training.shots import draw_shots, limit_shots
@@ -57,9 +57,11 @@ def study_shots(
     found: dict[tuple[str, int], list[float]] = {}
     for method, plan in plans.items():
         say(f"{method}: encoder {plan.encoder.run or plan.config.encoder.name}")
-        # The fewest shots: what is made may speak in the manner of the training instructions that are always there.
-        made = with_made(plan, next(iter(cuts.values())), say).made
-        embedded, _ = embed_dataset(plan, plan.encoder, replace(_joined(dataset, cuts.values()), made=made))
+        # The fewest shots: synthetic ones may speak in the manner of the training instructions that are always there.
+        augmentation = augment(plan, next(iter(cuts.values())), say).augmentation
+        embedded, _ = embed_dataset(
+            plan, plan.encoder, replace(_joined(dataset, cuts.values()), augmentation=augmentation)
+        )
         row = {one.instruction_id: number for number, one in enumerate(embedded.dataset.instructions)}
         for (count, seed), cut in tqdm(cuts.items(), desc=method, unit="head", disable=None):
             part = _restricted(embedded, cut, row)
@@ -110,8 +112,8 @@ def _restricted(embedded: Embedded, cut: Dataset, row: Mapping[str, int]) -> Emb
     )
     label_ids = np.array([label_id[one.label] for one in cut.instructions], dtype=np.int64)
     h = embedded.h[[row[one.instruction_id] for one in cut.instructions]]
-    made = [label_id[one.instruction.label] for one in embedded.dataset.made]
-    examples = replace(embedded.made, label_ids=np.array(made, dtype=np.int64))
+    augmented = [label_id[one.instruction.label] for one in embedded.dataset.augmentation]
+    examples = replace(embedded.augmentation, label_ids=np.array(augmented, dtype=np.int64))
     return Embedded(cut, h, label_ids, examples, catalogue, embedded.relevance)
 
 

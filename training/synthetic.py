@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.config import SyntheticConfig
-from training.dataset import Dataset, Instruction, Item, MadeInstruction
+from training.dataset import AugmentedInstruction, Dataset, Instruction, Item
 
 FREQUENT = 40  # so many of the most frequent words count as joints of a sentence
 BEGINNING_WORDS = (2, 5)
@@ -55,7 +55,7 @@ def learn_manner(texts: Sequence[str]) -> Manner:
     return Manner([text for text, _ in beginnings], [count for _, count in beginnings], endings)
 
 
-def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[MadeInstruction]:
+def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[AugmentedInstruction]:
     """Instructions of each label, in the manner of the unlabelled and the training instructions.
 
     The items of a label are drawn without replacement first, then again. The same inputs give the same instructions.
@@ -67,7 +67,7 @@ def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[MadeInstructio
     rows_of_label: dict[str, list[int]] = {}
     for row, item in enumerate(dataset.items):
         rows_of_label.setdefault(item.label, []).append(row)
-    made: list[MadeInstruction] = []
+    made: list[AugmentedInstruction] = []
     for label in sorted(rows_of_label):
         own = rows_of_label[label]
         # The square root: a frequent label is asked for more often, but a rare one must be learned too.
@@ -86,7 +86,7 @@ def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[MadeInstructio
                 text = f"{text} {manner.endings[int(generator.integers(len(manner.endings)))]}"
             instruction = Instruction(f"synthetic-{len(made)}", text, label, attributes, {}, "train")
             # A title is one item's name: for it, items that merely share the label are no answer.
-            made.append(MadeInstruction(instruction, config.weight, ranked="title" not in _names(phrase)))
+            made.append(AugmentedInstruction(instruction, config.weight, ranked="title" not in _names(phrase)))
     return made
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from training import processes
 from training.errors import TrainingError
 from training.optional_packages import is_installed, require
 from training.plan import Plan
@@ -18,6 +19,8 @@ from training.plan import Plan
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerCallback
+
+    from training.head import HeadEpoch
 
 Say = Callable[[str], None]
 
@@ -29,8 +32,8 @@ class Tracker:
         """What tracks the encoder's tuning, for its Trainer."""
         return []
 
-    def head(self, weight_decay: float, epoch: int, training_loss: float, validation_loss: float) -> None:
-        """Track one epoch of the head; it is given to `training.head.tune_head`."""
+    def head(self, epoch: "HeadEpoch") -> None:
+        """Track one epoch of a head; it is given to `training.head.tune_head`."""
 
     def result(self, metrics: Mapping[str, Any]) -> None:
         """Track the numbers of the nested final metrics."""
@@ -53,11 +56,10 @@ class TensorBoardTracker(Tracker):
 
         return [TensorBoardCurves(self._folder / "encoder")]
 
-    def head(self, weight_decay: float, epoch: int, training_loss: float, validation_loss: float) -> None:
-        """Two curves for each weight decay."""
-        writer = self._writer("head")
-        writer.add_scalar(f"training_loss/weight_decay_{weight_decay}", training_loss, epoch)
-        writer.add_scalar(f"validation_loss/weight_decay_{weight_decay}", validation_loss, epoch)
+    def head(self, epoch: "HeadEpoch") -> None:
+        """Two curves for each head that is tried."""
+        for name, loss in _losses(epoch).items():
+            self._writer("head").add_scalar(f"{name}/{epoch.head}", loss, epoch.epoch)
 
     def result(self, metrics: Mapping[str, Any]) -> None:
         """One point for each number."""
@@ -133,11 +135,10 @@ class WandbTracker(Tracker):
 
         return [WandbCurves()]
 
-    def head(self, weight_decay: float, epoch: int, training_loss: float, validation_loss: float) -> None:
-        """Two curves for each weight decay."""
-        losses = {"training_loss": training_loss, "validation_loss": validation_loss}
-        points = {f"head/{name}/weight_decay_{weight_decay}": value for name, value in losses.items()}
-        self._run.log({**points, "head/epoch": epoch})
+    def head(self, epoch: "HeadEpoch") -> None:
+        """Two curves for each head that is tried."""
+        points = {f"head/{name}/{epoch.head}": value for name, value in _losses(epoch).items()}
+        self._run.log({**points, "head/epoch": epoch.epoch})
 
     def result(self, metrics: Mapping[str, Any]) -> None:
         """The run's summary."""
@@ -182,10 +183,13 @@ def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
+def _losses(epoch: "HeadEpoch") -> dict[str, float]:
+    return {"training_loss": epoch.training_loss, "validation_loss": epoch.validation_loss}
+
+
 def _tracker(plan: Plan, say: Say, name: str) -> Tracker:
     settings = plan.config.tracking
-    first = os.environ.get("RANK", "0") == "0"  # of several processes that tune together, one tracks
-    if settings.backend == "none" or not first:
+    if settings.backend == "none" or not processes.is_main():  # of several that tune together, one tracks
         return Tracker()
     if settings.backend == "tensorboard" and "backend" not in settings.model_fields_set:
         # The default: whoever has not asked for it can do without.

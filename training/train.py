@@ -9,13 +9,23 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from training.augmentation import augment
 from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource
-from training.head import HeadExamples, Observe, StartHead, TunedHead, label_centroids, sample_items, tune_head
+from training.head import (
+    HeadExamples,
+    Observe,
+    StartHead,
+    TunedHead,
+    equally_weighted,
+    joined,
+    label_centroids,
+    sample_items,
+    tune_weighted_head,
+)
 from training.history_learning import Histories, learn_histories, measure_histories
-from training.made import with_made
 from training.metrics import label_accuracy, ranking_metrics, report, rounded, zero_shot_label_scores
 from training.model import InstructionModel
 from training.plan import Plan
@@ -34,13 +44,13 @@ Say = Callable[[str], None]
 class Embedded:
     """A dataset with its vectors: `h` [n, H] of all instructions, and the catalogue's side of the score.
 
-    `made` are the instructions that were made, as examples of the head.
+    `augmentation` are the instructions that no person labelled, as examples of the head.
     """
 
     dataset: Dataset
     h: Vectors
     label_ids: npt.NDArray[np.int64]
-    made: HeadExamples
+    augmentation: HeadExamples
     catalogue: CatalogueSide
     relevance: Relevance
 
@@ -79,7 +89,7 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
         say(f"encoder: starts as that of run {plan.encoder.run}")
     for note in dataset.notes:
         say(f"note: {note}")
-    dataset = with_made(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
+    dataset = augment(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
     encoder, start, tuning = plan.encoder, None, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.
@@ -87,10 +97,10 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
 
         encoder, start, tuning = tune_encoder(plan, dataset, say, tracker.callbacks())
     distillation = None
-    if plan.teacher is not None:
+    if plan.distillation_teacher is not None:
         from training.distillation import distil_encoder, forget_distillation  # noqa: PLC0415 - loads the Trainer
 
-        encoder, distillation = distil_encoder(plan, plan.teacher, dataset, say)
+        encoder, distillation = distil_encoder(plan, plan.distillation_teacher, dataset, say)
     embedded, hidden_size = embed_dataset(plan, encoder, dataset)
     head = tune_instruction_head(plan, embedded, say, start, tracker.head)
     logs = log_softmax(embedded.h @ head.weight.T + head.bias)
@@ -154,18 +164,18 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
     model = InstructionModel.from_folder(
         encoder.folder, settings.pooling, settings.max_length, labels=len(dataset.labels)
     )
-    cache = EmbeddingCache(plan.var / "cache" / "embeddings", encoder.sha256, settings.pooling, settings.max_length)
-    instructions, made = dataset.instructions, [one.instruction for one in dataset.made]
-    texts = [one.text for one in [*instructions, *made]] + [item.text for item in dataset.items]
+    cache = EmbeddingCache.below(plan.var, encoder, settings.pooling, settings.max_length)
+    instructions, augmented = dataset.instructions, [one.instruction for one in dataset.augmentation]
+    texts = [one.text for one in [*instructions, *augmented]] + [item.text for item in dataset.items]
     with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
         vectors = cache.embed(model, texts, plan.config.training.embedding_batch_size, bar.update)
     label_id = {label: number for number, label in enumerate(dataset.labels)}
-    ids = np.array([label_id[one.label] for one in [*instructions, *made]], dtype=np.int64)
+    ids = np.array([label_id[one.label] for one in [*instructions, *augmented]], dtype=np.int64)
     given, asked = len(instructions), len(ids)
     catalogue = CatalogueSide(
         vectors[asked:], [label_id[item.label] for item in dataset.items], [item.prior for item in dataset.items]
     )
-    weights = np.array([one.weight for one in dataset.made], dtype=np.float32)
+    weights = np.array([one.weight for one in dataset.augmentation], dtype=np.float32)
     examples = HeadExamples(vectors[given:asked], ids[given:], weights)
     embedded = Embedded(dataset, vectors[:given], ids[:given], examples, catalogue, Relevance(dataset.items))
     return embedded, model.hidden_size
@@ -174,40 +184,31 @@ def embed_dataset(plan: Plan, encoder: EncoderSource, dataset: Dataset) -> tuple
 def tune_instruction_head(
     plan: Plan, embedded: Embedded, say: Say, start: StartHead | None = None, observe: Observe | None = None
 ) -> TunedHead:
-    """The head tuned on the training split, what is made and drawn items, the best on the validation split.
+    """The head tuned on the training split, augmentation and drawn items, the best on the validation split.
 
     `start` is a head that learned together with the encoder, `observe` is told of every epoch.
     """
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
     drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
-    examples = HeadExamples(
-        np.concatenate([embedded.h[train], embedded.made.vectors, embedded.catalogue.vectors[drawn]]),
-        np.concatenate([embedded.label_ids[train], embedded.made.label_ids, embedded.catalogue.label_ids[drawn]]),
-        np.concatenate(
-            [
-                np.ones(len(train), np.float32),
-                embedded.made.weights,
-                np.full(len(drawn), settings.item_weight, np.float32),
-            ]
-        ),
+    items = equally_weighted(
+        embedded.catalogue.vectors[drawn], embedded.catalogue.label_ids[drawn], settings.item_weight
     )
-    # A training split of one instruction leaves nothing to hold out: then the training examples have to do.
-    held = HeadExamples(embedded.h[validation], embedded.label_ids[validation], np.ones(len(validation), np.float32))
-    centroids = label_centroids(embedded.catalogue, len(embedded.dataset.labels))
-    # Only people's own instructions tell how much the others should count.
-    factors = settings.untaught_weights if train and validation else (1.0,)
-    heads = []
-    for factor in factors:
-        weights = np.where(np.arange(len(examples.weights)) < len(train), 1, factor) * examples.weights
-        weighted = replace(examples, weights=weights.astype(np.float32))
-        heads.append(tune_head(weighted, held if validation else weighted, centroids, settings, start, observe))
-    head = min(heads, key=lambda one: one.validation_loss)
+    head = tune_weighted_head(
+        equally_weighted(embedded.h[train], embedded.label_ids[train]),
+        joined(embedded.augmentation, items),
+        equally_weighted(embedded.h[validation], embedded.label_ids[validation]),
+        label_centroids(embedded.catalogue, len(embedded.dataset.labels)),
+        settings,
+        start,
+        observe,
+    )
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
+    others = "items and synthetic or pseudo-labelled instructions" if embedded.dataset.augmentation else "item texts"
     say(
         f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
-        f"validation loss {head.validation_loss:.3f}; {untaught} of "
-        f"{len(embedded.dataset.labels)} labels have no training instruction and are learned from item texts alone"
+        f"validation loss {head.validation_loss:.3f}; {untaught} of {len(embedded.dataset.labels)} labels have no "
+        f"training instruction and are learned from {others} alone"
     )
     return head
 

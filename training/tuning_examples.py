@@ -84,8 +84,10 @@ def tuning_examples(
         TuningExample(tokens, label_id[dataset.items[row].label], config.item_weight, row)
         for row, tokens in zip(rows, texts, strict=True)
     ]
-    made = dataset.made
-    learned = examples([one.instruction for one in made], [one.weight for one in made], [one.ranked for one in made])
+    others = dataset.augmentation
+    learned = examples(
+        [one.instruction for one in others], [one.weight for one in others], [one.ranked for one in others]
+    )
     held = of_split("validation", ranked=False) or of_split("train", ranked=False)
     return TuningExamples([*of_split("train", ranked=True), *learned, *items]), TuningExamples(held)
 

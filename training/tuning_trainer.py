@@ -1,6 +1,7 @@
 """The encoder's tuning on `transformers.Trainer`: loss, optimiser groups, checkpoints that survive a kill."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,26 +13,64 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalPrediction
 
 from training import processes
 from training.adapters import orthogonality_loss
+from training.config import EncoderTuningConfig
+from training.distillation_config import DistillationConfig
+from training.errors import DivergedError
 from training.model import InstructionModel
+from training.tuning_examples import PAD_TO
 
 COMPLETE = "complete"  # a file in a checkpoint, written last
 ALLOTMENT = "rank_allotment"
 
 
-class TunableModel(nn.Module):
-    """An instruction model that returns its loss, as the Trainer wants it."""
+def forward_by_length(model: InstructionModel, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`h` [B, H] and `u` [B, K] of a batch, its rows padded on the right, int64 [B, L].
+
+    On a CPU rows of like length run together, so that one long text does not pad all others: on WebShop's instructions
+    and their items 2.3 times as fast, with less than half of the memory. A GPU has better use for one large batch.
+    """
+    if input_ids.device.type != "cpu":
+        return cast(tuple[Tensor, Tensor], model(input_ids, attention_mask))
+    lengths = attention_mask.sum(dim=1)
+    padded = ((lengths + PAD_TO - 1) // PAD_TO * PAD_TO).clamp(min=1, max=input_ids.shape[1])
+    groups = [torch.nonzero(padded == length).flatten() for length in torch.unique(padded).tolist()]
+    parts = [
+        model(input_ids[rows, : int(padded[rows[0]])], attention_mask[rows, : int(padded[rows[0]])]) for rows in groups
+    ]
+    order = torch.argsort(torch.cat(groups))
+    return torch.cat([h for h, _ in parts])[order], torch.cat([u for _, u in parts])[order]
+
+
+class LearningModel(nn.Module):
+    """Wraps an instruction model for the Trainer; a subclass's `forward` returns its `loss` and its `logits`."""
 
     _keys_to_ignore_on_save: None = None  # the Trainer asks a model for it when it loads the best checkpoint
 
-    def __init__(self, model: InstructionModel, ranking_weight: float, temperature: float) -> None:
+    def __init__(self, model: InstructionModel) -> None:
         """Wrap `model`; its encoder may have adapters."""
         super().__init__()
         self.model = model
+
+
+class TunableModel(LearningModel):
+    """An instruction model that learns from labels and from the items that answer."""
+
+    def __init__(self, model: InstructionModel, ranking_weight: float, temperature: float) -> None:
+        """Wrap `model`; its encoder may have adapters."""
+        super().__init__(model)
         self.ranking_weight = ranking_weight
         self.temperature = temperature
 
@@ -50,7 +89,7 @@ class TunableModel(nn.Module):
         The loss is the weighted mean of the labels' cross-entropy. While training it adds the listwise cross-entropy of
         each instruction over the batch's items, `-Σ t_i log softmax(⟨h, e⟩ / temperature)_i`, times its weight.
         """
-        h, u = self.model(input_ids, attention_mask)
+        h, u = forward_by_length(self.model, input_ids, attention_mask)
         logits = u[: len(labels)]
         losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (losses * weights).sum() / weights.sum()
@@ -66,14 +105,25 @@ class TunableModel(nn.Module):
 class EncoderTrainer(Trainer):
     """A Trainer whose head learns at its own rate, and whose checkpoints hold only what is trained."""
 
-    def __init__(self, head_learning_rate: float, **arguments: Any) -> None:
-        """Take the Trainer's arguments and the head's learning rate."""
-        super().__init__(**arguments)
+    def __init__(self, head_learning_rate: float, patience: int, say: Callable[[str], None], **arguments: Any) -> None:
+        """Take the Trainer's arguments, the head's learning rate, and how long to wait for a better epoch.
+
+        `say` is given a line an epoch.
+        """
+        callbacks = [EarlyStoppingCallback(patience), Report(say), *arguments.pop("callbacks", ())]
+        super().__init__(compute_metrics=top1_accuracy, callbacks=callbacks, **arguments)
+        self.remove_callback(PrinterCallback)
         self._tuned: nn.Module = arguments["model"]
         self._head_learning_rate = head_learning_rate
         if processes.count() > 1:
             # The sampler draws from torch's generator, and all processes must draw the same order to share it out.
             self.accelerator.rng_types = ["torch"]
+
+    def learn(self, resume: Path | None) -> TrainerState:
+        """Train to the end, from the checkpoint `resume` if there is one; return what became of it."""
+        self.add_callback(Checkpoints())  # last: its mark says that the others are done
+        self.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return self.state
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for the head, without weight decay (its start is a meaning, not noise), two for the encoder."""
@@ -101,6 +151,50 @@ class EncoderTrainer(Trainer):
         trained = {name for name, parameter in self._tuned.named_parameters() if parameter.requires_grad}
         state = self._tuned.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {name: tensor for name, tensor in state.items() if name in trained})
+
+
+def training_arguments(
+    checkpoints: Path, config: EncoderTuningConfig | DistillationConfig, batch_size: int, **more: Any
+) -> TrainingArguments:
+    """The Trainer's arguments that every tuning has: each epoch is measured and kept, the best one counts.
+
+    Its checkpoints lie in `checkpoints`, `batch_size` is that of one process, `more` are arguments of the caller's own.
+    """
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=2 * batch_size,
+        num_train_epochs=config.epochs,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="epoch",
+        disable_tqdm=True,
+        report_to="none",
+        **more,
+    )
+
+
+def log_of_best(state: TrainerState, section: str) -> Mapping[str, float]:
+    """What validation found after the best epoch of a tuning that the config's `section` describes.
+
+    Raises:
+        DivergedError: No epoch had a finite loss.
+    """
+    if state.best_metric is None or not math.isfinite(state.best_metric):
+        raise DivergedError(f"{section}: the validation loss is not finite; set a lower learning_rate")
+    return next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log)
 
 
 class Checkpoints(TrainerCallback):

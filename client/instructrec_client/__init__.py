@@ -1,10 +1,11 @@
-"""Client of an InstructRec server: an instruction and a history in, ranked items with their reasons out.
+"""Client of an InstructRec server: an instruction and a history in, ranked items with their reasons out; feedback back.
 
 Example:
-    from instructrec_client import Client
+    from instructrec_client import Client, Feedback
 
     with Client("127.0.0.1:8001", domain="ecommerce", timeout=0.5) as client:
         answer = client.recommend("I want to buy a blue shirt", history=["10012"], k=5)
+        client.feedback(Feedback("click", answer[0].item_id, user_id="u-17", release=answer.release))
 """
 
 from ._async_client import AsyncClient
@@ -20,6 +21,7 @@ from ._errors import (
     ServerError,
     ServerUnavailable,
 )
+from ._feedback import Feedback
 from ._models import Item, Reason, Recommendations
 from ._timeout import Timeout
 from ._transport import Tls
@@ -29,6 +31,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "DeadlineExceeded",
+    "Feedback",
     "InstructRecError",
     "InvalidRequest",
     "Item",

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from tritonclient.grpc import InferInput, InferResult
 
 from ._base import BaseClient, Traceback
 from ._errors import DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
+from ._feedback import FEEDBACK_MODEL, Feedback, check_feedback, decode_feedback, encode_feedback
 from ._models import Recommendations
 from ._timeout import Deadline, Timeout
 from ._transport import AsyncGrpcTransport, AsyncTransport
 from ._validation import check_request
-from ._wire import WireRequest, decode, encode
+from ._wire import decode, encode
+
+Answer = TypeVar("Answer")
 
 __all__ = ["AsyncClient"]
 
@@ -51,8 +58,26 @@ class AsyncClient(BaseClient):
         transport = self._connected()
         answers: list[Recommendations] = []
         for request in encode(instructions, histories, k):
-            answers += await self._send(transport, request, deadline)
+            answers += await self._send(
+                transport, self.domain, request.inputs, partial(decode, request=request), deadline
+            )
         return answers
+
+    async def feedback(self, event: Feedback, *, timeout: Timeout | float | None = None) -> bool:
+        """See `Client.feedback`."""
+        return (await self.feedback_batch([event], timeout=timeout))[0]
+
+    async def feedback_batch(self, events: Sequence[Feedback], *, timeout: Timeout | float | None = None) -> list[bool]:
+        """See `Client.feedback_batch`."""
+        deadline = self._deadline(timeout)
+        check_feedback(events)
+        transport = self._connected()
+        stored: list[bool] = []
+        for request in encode_feedback(self.domain, events):
+            stored += await self._send(
+                transport, FEEDBACK_MODEL, request.inputs, partial(decode_feedback, request=request), deadline
+            )
+        return stored
 
     async def ready(self, *, timeout: Timeout | float | None = None) -> bool:
         """See `Client.ready`."""
@@ -91,12 +116,19 @@ class AsyncClient(BaseClient):
                 self._transport = self._connect()
             return self._transport
 
-    async def _send(self, transport: AsyncTransport, request: WireRequest, deadline: Deadline) -> list[Recommendations]:
+    async def _send(
+        self,
+        transport: AsyncTransport,
+        model: str,
+        inputs: list[InferInput],
+        decode_result: Callable[[InferResult], list[Answer]],
+        deadline: Deadline,
+    ) -> list[Answer]:
         attempts = self._attempts(deadline)
         while True:
             remaining = attempts.remaining()
             try:
-                return decode(await transport.infer(self.domain, request.inputs, remaining), request)
+                return decode_result(await transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)
             await asyncio.sleep(pause)

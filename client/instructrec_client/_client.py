@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from tritonclient.grpc import InferInput, InferResult
 
 from ._base import BaseClient, Traceback
 from ._errors import DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
+from ._feedback import FEEDBACK_MODEL, Feedback, check_feedback, decode_feedback, encode_feedback
 from ._models import Recommendations
 from ._timeout import Deadline, Timeout
 from ._transport import GrpcTransport, Transport
 from ._validation import check_request
-from ._wire import WireRequest, decode, encode
+from ._wire import decode, encode
+
+Answer = TypeVar("Answer")
 
 __all__ = ["Client"]
 
@@ -82,8 +89,49 @@ class Client(BaseClient):
         transport = self._connected()
         answers: list[Recommendations] = []
         for request in encode(instructions, histories, k):
-            answers += self._send(transport, request, deadline)
+            answers += self._send(transport, self.domain, request.inputs, partial(decode, request=request), deadline)
         return answers
+
+    def feedback(self, event: Feedback, *, timeout: Timeout | float | None = None) -> bool:
+        """Tell the server what a person did with an item, and return once that is durable.
+
+        Retries are safe: an event whose id is known is not stored again. After an error it is not known whether the
+        event was stored; sending the same `Feedback` once more is as safe.
+
+        Args:
+            event: What happened.
+            timeout: The deadline of this call; the client's own where None.
+
+        Returns:
+            Whether it was new; False where its id was known already.
+
+        Raises:
+            InstructRecError: As for `recommend`. `ServerUnavailable` too where the server cannot store events now.
+        """
+        return self.feedback_batch([event], timeout=timeout)[0]
+
+    def feedback_batch(self, events: Sequence[Feedback], *, timeout: Timeout | float | None = None) -> list[bool]:
+        """Send many events and return, once all are durable, which of them were new.
+
+        Up to 256 events travel in one request, which is stored as a whole or not at all; more are split into several,
+        sent one after another.
+
+        Args:
+            events: What happened.
+            timeout: The deadline of the whole call, all its requests together.
+
+        Raises:
+            InstructRecError: As for `feedback`. Some requests may have been stored then; sending all again is safe.
+        """
+        deadline = self._deadline(timeout)
+        check_feedback(events)
+        transport = self._connected()
+        stored: list[bool] = []
+        for request in encode_feedback(self.domain, events):
+            stored += self._send(
+                transport, FEEDBACK_MODEL, request.inputs, partial(decode_feedback, request=request), deadline
+            )
+        return stored
 
     def ready(self, *, timeout: Timeout | float | None = None) -> bool:
         """Return whether the server says that the domain's model is ready; False as well when no server answers.
@@ -127,12 +175,19 @@ class Client(BaseClient):
                 self._transport = self._connect()
             return self._transport
 
-    def _send(self, transport: Transport, request: WireRequest, deadline: Deadline) -> list[Recommendations]:
+    def _send(
+        self,
+        transport: Transport,
+        model: str,
+        inputs: list[InferInput],
+        decode_result: Callable[[InferResult], list[Answer]],
+        deadline: Deadline,
+    ) -> list[Answer]:
         attempts = self._attempts(deadline)
         while True:
             remaining = attempts.remaining()
             try:
-                return decode(transport.infer(self.domain, request.inputs, remaining), request)
+                return decode_result(transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)
             time.sleep(pause)

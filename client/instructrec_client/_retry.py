@@ -20,7 +20,7 @@ class Attempts:
     """The attempts at one request: up to `retries` more after the first, all before one deadline.
 
     Only an unavailable server is asked again: every other error would come again, or has used up the time. Repeating
-    is safe, a recommendation changes nothing on the server.
+    is safe: a recommendation changes nothing on the server, and an event that is known is not stored again.
 
     Args:
         deadline: Shared by all attempts and the pauses between them.

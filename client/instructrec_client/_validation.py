@@ -7,7 +7,7 @@ from numbers import Integral
 
 from ._errors import InvalidRequest
 
-__all__ = ["check_request"]
+__all__ = ["check_request", "check_text"]
 
 MAX_TOP_K = 100
 """The largest k of the contract."""
@@ -23,7 +23,7 @@ def check_request(instructions: Sequence[str], histories: Sequence[Sequence[str]
     if isinstance(instructions, (str, bytes)) or not isinstance(instructions, Sequence):
         raise InvalidRequest(f"instructions must be a sequence of str, got {type(instructions).__name__}: pass a list")
     for row, instruction in enumerate(instructions):
-        _check_text(instruction, f"the instruction{_where(row, len(instructions))}")
+        check_text(instruction, f"the instruction{_where(row, len(instructions))}")
         if not instruction.strip():
             raise InvalidRequest(f"the instruction{_where(row, len(instructions))} is empty: say what is wanted")
     if histories is None:
@@ -56,10 +56,15 @@ def _check_history(history: Sequence[str], name: str) -> None:
             f"{name} must be a sequence of item ids, got {type(history).__name__}: pass a list, newest first"
         )
     for position, item_id in enumerate(history):
-        _check_text(item_id, f"{name}, entry {position},")
+        check_text(item_id, f"{name}, entry {position},")
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
+    """Check that a value is text that can be sent.
+
+    Raises:
+        InvalidRequest: It is not; the message calls it by `name`.
+    """
     if not isinstance(text, str):
         raise InvalidRequest(f"{name} must be a str, got {type(text).__name__}")
     try:

@@ -14,7 +14,7 @@ from tritonclient.grpc import InferInput, InferResult
 from ._errors import ProtocolError
 from ._models import Item, Reason, Recommendations
 
-__all__ = ["INPUTS", "MAX_BATCH_SIZE", "OUTPUTS", "WireRequest", "decode", "encode"]
+__all__ = ["INPUTS", "MAX_BATCH_SIZE", "OUTPUTS", "WireRequest", "decode", "encode", "tensor_of"]
 
 MAX_BATCH_SIZE = 32
 """Rows that every server accepts in one request."""
@@ -68,7 +68,7 @@ def decode(result: InferResult, request: WireRequest) -> list[Recommendations]:
     Raises:
         ProtocolError: An output is missing, or has the wrong type, shape or bytes.
     """
-    tensors = {name: _tensor(result, name, request.rows) for name in OUTPUTS}
+    tensors = {name: tensor_of(result, name, described, request.rows) for name, described in OUTPUTS.items()}
     found = tensors["score"].shape[1]
     if found > request.top_k:
         raise ProtocolError(f"the server returned {found} items where {request.top_k} were asked for")
@@ -92,11 +92,16 @@ def _bytes_input(name: str, rows: Sequence[Sequence[str]], shape: tuple[int, int
     return _input(name, values)
 
 
-def _tensor(result: InferResult, name: str, rows: int) -> NDArray[Any]:
+def tensor_of(result: InferResult, name: str, expected_type: tuple[str, tuple[int, ...]], rows: int) -> NDArray[Any]:
+    """Return an output that has the type and dims that the contract says.
+
+    Raises:
+        ProtocolError: It is missing, or has not.
+    """
     described = result.get_output(name)
     if described is None:
         raise ProtocolError(f"the answer lacks output {name!r}: check that this server serves the contract")
-    datatype, dims = OUTPUTS[name]
+    datatype, dims = expected_type
     if described.datatype != datatype:
         raise ProtocolError(f"output {name!r} is {described.datatype}, the contract says {datatype}")
     shape, expected = list(described.shape), [rows, *dims]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import triton_python_backend_utils as pb_utils
 
 from .invalid_request import InvalidRequestError
+from .unavailable import UnavailableError
 
 Parsed = TypeVar("Parsed")
 Result = TypeVar("Result")
@@ -20,7 +21,7 @@ Result = TypeVar("Result")
 def answer_batch(
     requests: Sequence[Any],
     read: Callable[[Any], Parsed],
-    compute: Callable[[list[Parsed]], Sequence[Result]],
+    compute: Callable[[list[Parsed]], Sequence[Result | Exception]],
     write: Callable[[Result], list[Any]],
 ) -> list[Any]:
     """Answer every request with exactly one response, in order.
@@ -28,12 +29,13 @@ def answer_batch(
     Args:
         requests: what Triton hands to `execute`.
         read: checks one request and takes its tensors; raises InvalidRequestError to have that request refused.
-        compute: the step's work on all requests that could be read, at once; one result each, in order.
+        compute: the step's work on all requests that could be read, at once; one result each, in order. A result that
+            is an exception is that request's error.
         write: makes a result into the response's tensors.
 
     Returns:
-        One `InferenceResponse` a request: its tensors, an INVALID_ARG error for a bad request, or an INTERNAL error
-        for a request that breaks the step itself.
+        One `InferenceResponse` a request: its tensors, an INVALID_ARG error for a bad request, an UNAVAILABLE error
+        where `compute` says so, or an INTERNAL error for a request that breaks the step itself.
     """
     responses: list[Any] = [None] * len(requests)
     parsed: list[Parsed] = []
@@ -59,7 +61,7 @@ def _response(answer: Result | Exception, write: Callable[[Result], list[Any]]) 
 
 
 def _compute_each(
-    parsed: list[Parsed], compute: Callable[[list[Parsed]], Sequence[Result]]
+    parsed: list[Parsed], compute: Callable[[list[Parsed]], Sequence[Result | Exception]]
 ) -> list[Result | Exception]:
     """Compute all at once; if that fails, one by one, so that only the guilty request gets the error."""
     if not parsed:
@@ -82,6 +84,8 @@ def _error_response(error: Exception) -> Any:
     """Make an exception into a response; only our own messages reach the caller, others might repeat people's text."""
     if isinstance(error, InvalidRequestError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+    if isinstance(error, UnavailableError):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE))
     pb_utils.Logger.log_error(f"step failed: {type(error).__name__} at {_origin(error)}")
     message = f"the step failed on this request ({type(error).__name__}); the server's log says where"
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))

@@ -9,22 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .invalid_request import InvalidRequestError
-from .ranking import MAX_HISTORY, MAX_TOP_K, Vectors
+from .ranking import MAX_HISTORY, MAX_TOP_K
 
 
 @dataclass(frozen=True)
-class Query:
-    """One request of the top-k step, checked.
+class Wish:
+    """What one request wants beside its instruction, checked.
 
     Attributes:
-        instruction: float32 [rows, H].
-        logits: float32 [rows, K].
         history: item ids of each row, newest first.
         k: how many items every row wants.
     """
 
-    instruction: Vectors
-    logits: Vectors
     history: list[list[bytes]]
     k: int
 
@@ -38,7 +34,7 @@ def read_top_k(top_k: npt.NDArray[np.int32]) -> int:
     Raises:
         InvalidRequestError: a value outside 1 … 100, or rows that differ.
     """
-    values = {int(value) for value in top_k.reshape(-1)}
+    values: set[int] = set(top_k.reshape(-1).tolist())
     outside = sorted(value for value in values if not 1 <= value <= MAX_TOP_K)
     if outside:
         raise InvalidRequestError(f"top_k is {outside[0]}; it must be from 1 to {MAX_TOP_K}")
@@ -64,4 +60,5 @@ def read_history(history: npt.NDArray[Any], rows: int) -> list[list[bytes]]:
         raise InvalidRequestError(
             f"history has {length:,} entries a row; at most {MAX_HISTORY:,} are accepted: send the newest"
         )
-    return [[bytes(item_id) for item_id in row] for row in history.reshape(rows, length)]
+    ids: list[list[bytes]] = history.reshape(rows, length).tolist()
+    return ids

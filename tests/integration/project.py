@@ -20,6 +20,7 @@ class Project:
         grpc_port, http_port, metrics_port: where its server listens, when it runs.
         domain: what it recommends for.
         settings: what it changes of the domain's YAML.
+        watch: whether a watcher mends its server ("yes"), or what was broken stays broken ("no").
     """
 
     var: Path
@@ -28,6 +29,7 @@ class Project:
     metrics_port: int
     domain: str = "ecommerce"
     settings: tuple[str, ...] = ()
+    watch: str = "no"
 
     @property
     def grpc_url(self) -> str:
@@ -49,6 +51,7 @@ class Project:
             "HTTP_PORT": self.http_port,
             "METRICS_PORT": self.metrics_port,
             "SET": " ".join(self.settings),
+            "WATCH": self.watch,
         }
         # Under `make test`, this process has make's own variables in its environment; what we start must not get them.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}

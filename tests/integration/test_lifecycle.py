@@ -78,7 +78,7 @@ def test_deploy_cleans_up_after_a_killed_server_by_itself(own_project: Project) 
     own_project.make("deploy")
     tritonserver(own_project).kill()
     assert "answers at" in own_project.make("deploy").stdout
-    assert len(tree(own_project)) == 5
+    assert len(tree(own_project)) == 6
 
 
 def test_stop_answers_what_is_in_flight(own_project: Project) -> None:

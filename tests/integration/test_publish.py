@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 
@@ -33,7 +34,9 @@ def test_publish_and_roll_back_under_load(own_two_releases: Project, two_release
         caller.start()
     try:
         assert "published to the running server" in own_project.make("deploy").stdout
-        assert "published to the running server" in own_project.make("deploy", "RELEASE=1").stdout
+        assert "release 1 answers again, switched in" in own_project.make("rollback").stdout
+        assert "release 2 answers again" in own_project.make("rollback", "TO=2").stdout
+        assert "release 1 answers again" in own_project.make("rollback").stdout
     finally:
         stop.set()
         for caller in callers:
@@ -46,6 +49,14 @@ def test_publish_and_roll_back_under_load(own_two_releases: Project, two_release
     assert "exported as fp32 and verified" in two_releases[1]
     assert steps[0] == {"tokenizer": 1, "encoder": 1, "head": 1, "topk": 1}
     assert steps[1] == {"tokenizer": 1, "encoder": 2, "head": 2, "topk": 2}, "an unchanged step keeps its version"
+
+    listed = own_project.make("releases").stdout.splitlines()
+    assert ["answers now" in line for line in listed if re.match(r"│ [12] ", line)] == [True, False]
+    different = own_project.make("diff").stdout
+    assert re.search(r"step encoder +│ version 1 +│ version 2", different)
+    assert "step tokenizer" not in different
+    journal = (own_project.var / "journal/ecommerce.jsonl").read_text().splitlines()
+    assert [json.loads(line)["verb"] for line in journal] == ["deploy", "deploy", "rollback", "rollback", "rollback"]
 
 
 def test_a_release_that_triton_cannot_load_never_goes_live(own_two_releases: Project) -> None:

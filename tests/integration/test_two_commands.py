@@ -99,7 +99,7 @@ def test_the_manifest_names_what_answers(server: Project) -> None:
 
 def test_no_process_of_the_server_holds_torch_and_memory_is_bounded(server: Project) -> None:
     tree = process_tree.processes(Layout(server.var).shared_memory_prefix)
-    assert len(tree) == 5
+    assert len(tree) == 6
     for process in tree:
         mapped = {Path(one.path).name for one in process.memory_maps()}
         assert not any("torch" in name or "transformers" in name for name in mapped), process.cmdline()

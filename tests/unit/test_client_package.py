@@ -52,7 +52,11 @@ def test_all_names_exist_and_belong_to_the_package():
 
 def test_twins_have_the_same_names_and_signatures():
     blocking, awaited = public_methods(Client), public_methods(AsyncClient)
-    assert set(blocking) == set(awaited) == {"recommend", "recommend_batch", "ready", "close"}
+    assert (
+        set(blocking)
+        == set(awaited)
+        == {"recommend", "recommend_batch", "feedback", "feedback_batch", "ready", "close"}
+    )
     for name in ["__init__", *blocking]:
         assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(AsyncClient, name)), name
     assert all(inspect.iscoroutinefunction(method) for method in awaited.values())

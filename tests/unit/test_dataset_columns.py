@@ -296,3 +296,17 @@ def test_a_label_without_items_is_learned_but_not_ranked(tiny_config: Path, tiny
         16,
         15,
     )
+
+
+def test_a_release_is_a_year_a_date_or_unknown(tiny_config: Path, tiny_data: Path) -> None:
+    change(tiny_data / "shop/items.csv", "out", {1: "1971", 2: "1969-12-31", 3: ""})
+    dataset = load(tiny_config, tiny_data, catalogue={"released": "out"})
+    assert [item.released for item in dataset.items[:3]] == [365 * 86_400.0, -86_400.0, None]
+    assert load(tiny_config, tiny_data).items[0].released is None
+
+
+@pytest.mark.parametrize("cell", ["soon", "20133", "2013-13-01"])
+def test_a_release_that_is_no_date_is_refused(tiny_config: Path, tiny_data: Path, cell: str) -> None:
+    change(tiny_data / "shop/items.csv", "out", {4: cell})
+    with pytest.raises(DatasetError, match=r"row 4 .*column 'out': not a year or a date, got .*write 2013 or"):
+        load(tiny_config, tiny_data, catalogue={"released": "out"})

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, RobertaConfig, RobertaModel, T5Config, T5Model
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
 
 from export.errors import ExportError
 from export.graph_file import load_graph, open_session, save_graph
@@ -97,15 +97,14 @@ def test_same_weights_same_bytes_and_no_machine_path(exported, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["encoder.onnx"]  # one file, nothing temporary
 
 
-@pytest.mark.parametrize("kind", ["cls", "roberta", "causal"])
+# Causal attention with fewer key heads than query heads, and last-token pooling, are in test_encoder_kinds.py.
+@pytest.mark.parametrize("kind", ["cls", "roberta"])
 def test_other_encoders(kind, tmp_path):
     torch.manual_seed(0)
     if kind == "cls":
         model = make(bert(layers=1), "cls")
-    elif kind == "roberta":  # its positions start behind the padding index
+    else:  # its positions start behind the padding index
         model = make(RobertaModel(RobertaConfig(**ONE_LAYER, max_position_embeddings=30, initializer_range=0.5)))
-    else:  # causal attention, fewer key heads than query heads, the last token's state
-        model = make(LlamaModel(LlamaConfig(**ONE_LAYER, num_key_value_heads=1, initializer_range=0.5)), "last")
     export_encoder(model, tmp_path / "encoder.onnx")
     for batch in (pad([[5]]), pad([[5, 6, 7, 8], [9], [3, 4]], 9), pad([list(range(2, 26))] * 3)):
         assert difference(model, tmp_path / "encoder.onnx", *batch) < 1e-5

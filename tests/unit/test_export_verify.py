@@ -21,9 +21,13 @@ from export.graph_file import load_graph, save_graph
 from export.int8 import quantize_encoder
 from export.onnx_graph import export_encoder
 from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationReport
+from export.speed import compare_speed
+from export.task import Task
 from export.tokens import calibration_batches
 from export.verify import top_k_agreement, verify_encoder
+from training.dataset import Instruction, Item
 from training.model import InstructionModel
+from training.score import ScoreWeights
 
 TEXTS = [" ".join(f"w{(start * step) % 97 + 3}" for step in range(1, 2 + start % 9)) for start in range(1, 60)]
 BUCKETS = (8, 16)
@@ -245,3 +249,98 @@ def test_top_k_agreement_equals_a_plain_count(texts, k, seed):
         for first, second in zip(one, other, strict=True)
     ]
     assert top_k_agreement(one, other, items, k) == pytest.approx(np.mean(plain))
+
+
+def test_corrupted_codes_of_a_quantised_weight_are_found(model, int8, tmp_path):
+    graph = load_graph(int8)
+    product = next(node for node in graph.graph.node if node.op_type == "Gemm" and "layer.0.output" in node.name)
+    codes = product.input[1].replace("/restored", "/codes")
+    change(graph, codes, lambda values: -values)
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError) as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, BUCKETS, LOOSE)
+    assert "encoder layer 1 of 2" in caught.value.report.first_divergence
+
+
+def test_wrong_scale_of_a_quantised_weight_is_found(model, int8, tmp_path):
+    graph = load_graph(int8)
+    product = next(node for node in graph.graph.node if node.op_type == "Gemm" and "layer.1.intermediate" in node.name)
+    change(graph, product.input[1].replace("/restored", "/scale"), lambda scale: np.roll(scale, 1) * np.float32(2))
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError) as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, BUCKETS, LOOSE)
+    assert "encoder layer 2 of 2" in caught.value.report.first_divergence
+
+
+class Ranked:
+    """What `Task` reads of a run: four items, one a label, whose vectors are the axes."""
+
+    labels = ("a", "b", "c", "d")
+    score_weights = ScoreWeights(alpha=1, beta=0, gamma=0, delta=0, history_decay=1)
+
+    def catalogue(self) -> list[Item]:
+        return [Item(label, label, label, label, 0.0, {}) for label in self.labels]
+
+    def item_vectors(self) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)
+
+
+def instruction(label: str) -> Instruction:
+    return Instruction(label, label, label, {}, {}, "test")
+
+
+def test_task_compares_ranking_and_labels_pair_by_pair():
+    asked = [instruction(label) for label in "abcdabcd"]
+    right = np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 2]
+    wrong = right.copy()
+    wrong[0] = right[1]  # one of eight is read as its neighbour
+    labels, ranking = Task(Ranked(), asked).compare((right, right), (wrong, wrong))
+    assert (labels.name, labels.torch, labels.graph) == ("top-1 label accuracy", 1, 7 / 8)
+    assert labels.low <= labels.difference == -1 / 8 <= labels.high <= 0
+    assert ranking.name == "NDCG@10"
+    assert ranking.instructions == 8
+    assert ranking.torch == 1
+    assert ranking.graph < 1
+    same = Task(Ranked(), asked).compare((right, wrong), (right, wrong))
+    assert all(one.difference == one.low == one.high == 0 for one in same)
+
+
+def test_an_instruction_that_nothing_answers_has_no_part_in_the_task():
+    vectors = np.eye(4, dtype=np.float32)[:2]
+    assert (
+        Task(Ranked(), [instruction("unknown"), instruction("stranger")]).compare(
+            (vectors, vectors), (vectors, vectors)
+        )
+        == []
+    )
+
+
+def test_a_graph_that_loses_the_task_is_refused_and_the_report_shows_both(model, fp32):
+    class Broken(Task):
+        def compare(self, torch, graph):
+            return super().compare((torch[0], np.eye(4, dtype=np.float32)), (graph[0], np.eye(4)[::-1]))
+
+    class Wide(Ranked):
+        def item_vectors(self) -> np.ndarray:
+            return np.eye(4, 32, dtype=np.float32)
+
+    task = Broken(Wide(), [instruction(label) for label in "abcd"])
+    with pytest.raises(
+        VerificationError, match=r"loss of top-1 label accuracy is 1, the bar is at most 0\.001"
+    ) as caught:
+        verify_encoder(fp32, model, TEXTS[:4], BUCKETS, FP32_BUDGET, task=task)
+    assert [check.name for check in caught.value.report.failed] == ["loss of top-1 label accuracy"]
+    assert "| top-1 label accuracy | 4 | 1.0000 | 0.0000 | -100.00 | -100.00 to -100.00 |" in (
+        caught.value.report.markdown()
+    )
+
+
+def test_speed_is_shown_beside_quality(model, fp32, int8):
+    report = verify_encoder(fp32, model, TEXTS[:4], BUCKETS, FP32_BUDGET)
+    assert "Time over" not in report.markdown()
+    speed = compare_speed(fp32, int8, shapes=((1, 4), (2, 8)), rounds=2)
+    assert [(one.batch, one.length) for one in speed] == [(1, 4), (2, 8)]
+    assert all(one.ratio > 0 for one in speed)
+    shown = report.model_copy(update={"speed": speed})
+    assert "Time over FP32's, one thread" in shown.markdown()
+    assert VerificationReport.model_validate_json(shown.model_dump_json()) == shown

@@ -16,8 +16,12 @@ from serving_helpers import ROOT
 from test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS, check_edges, described
 
 from export.errors import ExportError
-from export.model_config import STEPS, WARMUP_FOLDER, ConfigWriter, step_name
+from export.model_config import FUSED, LENGTH_MULTIPLES, STEPS, WARMUP_FOLDER, ConfigWriter, step_name
+from export.release import add_engine
 from export.settings import SHORTEST_BUCKET, ExportSettings, ServingSettings, read_section
+from export.tensorrt.engine import EngineFile
+from export.tensorrt.profiles import make_profiles
+from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.live_repository import parse_config
 
 SETTINGS = ServingSettings(max_batch_size=48, encoder_instances=2, encoder_threads=3)
@@ -72,7 +76,7 @@ def test_settings_reach_the_configs(writer):
 
 
 def test_warm_up_covers_every_bucket_at_batch_one_and_maximum(writer, tmp_path):
-    writer.write_warmup_data(tmp_path)
+    writer.write_warmup_data("encoder", tmp_path)
     encoder = parse_config(writer.step("encoder"))
     inputs = described(encoder.input)
     covered = set()
@@ -93,8 +97,63 @@ def test_warm_up_covers_every_bucket_at_batch_one_and_maximum(writer, tmp_path):
         assert not parse_config(writer.step(step)).model_warmup
 
 
+def fused_writer(**changes: Any) -> ConfigWriter:
+    settings = SETTINGS.model_copy(update={"mode": "fused"} | changes)
+    return ConfigWriter("news", settings, BUCKETS, hidden_size=96, labels=11)
+
+
+def test_a_fused_domain_is_an_ensemble_of_one_pinned_step_with_the_same_contract():
+    writer = fused_writer()
+    ensemble = parse_config(writer.ensemble({FUSED: 7}))
+    assert (ensemble.name, ensemble.platform, ensemble.max_batch_size) == ("news", "ensemble", 48)
+    assert [(one.model_name, one.model_version) for one in ensemble.ensemble_scheduling.step] == [("news_fused", 7)]
+    assert (described(ensemble.input), described(ensemble.output)) == (CONTRACT_INPUTS, CONTRACT_OUTPUTS)
+    check_edges(ensemble, {"news_fused": parse_config(writer.step(FUSED))})
+
+
+def test_settings_reach_the_fused_step():
+    for engine in ("onnxruntime", "openvino"):
+        config = parse_config(fused_writer(engine=engine).step(FUSED))
+        assert (config.name, config.max_batch_size, config.instance_group[0].count) == ("news_fused", 48, 2)
+        assert {name: value.string_value for name, value in config.parameters.items()} == {
+            "engine": engine,
+            "intra_op_thread_count": "3",
+            "max_length": "40",
+            "length_multiple": str(LENGTH_MULTIPLES[engine]),
+        }
+
+
+def test_the_fused_step_is_warmed_up_with_texts(tmp_path):
+    writer = fused_writer()
+    writer.write_warmup_data(FUSED, tmp_path)
+    config = parse_config(writer.step(FUSED))
+    assert len(config.model_warmup) == 4
+    for sample in config.model_warmup:
+        assert set(sample.inputs) == set(CONTRACT_INPUTS)
+        assert sample.batch_size in {1, 48}
+        data = {
+            name: (tmp_path / WARMUP_FOLDER / entry.input_data_file).read_bytes()
+            for name, entry in sample.inputs.items()
+        }
+        text = data["instruction"]
+        assert int.from_bytes(text[:4], "little") == len(text) - 4
+        assert text[4:].decode().split()
+        assert np.frombuffer(data["top_k"], np.int32) == [10]
+
+
+def test_openvino_runs_the_encoder_of_an_ensemble_through_its_own_backend():
+    writer = ConfigWriter("news", SETTINGS.model_copy(update={"engine": "openvino"}), BUCKETS, 96, 11)
+    encoder = parse_config(writer.step("encoder"))
+    assert (encoder.backend, encoder.default_model_filename) == ("openvino", "model.onnx")
+    assert {name: value.string_value for name, value in encoder.parameters.items()} == {
+        "INFERENCE_NUM_THREADS": "3",
+        "NUM_STREAMS": "1",
+    }
+    assert parse_config(writer.step("head")).backend == "onnxruntime"
+
+
 WRITE = """
-from export.model_config import STEPS, ConfigWriter
+from export.model_config import FUSED, LENGTH_MULTIPLES, STEPS, ConfigWriter
 from export.settings import ServingSettings
 writer = ConfigWriter("news", ServingSettings(), (16, 32), 384, 5)
 print(*[writer.step(step) for step in STEPS], writer.ensemble({step: 1 for step in STEPS}), sep="---")
@@ -173,3 +232,33 @@ def test_a_setting_that_config_pbtxt_cannot_hold_is_refused_by_name(values):
 def test_sections_read_back():
     assert read_section(ServingSettings, "serving", {"length_buckets": [8, 16]}).length_buckets == (8, 16)
     assert read_section(ExportSettings, "export", {}) == ExportSettings()
+
+
+def test_the_variant_for_gpus_covers_what_the_engine_takes(writer):
+    """On the same tensors as config.pbtxt: Triton reads the one or the other."""
+    plain, gpu = parse_config(writer.step("encoder")), parse_config(writer.gpu_encoder())
+    assert (gpu.name, gpu.max_batch_size, gpu.backend) == (plain.name, plain.max_batch_size, "tensorrt")
+    assert (described(gpu.input), described(gpu.output)) == (described(plain.input), described(plain.output))
+    profiles = make_profiles(BUCKETS, 48)
+    assert list(gpu.instance_group[0].profile) == [str(number) for number in range(len(profiles))]
+    assert gpu.instance_group[0].count == 2
+    assert gpu.optimization.cuda.graphs
+    captured = {
+        (spec.batch_size, tuple(spec.input["input_ids"].dim), tuple(spec.input["attention_mask"].dim))
+        for spec in gpu.optimization.cuda.graph_spec
+    }
+    assert captured == {(rows, (bucket,), (bucket,)) for rows in (1, 2, 4, 8, 16, 32, 48) for bucket in BUCKETS}
+    assert {(sample.batch_size, *sample.inputs["input_ids"].dims) for sample in gpu.model_warmup} == {
+        (sample.batch_size, *sample.inputs["input_ids"].dims) for sample in plain.model_warmup
+    }
+
+
+def test_an_engine_lies_beside_the_graph_it_was_built_of(writer, tmp_path):
+    built = Fingerprint("NVIDIA L4", "8.9", "550.54", "10.9.0")
+    (tmp_path / "built.plan").write_bytes(b"engine")
+    folder = tmp_path / "news_encoder" / "4"
+    folder.mkdir(parents=True)
+    add_engine(folder, EngineFile(tmp_path / "built.plan", built), writer)
+    assert (folder / "model.plan").read_bytes() == b"engine"
+    assert Fingerprint.read(folder / FINGERPRINT_NAME) == built
+    assert parse_config((folder.parent / "configs" / "gpu.pbtxt").read_text()).default_model_filename == "model.plan"

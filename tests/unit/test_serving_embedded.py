@@ -13,9 +13,10 @@ import pytest
 from pydantic import ValidationError
 from serving_helpers import content_of
 
-from serving.embedded import Endpoints, Installation, assemble_backends, check_machine, server_command
+from serving.embedded import Endpoints, Installation, assemble_backends, check_machine, join_lengths, server_command
 from serving.errors import PreflightError
 from serving.layout import Layout
+from serving.live_repository import parse_config
 
 
 @contextlib.contextmanager
@@ -181,3 +182,12 @@ def test_backends_are_laid_out_as_triton_wants_them(installation, tmp_path):
         assert "stale" not in files
         assert not [name for name in files if "__pycache__" in name]
         assert [path.name for path in folder.parent.iterdir()] == ["backends"]
+
+
+def test_models_of_our_backends_take_requests_of_all_lengths_together():
+    """The native backends could not; so it is said of the live repository, never in a release."""
+    lines = 'input { name: "ids" dims: [-1] } input { name: "vector" dims: [384] }'
+    for backend, ragged in [("onnxruntime", [True, False]), ("openvino", [True, False]), ("python", [False, False])]:
+        config = parse_config(f'backend: "{backend}" {lines}')
+        join_lengths(config)
+        assert [tensor.allow_ragged_batch for tensor in config.input] == ragged, backend

@@ -324,6 +324,28 @@ def test_a_step_that_two_domains_share_is_kept_for_both(tmp_path, repository):
     assert repository.domains() == ["news", "shop"]
 
 
+def test_steps_that_no_release_has_any_more_go_when_they_are_two_steps_away(tmp_path, repository):
+    """As when a domain that was served in several steps is served in one."""
+    plans = [ENCODER_KEPT[1], {"fused": (2, "f2")}, {"fused": (3, "f3")}]
+    made = [build_release(tmp_path / "releases", number, plan) for number, plan in enumerate(plans, start=1)]
+    other = build_release(tmp_path / "others", 1, ENCODER_KEPT[1], domain="news")
+    publish(repository, other)
+    publish(repository, made[0])
+    publish(repository, made[1])
+    assert versions(repository, "shop_encoder") == {1}, "one step away"
+    before = repository.live_release("shop")
+    repository.stage(made[2])
+    repository.switch(made[2])
+    now = repository.live_release("shop")
+    assert repository.retire("shop", [now, before]) == ["shop_encoder", "shop_topk"]
+    assert {path.name for path in repository.folder.iterdir()} == {
+        *("news", "news_encoder", "news_topk"),
+        *("shop", "shop_fused"),
+    }
+    check_whole(repository, {1: other}, "news")
+    check_whole(repository, {3: made[2]})
+
+
 def test_nothing_is_retired_that_a_release_to_keep_pins(repository, releases):
     for number in (1, 2, 3):
         repository.stage(releases[number])

@@ -1,6 +1,7 @@
 """Training end to end on a tiny encoder, and the command line around it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from training.cli import main
+from training.config_loading import load_config
 from training.errors import EncoderError, RunError
 from training.model import InstructionModel
+from training.plan import existing_run, make_plan
 from training.run import Run
 
 
@@ -18,11 +21,20 @@ def invoke(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one run of the tiny dataset lies; each test that takes `run` gets a copy."""
+    return tmp_path_factory.mktemp("trained") / "var"
+
+
 @pytest.fixture
-def run(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Run:
-    result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
-    assert result.exit_code == 0, result.output
-    return Run.open(result.stdout.strip())
+def run(trained: Path, tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Run:
+    if not trained.exists():
+        result = invoke("--config", tiny_config, "--data", tiny_data, "--var", trained, "--print-run")
+        assert result.exit_code == 0, result.output
+    shutil.copytree(trained, tmp_path / "var")
+    (path,) = (tmp_path / "var/runs/shop").iterdir()
+    return Run.open(path)
 
 
 def test_a_run_holds_what_export_needs(run: Run) -> None:
@@ -159,12 +171,19 @@ def test_help_names_both_commands() -> None:
         (lambda path: (path / "config.yaml").write_text("domain: 3"), "damaged run"),
     ],
 )
-def test_a_damaged_run_is_refused_and_made_again(
+def test_a_damaged_run_is_refused_and_does_not_count(
     run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path, damage: object, message: str
 ) -> None:
+    plan = make_plan(load_config(tiny_config), tiny_data, tmp_path / "var")
+    assert existing_run(plan) is not None
     damage(run.path)  # type: ignore[operator]
     with pytest.raises(RunError, match=message):
         Run.open(run.path)
+    assert existing_run(plan) is None
+
+
+def test_a_damaged_run_is_made_again(run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    (run.path / "run.json").write_text("{}", encoding="utf-8")
     again = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "--print-run")
     assert Run.open(again.stdout.strip()).manifest.fingerprint == run.manifest.fingerprint
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from click.testing import CliRunner, Result
+from training_helpers import Train, command_line, finished, without_interactions
 
-from training.cli import main
 from training.config_loading import load_config
 from training.dataset import Dataset, Instruction, Item
 from training.distillation_config import DistillationConfig
@@ -39,12 +38,13 @@ FAMILIES = {
 
 
 @pytest.fixture
-def train(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Any:
-    def invoke(var: str, *overrides: str) -> Result:
-        arguments = ["--config", tiny_config, "--data", tiny_data, "--var", tmp_path / var, "--print-run", *overrides]
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+def tiny_config(tiny_config: Path) -> Path:
+    return without_interactions(tiny_config)
 
-    return invoke
+
+@pytest.fixture
+def train(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Train:
+    return command_line(tiny_config, tiny_data, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def teacher(made: Path, train: Any, tmp_path: Path) -> Run:
+def teacher(made: Path, train: Train, tmp_path: Path) -> Run:
     if not list(made.iterdir()):
         run = finished(train("teacher"))
         shutil.copytree(run.path, made / run.run_id)
@@ -62,11 +62,6 @@ def teacher(made: Path, train: Any, tmp_path: Path) -> Run:
     copy = tmp_path / kept.name
     shutil.copytree(kept, copy, dirs_exist_ok=True)
     return Run.open(copy)
-
-
-def finished(result: Result) -> Run:
-    assert result.exit_code == 0, result.output
-    return Run.open(result.stdout.strip())
 
 
 def contents(run: Run) -> list[bytes]:
@@ -81,7 +76,7 @@ def family(name: str, layers: int = 4) -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def test_the_student_is_an_ordinary_run_with_fewer_layers(train: Any, teacher: Run, tmp_path: Path) -> None:
+def test_the_student_is_an_ordinary_run_with_fewer_layers(train: Train, teacher: Run, tmp_path: Path) -> None:
     result = train("var", f"distillation.teacher={teacher.path}", *FAST)
     run = finished(result)
     model = run.load_model()
@@ -103,7 +98,7 @@ def test_the_student_is_an_ordinary_run_with_fewer_layers(train: Any, teacher: R
     assert f"run {run.run_id} is up to date" in train("var", f"distillation.teacher={teacher.path}", *FAST).stderr
 
 
-def test_distilling_brings_the_student_nearer_to_its_teacher(train: Any, teacher: Run) -> None:
+def test_distilling_brings_the_student_nearer_to_its_teacher(train: Train, teacher: Run) -> None:
     settings = ("distillation.layers=1", "distillation.epochs=6", "distillation.batch_size=16")
     run = finished(train("var", f"distillation.teacher={teacher.path}", "distillation.learning_rate=0.01", *settings))
     whole = teacher.load_model()
@@ -119,7 +114,7 @@ def test_distilling_brings_the_student_nearer_to_its_teacher(train: Any, teacher
 
 
 def test_a_distillation_cut_off_goes_on_to_the_same_bytes(
-    train: Any, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (f"distillation.teacher={teacher.path}", *FAST)
     whole = contents(finished(train("whole", *overrides)))
@@ -148,7 +143,7 @@ def test_a_distillation_cut_off_goes_on_to_the_same_bytes(
     assert run.run_id.endswith(next((tmp_path / "whole/runs/shop").iterdir()).name[-8:])  # the same fingerprint
 
 
-def test_a_finished_distillation_is_not_done_again(train: Any, teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_distillation_is_not_done_again(train: Train, teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = (f"distillation.teacher={teacher.path}", *FAST)
 
     def full(*_: object) -> None:
@@ -170,6 +165,8 @@ def test_the_plan_depends_on_the_settings_and_the_teacher(
 
     named = f"distillation.teacher={teacher.path}"
     assert plan() == teacher.manifest.fingerprint
+    shutil.copytree(teacher.path, tmp_path / "runs/music" / teacher.run_id)  # its id names it too
+    assert plan(f"distillation.teacher={teacher.run_id}") == plan(named)
     assert len({plan(), plan(named), plan(named, "distillation.layers=1"), plan(named, "distillation.seed=1")}) == 4
     head = teacher.path / "head.safetensors"
     before = plan(named)
@@ -186,7 +183,10 @@ def test_the_plan_depends_on_the_settings_and_the_teacher(
         ("distillation.layers=[]", "in ascending order"),
         ("distillation.layers=0", "distillation.layers"),
         ("distillation.texts=some", "distillation.texts"),
-        ("distillation.teacher=nowhere", "distillation.teacher: nowhere: not a complete run"),
+        (
+            "distillation.teacher=nowhere",
+            "distillation.teacher: nowhere is neither the folder of a run nor the id",
+        ),
         ("distillation.taecher=x", "did you mean 'teacher'?"),
         ("encoder_tuning.method=lora", "tune the teacher, then distil"),
         ("encoder.pooling=cls", "encoder.pooling is cls, the teacher's is mean"),
@@ -194,7 +194,7 @@ def test_the_plan_depends_on_the_settings_and_the_teacher(
         ("distillation.learning_rate=1e30", "set a lower learning_rate"),
     ],
 )
-def test_a_wrong_setting_is_one_line(train: Any, teacher: Run, override: str, message: str) -> None:
+def test_a_wrong_setting_is_one_line(train: Train, teacher: Run, override: str, message: str) -> None:
     settings = [f"distillation.teacher={teacher.path}", *FAST, override]
     result = train("var", *settings)
     assert result.exit_code == 1
@@ -203,7 +203,7 @@ def test_a_wrong_setting_is_one_line(train: Any, teacher: Run, override: str, me
 
 
 def test_bottleneck_adapters_and_several_processes_are_refused(
-    train: Any, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training import processes  # noqa: PLC0415
 
@@ -224,11 +224,11 @@ def test_bottleneck_adapters_and_several_processes_are_refused(
     assert "bottleneck adapters cannot be pruned" in result.output
 
 
-def test_a_teacher_is_required(train: Any) -> None:
+def test_a_teacher_is_required(train: Train) -> None:
     assert "distillation.teacher is missing" in train("var", "distillation.layers=1").stderr
 
 
-def test_a_teacher_that_does_not_fit_is_one_line(train: Any, teacher: Run, tiny_data: Path) -> None:
+def test_a_teacher_that_does_not_fit_is_one_line(train: Train, teacher: Run, tiny_data: Path) -> None:
     named = f"distillation.teacher={teacher.path}"
     tokenizer = teacher.path / "encoder/tokenizer.json"
     whole = tokenizer.read_text(encoding="utf-8")

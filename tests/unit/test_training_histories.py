@@ -1,6 +1,7 @@
 """Histories: priors and behaviour vectors learned from events in time, and a measurement that may not look ahead."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,17 @@ from training.history import HistoryExample, history_examples
 from training.history_config import HistoryConfig
 from training.history_evaluation import leave_last_out, rank_metrics, target_ranks
 from training.metrics import ranking_metrics
-from training.priors import FEATURES, fit_recency, recency_features
+from training.priors import FEATURES, YEAR, Choices, RecencyModel, fit_recency, item_features
 from training.ranking import RankingExamples, fit_score_weights
 from training.ranking_examples import without_instructions
 from training.run import Run
 from training.score import CatalogueSide, ScoreWeights
+from training.taste import DIMENSIONS, fit_taste
 from training.timeline import Timeline
 
 ITEMS = 12
 ROWS = {f"i{row}": row for row in range(ITEMS)}
+RELEASED = np.array([-row * YEAR for row in range(ITEMS - 1)] + [np.nan])
 
 
 def event(user: str, row: int, day: float, value: float = 1.0) -> Interaction:
@@ -41,6 +44,16 @@ def catalogue(items: int = ITEMS, seed: int = 0) -> CatalogueSide:
     vectors = np.random.default_rng(seed).normal(size=(items, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return CatalogueSide(vectors, [0] * items, [0.0] * items)
+
+
+def known_before(
+    interactions: list[Interaction], *, exclude_seen: bool = False
+) -> Callable[[float], list[HistoryExample]]:
+    def before(time: float) -> list[HistoryExample]:
+        earlier = [one for one in interactions if one.timestamp < time]
+        return history_examples(earlier, ROWS, 20, exclude_seen=exclude_seen)
+
+    return before
 
 
 def shop(people: int = 80, seed: int = 0) -> list[Interaction]:
@@ -81,11 +94,11 @@ def test_an_empty_table_teaches_nothing_and_breaks_nothing() -> None:
     log = log_of([])
     configured = HistoryConfig(prior="recency", vectors="behaviour", dimensions=4)
     timeline = Timeline(log, catalogue(), configured)
-    state = timeline.state(log.now, timeline.fit_prior([], seed=0))
+    state = timeline.state(log.now, timeline.learn([], seed=0))
     assert state.priors.tolist() == [0] * ITEMS
     assert state.history_vectors.shape == (ITEMS, 4)
     assert not state.history_vectors.any()
-    assert leave_last_out(timeline, [], seed=0)["people_measured"] == 0
+    assert leave_last_out(timeline, [], lambda _: [], seed=0)["people_measured"] == 0
 
 
 # --- examples -------------------------------------------------------------------------------------------------------
@@ -128,8 +141,8 @@ def test_nothing_learned_at_a_time_depends_on_what_came_later(events: list[tuple
     every = [event(f"u{user}", row, when) for user, row, when in events]
     past = [one for one in every if one.timestamp < day * DAY]
     full, cut = log_of(every), log_of(past)
-    seen, known = recency_features(full, day * DAY), recency_features(cut, day * DAY)
-    np.testing.assert_array_equal(seen.rows, known.rows)
+    seen, known = item_features(full, day * DAY, RELEASED), item_features(cut, day * DAY, RELEASED)
+    np.testing.assert_array_equal(seen.columns, known.columns)
     np.testing.assert_allclose(seen.values, known.values)
     np.testing.assert_array_equal(popularity(full, day * DAY, 3), popularity(cut, day * DAY, 3))
     assert np.isfinite(seen.values).all()
@@ -140,33 +153,108 @@ def test_nothing_learned_at_a_time_depends_on_what_came_later(events: list[tuple
 
 def test_the_blend_finds_that_recent_items_are_chosen() -> None:
     log = log_of([event(f"u{n}", 0, 1) for n in range(20)] + [event(f"v{n}", 1, 27 + n / 10) for n in range(10)])
-    features = recency_features(log, 29 * DAY)
-    model = fit_recency([(features, [HistoryExample((), 1, held_out=False)] * 30)], ITEMS, seed=0)
-    priors = model.priors(features, ITEMS)
+    features = item_features(log, 29 * DAY)
+    model = fit_recency([(features, [HistoryExample((), 1, held_out=False)] * 30)], seed=0)
+    priors = model.priors(features)
     assert priors[1] > priors[0] >= 0
     assert priors[2:].tolist() == [0] * 10  # items without an event
 
 
 def test_the_blend_without_anything_to_learn_from_is_zero() -> None:
-    features = recency_features(log_of([]), 0.0)
-    model = fit_recency([(features, [HistoryExample((), 1, held_out=False)])], ITEMS, seed=0)
+    features = item_features(log_of([]), 0.0)
+    model = fit_recency([(features, [HistoryExample((), 1, held_out=False)])], seed=0)
     assert model.weights.tolist() == [0] * FEATURES
-    assert not model.priors(features, ITEMS).any()
+    assert not model.priors(features).any()
 
 
 def test_the_gradient_of_the_blend_is_that_of_its_loss() -> None:
     from scipy.optimize import check_grad  # noqa: PLC0415
-
-    from training.priors import _Group  # noqa: PLC0415
 
     people = [
         HistoryExample((), 3, False, excluded=(1, 11)),
         HistoryExample((), 11, False),
         HistoryExample((), 7, False),
     ]
-    group = _Group(recency_features(log_of(shop(20)), 30 * DAY), people, ITEMS)
+    group = Choices(item_features(log_of(shop(20)), 30 * DAY, RELEASED), people)
     point = np.random.default_rng(0).normal(size=FEATURES) / 3
     assert check_grad(lambda w: group.loss(w)[0], lambda w: group.loss(w)[1], point) < 1e-4
+
+
+def test_an_item_is_as_old_as_its_release_and_those_without_events_share_a_column() -> None:
+    now = item_features(log_of([event("a", 0, 1), event("a", 1, 1)]), 2 * DAY, RELEASED)
+    assert now.values[-3:, now.columns].T[:4].round(4).tolist() == [
+        [1, 0, 0],
+        [0, 1, 0.6931],
+        [0, 0, 1.0986],
+        [0, 0, 1.3863],
+    ]
+    assert now.columns[11] == now.columns[5]  # an unknown release counts as the middle one
+    assert now.counts.sum() == ITEMS
+    early = item_features(log_of([event("a", 0, 1)]), -20 * YEAR, RELEASED)
+    assert early.values.shape[1] == 1  # nothing is out yet: all are alike
+    assert not item_features(log_of([event("a", 0, 1)]), 2 * DAY, RELEASED * np.nan).values[-3:].any()
+
+
+def test_items_without_events_have_the_prior_of_their_age() -> None:
+    features = item_features(log_of([event("a", 11, 1)]), 2 * DAY, RELEASED)
+    model = RecencyModel(np.array([0.0] * (FEATURES - 1) + [-1.0]))
+    priors = model.priors(features)
+    assert (np.diff(priors[:11]) < 0).all()
+    assert priors.min() == 0
+
+
+# --- taste ------------------------------------------------------------------------------------------------------------
+
+
+def followers(people: int = 60) -> tuple[list[Interaction], list[HistoryExample]]:
+    """Half of the people choose what came out of late, items 0 to 5, half what is old; each item is chosen alike."""
+    events, examples = [], []
+    for person in range(people):
+        rows = np.random.default_rng(person).permutation(6)[:4] + 6 * (person % 2)
+        events += [event(f"u{person}", int(row), person / 10 + step) for step, row in enumerate(rows[::-1])]
+        history = tuple(map(int, rows[1:]))
+        examples.append(HistoryExample(history, int(rows[0]), False, excluded=history, time=20 * DAY, events=4))
+    return events, examples
+
+
+def test_taste_ranks_new_items_for_those_who_choose_new_ones() -> None:
+    events, examples = followers()
+    released = np.array([0.0] * 6 + [-30 * YEAR] * 6)
+    features = item_features(log_of(events), 20 * DAY, released)
+    nothing = np.zeros((ITEMS, 2), np.float32)  # no behaviour to go by
+    model = fit_taste([(features, nothing, examples)], RecencyModel(np.zeros(FEATURES)), seed=0)
+    vectors = model.history_vectors(features, nothing)
+    products = vectors @ vectors.T
+    assert products[:6, :6].min() > products[:6, 6:].max()
+    assert products[6:, 6:].min() > products[6:, :6].max()
+    assert fit_taste([(features, nothing, examples)], RecencyModel(np.zeros(FEATURES)), 0).loadings.tolist() == (
+        model.loadings.tolist()
+    )
+
+
+@pytest.mark.parametrize("head", [0.0, 0.5])
+def test_the_gradient_of_taste_is_that_of_its_loss(head: float) -> None:
+    from scipy.optimize import check_grad  # noqa: PLC0415
+
+    from training.taste import _Histories  # noqa: PLC0415
+
+    events, examples = followers(8)
+    features = item_features(log_of(events[:20]), 20 * DAY, RELEASED)
+    term = _Histories(features, catalogue().vectors, [*examples, HistoryExample((), 3, False)])
+    term.standardise(np.full(FEATURES, 0.1), np.ones(FEATURES), 1.0)
+
+    point = np.random.default_rng(0).normal(size=FEATURES * (1 + DIMENSIONS) + 1) / 3
+    difference = check_grad(lambda p: term.loss(p, head)[0], lambda p: term.loss(p, head)[1], point, epsilon=1e-2)
+    assert difference < 0.02 * np.linalg.norm(term.loss(point, head)[1])  # in float32
+
+
+def test_nothing_to_learn_taste_from_gives_none() -> None:
+    features = item_features(log_of([]), 0.0)
+    nothing = np.zeros((ITEMS, 2), np.float32)
+    model = fit_taste([(features, nothing, [HistoryExample((), 1, False)])], RecencyModel(np.zeros(FEATURES)), seed=0)
+    assert not model.history_vectors(features, nothing).any()
+    with pytest.raises(ValueError, match="taste needs"):
+        HistoryConfig(taste=True)
 
 
 # --- behaviour ------------------------------------------------------------------------------------------------------
@@ -263,7 +351,8 @@ def test_what_is_learned_beats_the_baselines_where_there_is_something_to_learn()
     people = history_examples(interactions, ROWS, 20, exclude_seen=True)
     people.sort(key=lambda person: person.time)
     timeline = Timeline(log_of(interactions), catalogue(), configured)
-    measured = leave_last_out(timeline, people, seed=0)
+    before = known_before(interactions, exclude_seen=True)
+    measured = leave_last_out(timeline, people, before, seed=0)
     rankings = measured["rankings"]
     assert measured["people_measured"] == len([person for person in people if person.events >= 3])
     assert rankings["history_and_prior"]["mrr"] > rankings["popularity"]["mrr"] + 0.05
@@ -271,7 +360,25 @@ def test_what_is_learned_beats_the_baselines_where_there_is_something_to_learn()
     assert rankings["history_only"]["mrr"] >= rankings["popularity"]["mrr"]
     assert measured["ratio_to_best_baseline"] > 0
     json.dumps(measured, allow_nan=False)
-    assert leave_last_out(timeline, people, seed=0) == measured
+    assert leave_last_out(timeline, people, before, seed=0) == measured
+
+
+@pytest.mark.parametrize("taste", [False, True])
+def test_the_measurement_of_a_time_does_not_change_with_what_came_later(taste: bool) -> None:
+    asked = HistoryConfig(prior="recency", vectors="behaviour", taste=taste, dimensions=4, minimum_events=3)
+    everything = shop(120)
+    later = min(one.timestamp for one in everything) + 28.5 * DAY  # soon after a refresh: a look ahead would see it
+    people = history_examples([one for one in everything if one.timestamp < later], ROWS, 20)
+    people.sort(key=lambda person: person.time)
+    cut = [one for one in everything if one.timestamp < later]
+    other = [*cut, *(Interaction(f"new{n}", f"i{n % 7}", 1.0, later + n) for n in range(400))]
+    results = [
+        leave_last_out(Timeline(log_of(own), catalogue(), asked, RELEASED), people, known_before(own), seed=0)
+        for own in (everything, cut, other)
+    ]
+    assert results[0]["people_measured"] > 20
+    assert results[1]["rankings"] == results[0]["rankings"]
+    assert results[2]["rankings"] == results[0]["rankings"]
 
 
 # --- through training ---------------------------------------------------------------------------------------------
@@ -286,7 +393,7 @@ def invoke(*arguments: object) -> str:
 def test_a_run_carries_what_its_histories_need(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
     given = ("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "training.epochs=2")
     asked = ["history.prior=recency", "history.vectors=behaviour", "history.dimensions=3", "history.exclude_seen=true"]
-    asked.append("history.refresh_days=0.001")  # the events lie within minutes
+    asked += ["history.taste=true", "history.refresh_days=0.001"]  # the events lie within minutes
     events = [f"u{n},item-{row},1,{n * 100 + step}" for n in range(20) for step, row in enumerate((n + 5, n % 3))]
     (tiny_data / "shop" / "events.csv").write_text("\n".join(["user,item,value,time", *events]))
     plain = Run.open(invoke(*given).strip().rpartition("run: ")[2])
@@ -294,7 +401,7 @@ def test_a_run_carries_what_its_histories_need(tiny_config: Path, tiny_data: Pat
     assert plain.history_vectors() is None
     vectors = run.history_vectors()
     assert vectors is not None
-    assert vectors.shape == (32, 3)
+    assert vectors.shape == (32, 3 + DIMENSIONS)
     priors = [item.prior for item in run.catalogue()]
     assert min(priors) >= 0
     assert min(priors[:3]) > max(priors[3:])  # what people came to last

@@ -77,7 +77,7 @@ def test_a_search_goes_on_after_one_of_its_two_workers_was_killed(
     search: Any, tiny_config: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(load_config(tiny_config), tiny_data, tmp_path / "var")
-    cache = EmbeddingCache(tmp_path / "var/cache/embeddings", plan.encoder.sha256, "mean", 32)
+    cache = EmbeddingCache.below(tmp_path / "var", plan.encoder, "mean", 32)
     with ThreadPoolExecutor() as executor:
         with held(cache.path):  # both workers have claimed a trial, and wait for the cache
             first = executor.submit(search, "--workers", "2", HEAD, "search.trials=3")
@@ -170,6 +170,19 @@ def test_the_objective_does_not_read_the_test_split(tiny_config: Path, tiny_data
     taught = replace(dataset, instructions=tuple(replace(one, label="Hats") for one in dataset.instructions))
     value = objective(plan, dataset)
     assert objective(plan, other) == value != objective(plan, taught)
+
+
+def test_the_objective_tries_the_weights_of_what_nobody_taught_as_a_run_does(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    def value(weights: str) -> float:
+        plan = make_plan(
+            load_config(tiny_config, [*SHORT, f"training.untaught_weights={weights}"]), tiny_data, tmp_path
+        )
+        return objective(plan, load_dataset(plan.config, tiny_data))
+
+    assert value("[1.0]") != value("[0.01]")
+    assert value("[1.0,0.01]") == min(value("[1.0]"), value("[0.01]"))
 
 
 @pytest.mark.parametrize(

@@ -134,16 +134,15 @@ def read_inputs(run: Run, var: Path, settings: Settings) -> Inputs:
         RunError: A file of the run is damaged.
         EncoderError: The run's encoder was tuned, and the one it started from cannot be found.
     """
-    folder = var / "cache" / "embeddings"
     batch_size = run.config.training.embedding_batch_size
     model, record = run.load_model(), run.manifest.encoder
-    encoder = TextEncoder(model, EmbeddingCache(folder, record.sha256, record.pooling, record.max_length), batch_size)
+    encoder = TextEncoder(model, EmbeddingCache.below(var, run.encoder, record.pooling, record.max_length), batch_size)
     items = run.catalogue()
     label_id = {label: number for number, label in enumerate(run.labels)}
     label_ids, priors = [label_id[item.label] for item in items], [item.prior for item in items]
     catalogue = CatalogueSide(run.item_vectors(), label_ids, priors)
     base_encoder, base_catalogue = encoder, catalogue
-    base = _base_encoder(run, folder, batch_size)
+    base = _base_encoder(run, var, batch_size)
     if base is not None:
         base_encoder = base
         vectors = base.embed([item.text for item in items], "catalogue, base encoder")
@@ -162,7 +161,7 @@ def read_inputs(run: Run, var: Path, settings: Settings) -> Inputs:
     return inputs
 
 
-def _base_encoder(run: Run, folder: Path, batch_size: int) -> TextEncoder | None:
+def _base_encoder(run: Run, var: Path, batch_size: int) -> TextEncoder | None:
     """The encoder that the run's config names; None where the run's own is the same."""
     named, record = run.config.encoder, run.manifest.encoder
     here = (record.sha256, record.pooling, record.max_length)
@@ -172,4 +171,4 @@ def _base_encoder(run: Run, folder: Path, batch_size: int) -> TextEncoder | None
     if (source.sha256, named.pooling, named.max_length) == here:
         return None
     model = InstructionModel.from_folder(source.folder, named.pooling, named.max_length, labels=1)
-    return TextEncoder(model, EmbeddingCache(folder, source.sha256, named.pooling, named.max_length), batch_size)
+    return TextEncoder(model, EmbeddingCache.below(var, source, named.pooling, named.max_length), batch_size)

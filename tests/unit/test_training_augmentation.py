@@ -6,21 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from training_helpers import Train, command_line, finished, without_interactions
 
-from training.cli import main
+from training.augmentation import augment
 from training.config import EncoderTuningConfig
 from training.config_loading import load_config
 from training.dataset import Dataset
 from training.dataset_loading import load_dataset
 from training.encoder_source import locate_encoder
 from training.errors import ConfigError, DatasetError
-from training.made import with_made
 from training.model import InstructionModel
 from training.plan import make_plan
-from training.run import Run
 from training.synthetic import learn_manner
 from training.tuning_examples import Collator, tuning_examples
 
@@ -44,23 +42,14 @@ def config(tiny_config: Path, tiny_data: Path) -> Path:
 def made(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
     def call(*overrides: str, stand_ins: bool = False) -> Dataset:
         plan = make_plan(load_config(config, overrides), tiny_data, tmp_path / "var")
-        return with_made(plan, load_dataset(plan.config, tiny_data), lambda _: None, stand_ins=stand_ins)
+        return augment(plan, load_dataset(plan.config, tiny_data), lambda _: None, stand_ins=stand_ins)
 
     return call
 
 
 @pytest.fixture
-def train(config: Path, tiny_data: Path, tmp_path: Path) -> Any:
-    def call(*overrides: str) -> Result:
-        common = ["train", "--config", config, "--data", tiny_data, "--var", tmp_path / "var", *overrides]
-        return CliRunner().invoke(main, [str(argument) for argument in common])
-
-    return call
-
-
-def finished(result: Result) -> Run:
-    assert result.exit_code == 0, result.output
-    return Run.open(result.output.strip().rpartition("run: ")[2])
+def train(config: Path, tiny_data: Path, tmp_path: Path) -> Train:
+    return command_line(without_interactions(config), tiny_data, tmp_path)
 
 
 def test_what_is_held_out_is_not_among_the_unlabelled(config: Path, tiny_data: Path) -> None:
@@ -83,10 +72,10 @@ def test_an_empty_unlabelled_instruction_is_named(config: Path, tiny_data: Path)
 
 def test_synthetic_instructions_say_what_their_items_are(made: Any) -> None:
     dataset = made()
-    assert {one.instruction.label for one in dataset.made} == set(dataset.labels)
-    assert len(dataset.made) == 4 * 12
+    assert {one.instruction.label for one in dataset.augmentation} == set(dataset.labels)
+    assert len(dataset.augmentation) == 4 * 12
     beginnings = 0
-    for one in dataset.made:
+    for one in dataset.augmentation:
         text, asked = one.instruction.text, one.instruction
         assert asked.split == "train"
         assert one.weight == 0.3
@@ -99,8 +88,8 @@ def test_synthetic_instructions_say_what_their_items_are(made: Any) -> None:
 
 
 def test_the_same_inputs_make_the_same_instructions(made: Any) -> None:
-    assert made().made == made().made
-    assert made().made != made("sources.main.synthetic.seed=1").made
+    assert made().augmentation == made().augmentation
+    assert made().augmentation != made("sources.main.synthetic.seed=1").augmentation
 
 
 def test_synthetic_instructions_stand_in_for_a_validation_split(made: Any) -> None:
@@ -108,8 +97,10 @@ def test_synthetic_instructions_stand_in_for_a_validation_split(made: Any) -> No
     stand_ins = dataset.split("validation")
     assert stand_ins
     assert all(one.instruction_id.startswith("synthetic-") for one in stand_ins)
-    assert len(dataset.made) + len(stand_ins) == len(whole.made)
-    assert not {one.instruction.instruction_id for one in dataset.made} & {one.instruction_id for one in stand_ins}
+    assert len(dataset.augmentation) + len(stand_ins) == len(whole.augmentation)
+    assert not {one.instruction.instruction_id for one in dataset.augmentation} & {
+        one.instruction_id for one in stand_ins
+    }
 
 
 @given(st.lists(st.text(max_size=80), max_size=12))
@@ -151,32 +142,34 @@ def encoder_of(config: Path, dataset: Dataset) -> InstructionModel:
     return InstructionModel.from_folder(folder, "mean", 32, len(dataset.labels))
 
 
-def test_a_teacher_labels_what_it_is_sure_of(train: Any, made: Any, tmp_path: Path) -> None:
-    teacher = finished(train("training.shots=0"))
+def test_a_teacher_labels_what_it_is_sure_of(train: Train, made: Any, tmp_path: Path) -> None:
+    teacher = finished(train("var", "training.shots=0"))
     assert teacher.manifest.metrics["shots"]["train"] == 0
     sure = made(f"self_training.teacher={teacher.path}", "self_training.confidence=0", "self_training.nearest=1")
-    labelled = [one for one in sure.made if one.instruction.instruction_id.startswith("pseudo-")]
+    labelled = [one for one in sure.augmentation if one.instruction.instruction_id.startswith("pseudo-")]
     assert {one.instruction.text for one in labelled} == set(sure.unlabelled)
     assert not any(one.ranked for one in labelled)
     fewer = made(f"self_training.teacher={teacher.run_id}", "self_training.per_label=1", "self_training.confidence=0")
-    found = [one.instruction.label for one in fewer.made if one.instruction.instruction_id.startswith("pseudo-")]
+    found = [
+        one.instruction.label for one in fewer.augmentation if one.instruction.instruction_id.startswith("pseudo-")
+    ]
     assert len(found) == len(set(found)) > 0
     none = made(f"self_training.teacher={teacher.path}", "self_training.confidence=1")
-    assert len(none.made) == 48
-    student = finished(train("training.shots=0", f"self_training.teacher={teacher.path}"))
+    assert len(none.augmentation) == 48
+    student = finished(train("var", "training.shots=0", f"self_training.teacher={teacher.path}"))
     assert student.manifest.fingerprint != teacher.manifest.fingerprint
     assert len(student.instructions()) == len(teacher.instructions())
 
 
-def test_a_teacher_that_does_not_fit_is_refused(train: Any, config: Path, tiny_data: Path) -> None:
-    missing = train("self_training.teacher=nobody")
+def test_a_teacher_that_does_not_fit_is_refused(train: Train, config: Path, tiny_data: Path) -> None:
+    missing = train("var", "self_training.teacher=nobody")
     assert missing.exit_code == 1
     assert "self_training.teacher: nobody is neither the folder of a run nor the id" in missing.output
-    teacher = finished(train())
+    teacher = finished(train("var"))
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
     del tree["sources"][0]["unlabelled"]
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    without = train(f"self_training.teacher={teacher.path}")
+    without = train("var", f"self_training.teacher={teacher.path}")
     assert without.exit_code == 1
     assert "the source has no unlabelled instructions" in without.output
     assert "Traceback" not in without.output

@@ -1,9 +1,9 @@
-"""Adds to a dataset the instructions that are made for the tuning: synthetic ones, and those a teacher labelled."""
+"""Adds to a dataset instructions that no person labelled: synthetic ones, and those that a teacher labelled."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.dataset import Dataset, MadeInstruction
+from training.dataset import AugmentedInstruction, Dataset
 from training.embedding_cache import EmbeddingCache
 from training.plan import Plan
 from training.pseudo_labels import pseudo_label
@@ -13,21 +13,19 @@ HELD_OUT = 10  # each such synthetic instruction stands in for validation where 
 Say = Callable[[str], None]
 
 
-def with_made(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
-    """The dataset with the instructions that are made of its catalogue and of its unlabelled instructions.
+def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
+    """The dataset with synthetic instructions, and with those of its unlabelled ones that a teacher labels.
 
-    Where the validation split is but `stand_ins`, made instructions take their place.
+    Where the validation split is but `stand_ins`, synthetic instructions take their place.
     """
-    made: list[MadeInstruction] = []
+    made: list[AugmentedInstruction] = []
     if plan.source.synthetic is not None:
         made += synthesise(dataset, plan.source.synthetic)
         say(f"made {len(made):,} synthetic instructions of the catalogue")
     settings, encoder = plan.config.self_training, plan.config.encoder
-    if settings is not None and plan.labeller is not None:
-        teacher = plan.labeller
-        cache = EmbeddingCache(
-            plan.var / "cache" / "embeddings", teacher.manifest.encoder.sha256, encoder.pooling, encoder.max_length
-        )
+    teacher = plan.self_training_teacher
+    if settings is not None and teacher is not None:
+        cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
         say(f"run {teacher.run_id} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
         made += labelled
@@ -39,4 +37,4 @@ def with_made(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False
         instructions += [replace(one.instruction, split="validation") for one in held_out]
         dataset = replace(dataset, instructions=tuple(instructions))
         say(f"{len(held_out)} synthetic instructions stand in for the validation split")
-    return replace(dataset, made=tuple(made))
+    return replace(dataset, augmentation=tuple(made))

@@ -1,0 +1,55 @@
+"""Rounds a weight so that what one row loses the rows after it make up for (GPTQ, Frantar et al., arXiv 2210.17323).
+
+Rounding to the nearest code treats every input alike. Inputs are correlated, so an error of one row's codes can be
+cancelled, as far as the product goes, by other codes for the rows not yet rounded. It costs nothing when served.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CompensatedRounding"]
+
+Floats = npt.NDArray[np.float32]
+
+_DAMPING = 0.01  # of the mean square of an input; keeps rare directions from taking all the compensation
+_BLOCK = 128
+
+
+class CompensatedRounding:
+    """Rounding for weights that share one input."""
+
+    def __init__(self, gram: Floats, noise: float) -> None:
+        """Factors the inverse of the input's second moments.
+
+        Args:
+            gram: Mean of x xᵀ over the inputs, [C, C].
+            noise: Mean squared error that quantising an input makes.
+        """
+        damped = gram.astype(np.float64)
+        damped.flat[:: len(gram) + 1] += noise + _DAMPING * damped.trace() / len(gram) + 1e-12
+        self._order = np.argsort(-damped.diagonal(), kind="stable")  # what matters most has all others to help
+        inverse = np.linalg.inv(damped[np.ix_(self._order, self._order)])
+        self._factor = np.linalg.cholesky(inverse).T.astype(np.float32)
+
+    def codes(self, weight: Floats, scales: Floats, top: int) -> npt.NDArray[np.int8]:
+        """S8 codes that lose least of the product over the inputs.
+
+        Args:
+            weight: [C, outputs].
+            scales: A scale for each output, [outputs].
+            top: The greatest code.
+        """
+        left, factor = weight[self._order], self._factor
+        codes = np.empty(weight.shape, dtype=np.int8)
+        for start in range(0, len(weight), _BLOCK):
+            stop = min(start + _BLOCK, len(weight))
+            errors = np.empty((stop - start, weight.shape[1]), dtype=np.float32)
+            for row in range(start, stop):
+                rounded = np.clip(np.rint(left[row] / scales), -top, top)
+                codes[self._order[row]] = rounded
+                errors[row - start] = (left[row] - rounded * scales) / factor[row, row]
+                left[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], errors[row - start])
+            left[stop:] -= factor[start:stop, stop:].T @ errors
+        return codes

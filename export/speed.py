@@ -1,0 +1,53 @@
+"""How fast a graph is beside FP32. Shown next to its quality; it never decides about a release."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from export.graph_file import open_session
+
+__all__ = ["SpeedRatio", "compare_speed"]
+
+SHAPES = ((1, 16), (32, 32))
+ROUNDS = 7
+
+
+class SpeedRatio(BaseModel):
+    """Time of a graph over that of FP32 at one shape, on one thread; below 1 is faster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int
+    length: int
+    ratio: float
+
+
+def compare_speed(
+    fp32: Path, graph: Path, shapes: Sequence[tuple[int, int]] = SHAPES, rounds: int = ROUNDS
+) -> tuple[SpeedRatio, ...]:
+    """Runs both in turn and returns the median of the ratios, pair by pair, at each (batch, length).
+
+    Processor time is taken, so that other work on the machine counts less; caches are shared all the same.
+    """
+    sessions = [open_session(path) for path in (graph, fp32)]
+    found = []
+    for batch, length in shapes:
+        ones = np.ones((batch, length), dtype=np.int64)
+        feed = {"input_ids": ones, "attention_mask": ones}
+        ratios = []
+        for turn in range(rounds + 1):
+            spent = []
+            for session in sessions:
+                started = time.process_time()
+                session.run(None, feed)
+                spent.append(time.process_time() - started)
+            if turn:  # the first one warms up
+                ratios.append(spent[0] / max(spent[1], 1e-9))
+        found.append(SpeedRatio(batch=batch, length=length, ratio=median(ratios)))
+    return tuple(found)

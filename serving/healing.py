@@ -1,0 +1,211 @@
+"""Find out what is wrong with a running server, and mend it: the part that Triton leaves to its operator.
+
+Triton 2.51 never restarts a Python stub that died, and does not notice one that hangs: every request that needs it
+fails or waits, while all readiness endpoints say READY. Three looks tell what happened: is the server's process there,
+has each loaded step a stub that runs, and does each domain answer a real instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from . import process_tree
+from .errors import ServerError, ServingError
+from .layout import Layout
+from .live_repository import LiveRepository
+from .probe import probe_release
+from .releases import ReleaseStore
+from .server import Server, ServerState
+
+PROBE_TIMEOUT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, order=True)
+class StubPlace:
+    """The version of a model that a stub belongs to."""
+
+    model: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """The stubs of a server, by what they serve.
+
+    Attributes:
+        running: those that can answer.
+        stopped: processes that are there, but were stopped (SIGSTOP) and cannot answer.
+    """
+
+    running: frozenset[StubPlace]
+    stopped: dict[StubPlace, psutil.Process]
+
+
+def find_stubs(layout: Layout) -> Stubs:
+    """Look at the stubs of a server: each carries the path of its model on its command line."""
+    running: set[StubPlace] = set()
+    stopped: dict[StubPlace, psutil.Process] = {}
+    for process in process_tree.processes(layout.shared_memory_prefix):
+        with contextlib.suppress(psutil.Error, ValueError):
+            command = process.cmdline()
+            if len(command) < 2 or not Path(command[1]).is_relative_to(layout.live):
+                continue
+            model, version = Path(command[1]).relative_to(layout.live).parts[:2]
+            place = StubPlace(model, int(version))
+            status = process.status()
+            if status in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}:
+                stopped[place] = process
+            elif status not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+                running.add(place)
+    return Stubs(frozenset(running), stopped)
+
+
+def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> frozenset[StubPlace]:
+    """The versions that Triton calls READY and that a Python stub should serve: all models but the ensembles.
+
+    Raises:
+        InferenceServerException: the server does not answer.
+    """
+    ensembles = set(LiveRepository(layout.live).domains())
+    models = client.get_model_repository_index(client_timeout=PROBE_TIMEOUT_SECONDS).models
+    return frozenset(
+        StubPlace(model.name, int(model.version))
+        for model in models
+        if model.state == "READY" and model.name not in ensembles
+    )
+
+
+def reload_step(client: grpc.InferenceServerClient, layout: Layout, place: StubPlace) -> None:
+    """Give a step new stubs. Triton reloads a model only if a file of it looks newer, so one is touched first.
+
+    Raises:
+        InferenceServerException: Triton refuses.
+    """
+    for path in sorted((layout.live / place.model / str(place.version)).iterdir()):
+        if path.is_file():
+            path.touch()
+            break
+    client.load_model(place.model, client_timeout=60)
+
+
+class Healer:
+    """Looks after the server of one `VAR`; `look` is called again and again."""
+
+    def __init__(self, layout: Layout, *, patience: int = 2) -> None:
+        """Take the paths.
+
+        Args:
+            layout: where everything lies.
+            patience: after so many looks in a row at which a domain does not answer, though every stub runs, the server
+                is restarted.
+        """
+        self.layout = layout
+        self.server = Server(layout)
+        self._patience = patience
+        self._silent = 0
+
+    def look(self) -> list[str]:
+        """Look once, and mend what is wrong.
+
+        Returns:
+            What was done and why, a line each; nothing if all is well, or another command is at work on the server.
+
+        Raises:
+            ServingError: mending failed.
+        """
+        state = self.server.state()
+        if state is None:
+            return self._restart("tritonserver is gone") if self.layout.server_state.is_file() else []
+        done: list[str] = []
+        try:
+            with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+                done += self._mend_stubs(client)
+        except InferenceServerException as error:
+            return self._count_silence(f"the server does not answer: {error.message()}")
+        if done:
+            self._silent = 0
+            return done
+        silent = self._first_silent_domain(state)
+        if silent is None:
+            self._silent = 0
+            return []
+        return self._count_silence(silent)
+
+    def _mend_stubs(self, client: grpc.InferenceServerClient) -> list[str]:
+        stubs = find_stubs(self.layout)
+        dead = sorted(loaded_steps(client, self.layout) - stubs.running - set(stubs.stopped))
+        if not dead and not stubs.stopped:
+            return []
+        done: list[str] = []
+        with self._at_work() as allowed:
+            if not allowed:
+                return []
+            # Somebody may have loaded or unloaded a step between the two looks.
+            stubs = find_stubs(self.layout)
+            dead = sorted(loaded_steps(client, self.layout) - stubs.running - set(stubs.stopped))
+            process_tree.kill(stubs.stopped.values())
+            reloaded: set[str] = set()
+            for place, reason in [
+                *((one, "hangs") for one in sorted(stubs.stopped)),
+                *((one, "is dead") for one in dead),
+            ]:
+                began = time.monotonic()
+                if place.model not in reloaded:  # a load gives every version of the model new stubs
+                    reload_step(client, self.layout, place)
+                    reloaded.add(place.model)
+                seconds = time.monotonic() - began
+                done.append(f"a stub of {place.model} version {place.version} {reason}: loaded anew in {seconds:.1f} s")
+        return done
+
+    def _first_silent_domain(self, state: ServerState) -> str | None:
+        repository = LiveRepository(self.layout.live)
+        for domain in repository.domains():
+            live = repository.live_release(domain)
+            if live is None:
+                continue
+            try:
+                release = ReleaseStore(self.layout.releases(domain)).open(live.number)
+                probe_release(state.endpoints.grpc_url, release, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+            except ServerError as error:
+                return error.message
+            except ServingError:
+                continue  # its files are gone from the store; that is no fault of the server
+        return None
+
+    def _count_silence(self, reason: str) -> list[str]:
+        self._silent += 1
+        if self._silent < self._patience:
+            return []
+        self._silent = 0
+        return self._restart(reason)
+
+    def _restart(self, reason: str) -> list[str]:
+        with self._at_work() as allowed:
+            if not allowed or not self.layout.server_state.is_file():
+                return []
+            endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
+            domains = LiveRepository(self.layout.live).domains()
+            began = time.monotonic()
+            self.server.stop(drain_seconds=1)
+            state = self.server.start(endpoints, domains)
+            self.server.wait_until_ready(state, domains)
+        return [f"{reason}: server started afresh in {time.monotonic() - began:.1f} s"]
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[bool]:
+        """Hold the server's lock; False if a deploy or stop holds it, which is left to do its work."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.server.lock())
+            except ServerError:
+                yield False
+                return
+            yield True

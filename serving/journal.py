@@ -1,0 +1,93 @@
+"""The journal of a domain: which release went live when and on whose word, the only record of what answered."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import PublishError
+from .files import sync_folder
+
+
+class Publication(BaseModel):
+    """One line of the journal: a release went live.
+
+    Attributes:
+        at: when, ISO 8601 in UTC.
+        release: the release's number.
+        before: what answered until then, None if nothing did.
+        verb: "deploy", "rollback" or what else asked for it.
+        forced: the gates that it did not pass and went live all the same; empty for an ordinary publication.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: str
+    release: int
+    before: int | None
+    verb: str
+    forced: tuple[str, ...] = ()
+
+
+class Journal:
+    """Append-only, one JSON object a line; a line that a crash cut off does not count."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file; it need not exist yet."""
+        self.path = path
+
+    def publications(self) -> list[Publication]:
+        """All publications, oldest first."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(Publication.model_validate_json(line))
+            except ValidationError:
+                continue
+        return found
+
+    def write(self, release: int, before: int | None, verb: str, forced: Sequence[str] = ()) -> Publication:
+        """Add a publication, durably.
+
+        Raises:
+            PublishError: the file cannot be written.
+        """
+        publication = Publication(
+            at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            release=release,
+            before=before,
+            verb=verb,
+            forced=tuple(forced),
+        )
+        line = json.dumps(publication.model_dump(mode="json")).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as stream:
+                stream.seek(0, os.SEEK_END)
+                if stream.tell():
+                    stream.seek(-1, os.SEEK_END)
+                    if stream.read(1) != b"\n":
+                        line = b"\n" + line  # the line before was cut off by a crash
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise PublishError(f"cannot write the journal {self.path}: {error.strerror or error}") from None
+        return publication
+
+    def live_before(self, release: int) -> int | None:
+        """What answered before a release did: the release to go back to. None if the journal does not know."""
+        for publication in reversed(self.publications()):
+            if publication.release == release:
+                return publication.before
+        return None

@@ -1,0 +1,14 @@
+"""Options that several commands of this room share."""
+
+from pathlib import Path
+
+import click
+
+var_option = click.option(
+    "--var",
+    type=click.Path(path_type=Path),
+    default=Path("var"),
+    show_default=True,
+    help="Where all that is produced lies.",
+)
+domain_option = click.option("--domain", default="ecommerce", show_default=True)

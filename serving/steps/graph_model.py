@@ -1,0 +1,173 @@
+"""A model that is one graph: what the Python-based backends of ONNX Runtime and OpenVINO have in common.
+
+They refuse at load what the native backends refuse: names, dtypes and dims of the config that differ from the graph's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from .batching import answer_batch, tensor
+from .encoder_engine import Engine, TensorInfo
+from .length_runs import TOKENS_A_RUN
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+class GraphModel:
+    """One open graph an instance; requests of equal shape run as one batch."""
+
+    default_filename: str
+    session: Engine
+
+    def open(self, config: dict[str, Any], path: Path) -> Engine:
+        """Open the graph with the config's settings; each backend has its own."""
+        raise NotImplementedError
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the graph and check the config against it."""
+        config = json.loads(args["model_config"])
+        if args["model_instance_kind"] != "CPU":
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']}: this backend runs on KIND_CPU only; "
+                f"for {args['model_instance_kind']} use a stock Triton image"
+            )
+        filename = config["default_model_filename"] or self.default_filename
+        self.session = self.open(config, Path(args["model_repository"]) / args["model_version"] / filename)
+        batched = config["max_batch_size"] > 0
+        check_tensors("input", config["input"], self.session.inputs, batched=batched)
+        check_tensors("output", config["output"], self.session.outputs, batched=batched)
+        self.input_names = [one["name"] for one in config["input"]]
+        self.output_names = [one["name"] for one in config["output"]]
+        self.variable_inputs = [one["name"] for one in config["input"] if -1 in map(int, one["dims"])]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with the graph's outputs, or with an error of its own."""
+        return answer_batch(requests, self._read, self._run, self._write)
+
+    def _read(self, request: Any) -> Tensors:
+        return {name: tensor(request, name) for name in self.input_names}
+
+    def _run(self, feeds: list[Tensors]) -> list[Tensors]:
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for position, feed in enumerate(feeds):
+            groups.setdefault(tuple(feed[name].shape[1:] for name in self.input_names), []).append(position)
+        results: list[Tensors] = [{} for _ in feeds]
+        for positions in groups.values():
+            batch = {name: joined([feeds[position][name] for position in positions]) for name in self.input_names}
+            outputs = self._infer(batch)
+            start = 0
+            for position in positions:
+                stop = start + len(feeds[position][self.input_names[0]])
+                results[position] = {
+                    name: values[start:stop] for name, values in zip(self.output_names, outputs, strict=True)
+                }
+                start = stop
+        return results
+
+    def _infer(self, batch: Tensors) -> list[npt.NDArray[Any]]:
+        """Run a batch, in equal parts where it is large: what leaves the cache is slower, and takes memory for good."""
+        rows = len(batch[self.input_names[0]])
+        longest = max((int(np.prod(batch[name].shape[1:])) for name in self.variable_inputs), default=0)
+        parts = -(-rows // max(1, TOKENS_A_RUN // longest)) if longest else 1
+        if parts == 1:
+            return self.session.run(self.output_names, batch)
+        edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
+        outputs = [
+            self.session.run(self.output_names, {name: values[start:stop] for name, values in batch.items()})
+            for start, stop in itertools.pairwise(edges)
+        ]
+        return [np.concatenate(values) for values in zip(*outputs, strict=True)]
+
+    def _write(self, result: Tensors) -> list[Any]:
+        return [pb_utils.Tensor(name, np.ascontiguousarray(values)) for name, values in result.items()]
+
+
+def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One batch from several requests' rows; a single request is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def parameters(config: dict[str, Any]) -> dict[str, str]:
+    """A config's parameters, by name."""
+    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def whole_number(name: str, value: str, largest: int) -> int:
+    """A parameter's value as a number from 0 to `largest`.
+
+    Raises:
+        TritonModelException: it is anything else.
+    """
+    if not (value.isascii() and value.isdecimal() and int(value) <= largest):
+        raise pb_utils.TritonModelException(
+            f"parameter {name} is {value!r}; it must be a whole number from 0 to {largest}"
+        )
+    return int(value)
+
+
+def refuse(config: dict[str, Any], backend: str, unknown: Sequence[str]) -> None:
+    """Refuse what a backend does not honour: a setting that is silently ignored is a wrong setting.
+
+    Raises:
+        TritonModelException: there is something unknown.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    names = sorted(unknown) + [name for name, value in accelerators.items() if value]
+    if names:
+        raise pb_utils.TritonModelException(
+            f"{config['name']}: the Python-based {backend} backend does not know {', '.join(names)}; "
+            "remove it from config.pbtxt"
+        )
+
+
+def check_tensors(role: str, configured: list[dict[str, Any]], actual: Sequence[TensorInfo], *, batched: bool) -> None:
+    """Hold the config's tensors against the graph's, as the native backends do at load.
+
+    Raises:
+        TritonModelException: a name, dtype or dim differs, or an input is left out.
+    """
+    by_name = {one.name: one for one in actual}
+    missing = set(by_name) - {one["name"] for one in configured} if role == "input" else set()
+    if missing:
+        raise pb_utils.TritonModelException(f"config.pbtxt lacks the model's {role} {', '.join(sorted(missing))}")
+    for one in configured:
+        if one["name"] not in by_name:
+            raise pb_utils.TritonModelException(
+                f"config.pbtxt names {role} {one['name']}; the model has {', '.join(sorted(by_name))}"
+            )
+        _check_tensor(role, one, by_name[one["name"]], batched=batched)
+
+
+def _check_tensor(role: str, configured: dict[str, Any], model: TensorInfo, *, batched: bool) -> None:
+    name = configured["name"]
+    if model.data_type != configured["data_type"]:
+        raise pb_utils.TritonModelException(
+            f"{role} {name} is {configured['data_type']} in config.pbtxt and {model.described} in the model"
+        )
+    if batched and (not model.shape or model.shape[0] is not None):
+        raise pb_utils.TritonModelException(
+            f"{role} {name} has no free batch dimension in the model (shape {_shown(model.shape)}); "
+            "set max_batch_size: 0 or export it anew"
+        )
+    dims = [int(dim) for dim in configured["dims"]]
+    expected = model.shape[1:] if batched else model.shape
+    fits = len(dims) == len(expected) and all(
+        size is None or dim == size for dim, size in zip(dims, expected, strict=True)
+    )
+    if not fits:
+        raise pb_utils.TritonModelException(
+            f"{role} {name} has dims {dims} in config.pbtxt and {_shown(expected)} in the model"
+        )
+
+
+def _shown(shape: Sequence[int | None]) -> list[int]:
+    return [-1 if size is None else size for size in shape]

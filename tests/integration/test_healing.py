@@ -1,0 +1,88 @@
+"""What breaks is mended within seconds, without anybody: a dead stub, a hung one, a dead server."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import copy_of
+from instructrec_client import Client, InstructRecError
+from project import Project
+
+from serving import process_tree, watcher
+from serving.layout import Layout
+
+
+@pytest.fixture(scope="module")
+def watched(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = replace(copy_of(small, tmp_path_factory.mktemp("watched") / "var"), watch="yes")
+    project.make("deploy")
+    yield project
+    project.make("stop", check=False)
+
+
+def process_of(project: Project, part: str) -> psutil.Process:
+    tree = process_tree.processes(Layout(project.var).shared_memory_prefix)
+    return next(one for one in tree if part in " ".join(one.cmdline()[:2]))
+
+
+def seconds_until_answered(project: Project, seen: Counter[str], *, at_most: float = 60.0) -> float:
+    """Ask until five answers came in a row, counting what failed before."""
+    began, row = time.monotonic(), 0
+    while row < 5:
+        try:
+            with Client(project.grpc_url, retries=0, timeout=2.0) as client:
+                client.recommend("a blue shirt", k=3)
+        except InstructRecError:
+            seen["failed"] += 1
+            row = 0
+            assert time.monotonic() - began < at_most, (Layout(project.var).watcher_log).read_text()
+            time.sleep(0.1)
+        else:
+            row += 1
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("victim", "signal", "reason"),
+    [
+        ("ecommerce_topk/", "kill", "ecommerce_topk version 1 is dead"),
+        ("ecommerce_encoder/", "suspend", "ecommerce_encoder version 1 hangs"),
+        ("live/feedback/", "kill", "feedback version 1 is dead"),
+        ("tritonserver", "kill", "tritonserver is gone"),
+    ],
+)
+def test_what_breaks_is_mended(watched: Project, victim: str, signal: str, reason: str, record_property: Any) -> None:
+    process = process_of(watched, victim)
+    getattr(process, signal)()
+    seen = Counter[str]()
+    record_property("seconds", seconds_until_answered(watched, seen))
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    log = Layout(watched.var).watcher_log
+    deadline = time.monotonic() + 20  # the line is written when the reload is done, the first answer may come before
+    while reason not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert reason in log.read_text()
+    assert "mends what breaks" in watched.make("status").stdout
+
+
+def test_a_server_that_was_stopped_stays_stopped_and_the_watcher_goes(small: Project, tmp_path: Path) -> None:
+    project = replace(copy_of(small, tmp_path / "var"), watch="yes")
+    layout = Layout(project.var)
+    try:
+        project.make("deploy")
+        deadline = time.monotonic() + 20
+        while not watcher.is_watching(layout) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert watcher.is_watching(layout)
+    finally:
+        project.make("stop")
+    deadline = time.monotonic() + 20
+    while watcher.is_watching(layout) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not watcher.is_watching(layout)
+    assert process_tree.processes(layout.shared_memory_prefix) == []
