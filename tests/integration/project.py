@@ -1,6 +1,7 @@
 """One project folder with a server of its own, driven by `make` as a person would."""
 
 import os
+import random
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -77,15 +78,22 @@ class Project:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nothing listens on now, below those that the kernel gives to outgoing connections.
+
+    A server that is killed and started again wants its port back; meanwhile a client might have got it for a connection
+    of its own.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
 
 
 def new_project(var: Path) -> Project:
