@@ -1,75 +1,24 @@
-"""Histories: priors and behaviour vectors learned from events in time, and a measurement that may not look ahead."""
-
-import json
-from collections.abc import Callable
-from pathlib import Path
+"""Histories: priors and behaviour vectors learned from events in time."""
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from history_helpers import ITEMS, RELEASED, ROWS, catalogue, event, log_of, shop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.baselines import ItemNeighbours, popularity
 from training.behaviour import behaviour_vectors
-from training.cli import main
 from training.dataset import Interaction
-from training.event_log import DAY, EventLog
+from training.event_log import DAY
 from training.history import HistoryExample, history_examples
 from training.history_config import HistoryConfig
-from training.history_evaluation import leave_last_out, rank_metrics, target_ranks
+from training.history_evaluation import leave_last_out
 from training.metrics import ranking_metrics
 from training.priors import FEATURES, YEAR, Choices, RecencyModel, fit_recency, item_features
 from training.ranking import RankingExamples, fit_score_weights
 from training.ranking_examples import without_instructions
-from training.run import Run
 from training.score import CatalogueSide, ScoreWeights
-from training.taste import DIMENSIONS, fit_taste
 from training.timeline import Timeline
-
-ITEMS = 12
-ROWS = {f"i{row}": row for row in range(ITEMS)}
-RELEASED = np.array([-row * YEAR for row in range(ITEMS - 1)] + [np.nan])
-
-
-def event(user: str, row: int, day: float, value: float = 1.0) -> Interaction:
-    return Interaction(user, f"i{row}", value, day * DAY)
-
-
-def log_of(events: list[Interaction]) -> EventLog:
-    return EventLog.of(events, ROWS)
-
-
-def catalogue(items: int = ITEMS, seed: int = 0) -> CatalogueSide:
-    vectors = np.random.default_rng(seed).normal(size=(items, 6)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return CatalogueSide(vectors, [0] * items, [0.0] * items)
-
-
-def known_before(
-    interactions: list[Interaction], *, exclude_seen: bool = False
-) -> Callable[[float], list[HistoryExample]]:
-    def before(time: float) -> list[HistoryExample]:
-        earlier = [one for one in interactions if one.timestamp < time]
-        return history_examples(earlier, ROWS, 20, exclude_seen=exclude_seen)
-
-    return before
-
-
-def shop(people: int = 80, seed: int = 0) -> list[Interaction]:
-    """Two tastes, items 0 to 4 and 5 to 9, each week another of them in fashion; 10 and 11 are never chosen."""
-    generator = np.random.default_rng(seed)
-    events = []
-    for person in range(people):
-        first = generator.uniform(0, 40)
-        rows = generator.permutation(5)
-        for step in range(5):
-            day = first + step * 1.5
-            fashion = int(day // 7) % 5
-            row = fashion if generator.random() < 0.5 and fashion not in rows[:step] else int(rows[step])
-            events.append(event(f"u{person}", row + 5 * (person % 2), day))
-    return events
-
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
@@ -203,60 +152,6 @@ def test_items_without_events_have_the_prior_of_their_age() -> None:
     assert priors.min() == 0
 
 
-# --- taste ------------------------------------------------------------------------------------------------------------
-
-
-def followers(people: int = 60) -> tuple[list[Interaction], list[HistoryExample]]:
-    """Half of the people choose what came out of late, items 0 to 5, half what is old; each item is chosen alike."""
-    events, examples = [], []
-    for person in range(people):
-        rows = np.random.default_rng(person).permutation(6)[:4] + 6 * (person % 2)
-        events += [event(f"u{person}", int(row), person / 10 + step) for step, row in enumerate(rows[::-1])]
-        history = tuple(map(int, rows[1:]))
-        examples.append(HistoryExample(history, int(rows[0]), False, excluded=history, time=20 * DAY, events=4))
-    return events, examples
-
-
-def test_taste_ranks_new_items_for_those_who_choose_new_ones() -> None:
-    events, examples = followers()
-    released = np.array([0.0] * 6 + [-30 * YEAR] * 6)
-    features = item_features(log_of(events), 20 * DAY, released)
-    nothing = np.zeros((ITEMS, 2), np.float32)  # no behaviour to go by
-    model = fit_taste([(features, nothing, examples)], RecencyModel(np.zeros(FEATURES)), seed=0)
-    vectors = model.history_vectors(features, nothing)
-    products = vectors @ vectors.T
-    assert products[:6, :6].min() > products[:6, 6:].max()
-    assert products[6:, 6:].min() > products[6:, :6].max()
-    assert fit_taste([(features, nothing, examples)], RecencyModel(np.zeros(FEATURES)), 0).loadings.tolist() == (
-        model.loadings.tolist()
-    )
-
-
-@pytest.mark.parametrize("head", [0.0, 0.5])
-def test_the_gradient_of_taste_is_that_of_its_loss(head: float) -> None:
-    from scipy.optimize import check_grad  # noqa: PLC0415
-
-    from training.taste import _Histories  # noqa: PLC0415
-
-    events, examples = followers(8)
-    features = item_features(log_of(events[:20]), 20 * DAY, RELEASED)
-    term = _Histories(features, catalogue().vectors, [*examples, HistoryExample((), 3, False)])
-    term.standardise(np.full(FEATURES, 0.1), np.ones(FEATURES), 1.0)
-
-    point = np.random.default_rng(0).normal(size=FEATURES * (1 + DIMENSIONS) + 1) / 3
-    difference = check_grad(lambda p: term.loss(p, head)[0], lambda p: term.loss(p, head)[1], point, epsilon=1e-2)
-    assert difference < 0.02 * np.linalg.norm(term.loss(point, head)[1])  # in float32
-
-
-def test_nothing_to_learn_taste_from_gives_none() -> None:
-    features = item_features(log_of([]), 0.0)
-    nothing = np.zeros((ITEMS, 2), np.float32)
-    model = fit_taste([(features, nothing, [HistoryExample((), 1, False)])], RecencyModel(np.zeros(FEATURES)), seed=0)
-    assert not model.history_vectors(features, nothing).any()
-    with pytest.raises(ValueError, match="taste needs"):
-        HistoryConfig(taste=True)
-
-
 # --- behaviour ------------------------------------------------------------------------------------------------------
 
 
@@ -323,98 +218,3 @@ def test_excluded_items_are_no_candidates_of_the_fit_nor_of_the_metrics() -> Non
     assert ranking_metrics(examples, side, weights)["mrr"] == 1  # else item 0 is first
     fit = fit_score_weights(examples, side, history=True, prior=False, seed=0, instructions=False)
     assert fit.loss == pytest.approx(np.log(2), abs=1e-3)  # two candidates, alike
-
-
-# --- the measurement --------------------------------------------------------------------------------------------------
-
-
-def test_ranks_leave_the_excluded_out_and_ties_keep_the_catalogue_order() -> None:
-    people = [HistoryExample((), 2, True, excluded=(0,)), HistoryExample((), 0, True)]
-    scores = np.array([[9, 1, 1, 1], [0, 0, 0, 0]], dtype=np.float32)
-    assert target_ranks(scores, people).tolist() == [1, 0]
-
-
-def test_metrics_of_ranks() -> None:
-    metrics = rank_metrics(np.array([0, 2, 10]), seed=0)
-    assert metrics["ndcg@10"] == pytest.approx((1 + 1 / 2) / 3)
-    assert metrics["hit_rate@10"] == pytest.approx(2 / 3)
-    assert metrics["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 11) / 3)
-    low, high = metrics["ndcg@10_interval"]
-    assert 0 <= low <= metrics["ndcg@10"] <= high <= 1
-
-
-def test_what_is_learned_beats_the_baselines_where_there_is_something_to_learn() -> None:
-    configured = HistoryConfig(
-        prior="recency", vectors="behaviour", exclude_seen=True, dimensions=4, minimum_events=3, shrinkage=1
-    )
-    interactions = shop(160)
-    people = history_examples(interactions, ROWS, 20, exclude_seen=True)
-    people.sort(key=lambda person: person.time)
-    timeline = Timeline(log_of(interactions), catalogue(), configured)
-    before = known_before(interactions, exclude_seen=True)
-    measured = leave_last_out(timeline, people, before, seed=0)
-    rankings = measured["rankings"]
-    assert measured["people_measured"] == len([person for person in people if person.events >= 3])
-    assert rankings["history_and_prior"]["mrr"] > rankings["popularity"]["mrr"] + 0.05
-    assert rankings["history_and_prior"]["mrr"] > rankings["prior_only"]["mrr"]
-    assert rankings["history_only"]["mrr"] >= rankings["popularity"]["mrr"]
-    assert measured["ratio_to_best_baseline"] > 0
-    json.dumps(measured, allow_nan=False)
-    assert leave_last_out(timeline, people, before, seed=0) == measured
-
-
-@pytest.mark.parametrize("taste", [False, True])
-def test_the_measurement_of_a_time_does_not_change_with_what_came_later(taste: bool) -> None:
-    asked = HistoryConfig(prior="recency", vectors="behaviour", taste=taste, dimensions=4, minimum_events=3)
-    everything = shop(120)
-    later = min(one.timestamp for one in everything) + 28.5 * DAY  # soon after a refresh: a look ahead would see it
-    people = history_examples([one for one in everything if one.timestamp < later], ROWS, 20)
-    people.sort(key=lambda person: person.time)
-    cut = [one for one in everything if one.timestamp < later]
-    other = [*cut, *(Interaction(f"new{n}", f"i{n % 7}", 1.0, later + n) for n in range(400))]
-    results = [
-        leave_last_out(Timeline(log_of(own), catalogue(), asked, RELEASED), people, known_before(own), seed=0)
-        for own in (everything, cut, other)
-    ]
-    assert results[0]["people_measured"] > 20
-    assert results[1]["rankings"] == results[0]["rankings"]
-    assert results[2]["rankings"] == results[0]["rankings"]
-
-
-# --- through training ---------------------------------------------------------------------------------------------
-
-
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_a_run_carries_what_its_histories_need(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
-    given = ("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", "training.epochs=2")
-    asked = ["history.prior=recency", "history.vectors=behaviour", "history.dimensions=3", "history.exclude_seen=true"]
-    asked += ["history.taste=true", "history.refresh_days=0.001"]  # the events lie within minutes
-    events = [f"u{n},item-{row},1,{n * 100 + step}" for n in range(20) for step, row in enumerate((n + 5, n % 3))]
-    (tiny_data / "shop" / "events.csv").write_text("\n".join(["user,item,value,time", *events]))
-    plain = Run.open(invoke(*given).strip().rpartition("run: ")[2])
-    run = Run.open(invoke(*given, *asked).strip().rpartition("run: ")[2])
-    assert plain.history_vectors() is None
-    vectors = run.history_vectors()
-    assert vectors is not None
-    assert vectors.shape == (32, 3 + DIMENSIONS)
-    priors = [item.prior for item in run.catalogue()]
-    assert min(priors) >= 0
-    assert min(priors[:3]) > max(priors[3:])  # what people came to last
-    assert priors != [item.prior for item in plain.catalogue()]
-    history = json.loads((run.path / "metrics.json").read_text())["history"]
-    assert history["people_held_out"] > 0
-    assert "leave_last_out" in history
-
-
-def test_a_model_needs_no_people(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
-    events = tiny_data / "shop" / "events.csv"
-    events.write_text("user,item,value,time\nu,item-1,0,1\nu,item-2,0,2\n")  # nothing but rejections
-    asked = ("history.prior=recency", "history.vectors=behaviour", "training.epochs=2")
-    output = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var", *asked)
-    run = Run.open(output.strip().rpartition("run: ")[2])
-    assert (run.score_weights.gamma, run.score_weights.delta) == (0, 0)
