@@ -23,7 +23,7 @@ __all__ = ["Treatment", "choose_treatment"]
 
 Floats = npt.NDArray[np.float32]
 
-_WORTH_IT = 1.1  # a dearer way must make the squared error smaller by this factor
+_WORTH_IT = 1.25  # a dearer way must make the squared error smaller by this factor
 
 
 @dataclass(frozen=True)
