@@ -5,8 +5,8 @@ channel, activations to U8 with one scale and zero point a tensor, fixed by cali
 its neighbours in the batch nor on padding. Attention products, LayerNorm, softmax and pooling stay in FP32: quantising
 those is what ruins accuracy.
 
-Before that, SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves the outliers of an activation into the weight:
-x W = (x / s)(s W), s_j = max|x_j|^a / max|w_j|^(1 - a). Products with the same input (query, key, value) share one s.
+Before that, the outliers of an activation are dealt with, by what measures best (see `outliers`). Products with the
+same input (query, key, value) share one treatment and one scale.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from export.calibration import Activation, observe
 from export.errors import ExportError
 from export.graph_file import load_graph, save_graph
+from export.outliers import choose_treatment
 from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
-from export.rounding import CompensatedRounding
+from export.rounding import CompensatedRounding, NearestRounding
 from export.tokens import Batch
 
 __all__ = ["Int8Report", "Int8Settings", "ProductReport", "Quantization", "decide", "emit", "quantize_encoder"]
@@ -37,12 +38,13 @@ class Int8Settings(BaseModel):
     """How an encoder graph is quantised.
 
     Attributes:
-        smoothing: SmoothQuant's exponent a; 0 switches it off.
+        smoothing: SmoothQuant's exponent a, where smoothing helps; 0 switches it off.
+        exact_channels: How many channels of a narrowing product's input (the second half of a feed-forward block, the
+            most sensitive kind) may be multiplied in FP32 beside the INT8 product, where that helps; 0: none.
         compensation: Rounds weights so that errors cancel (see `rounding`), and not each to its nearest code.
         max_relative_error: A product whose squared error on the calibration sample, over the squared output, is above
             this stays in FP32. 0 leaves every product in FP32.
-        float_down_projection: Leaves every product that narrows (the second half of a feed-forward block, the most
-            sensitive kind) in FP32: closer to torch, larger and slower.
+        float_down_projection: Leaves every product that narrows in FP32: closer to torch, larger and slower.
         embedding_tables: Holds embedding tables of at least `table_rows` rows as S8 with a scale for each row.
         table_rows: See above.
         reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose 16-bit sums would saturate.
@@ -51,6 +53,7 @@ class Int8Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     smoothing: float = Field(default=0.85, ge=0, le=1)
+    exact_channels: int = Field(default=32, ge=0)
     compensation: bool = True
     max_relative_error: float = Field(default=0.01, ge=0)
     float_down_projection: bool = False
@@ -60,13 +63,23 @@ class Int8Settings(BaseModel):
 
 
 class ProductReport(BaseModel):
-    """One matrix product: its node, its relative squared error on the calibration sample, and whether it is INT8."""
+    """One matrix product.
+
+    Attributes:
+        name: Its node.
+        relative_error: Squared error on the calibration sample over the squared output.
+        quantized: Whether it is INT8.
+        smoothed: Whether its input is smoothed.
+        exact_channels: How many channels of its input are multiplied in FP32.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     relative_error: float
     quantized: bool
+    smoothed: bool = False
+    exact_channels: int = 0
 
 
 class Int8Report(BaseModel):
@@ -180,18 +193,23 @@ def emit(graph: onnx.ModelProto, quantization: Quantization, path: Path) -> Int8
     tables = {name: numpy_helper.to_array(constants[name]) for name in quantization.tables}
     rewrite(made, list(quantization.inputs), tables)
     save_graph(made, path)
-    errors = quantization.kept | {
-        product.node: product.relative_error for group in quantization.inputs for product in group.products
+    reports = {
+        name: ProductReport(name=name, relative_error=error, quantized=False)
+        for name, error in quantization.kept.items()
+    } | {
+        product.node: ProductReport(
+            name=product.node,
+            relative_error=product.relative_error,
+            quantized=True,
+            smoothed=group.is_smoothed,
+            exact_channels=len(group.exact),
+        )
+        for group in quantization.inputs
+        for product in group.products
     }
     return Int8Report(
         settings=quantization.settings,
-        products=tuple(
-            ProductReport(
-                name=node.name, relative_error=errors[node.name], quantized=node.name not in quantization.kept
-            )
-            for node in graph.graph.node
-            if node.name in errors
-        ),
+        products=tuple(reports[node.name] for node in graph.graph.node if node.name in reports),
         tables=quantization.tables,
         bytes_fp32=graph.ByteSize(),
         bytes_int8=path.stat().st_size,
@@ -208,40 +226,41 @@ def _is_worth_it(group: QuantizedInput, settings: Int8Settings) -> bool:
 def _quantize(
     nodes: list[onnx.NodeProto], weights: list[Floats], activation: Activation, settings: Int8Settings
 ) -> QuantizedInput:
-    smoothing = _smoothing(activation, np.concatenate(weights, axis=1), settings.smoothing)
+    channels, outputs = weights[0].shape
+    way = choose_treatment(
+        activation,
+        np.concatenate(weights, axis=1),
+        settings.smoothing,
+        min(settings.exact_channels, channels // 8) if channels > outputs else 0,
+    )
     group = QuantizedInput(
         source=nodes[0].input[0],
         products=(),
-        inverse_smoothing=(1 / smoothing).astype(np.float32),
-        low=min(float((activation.low / smoothing).min()), 0.0),  # zero must have an exact code
-        high=max(float((activation.high / smoothing).max()), 0.0),
+        inverse_smoothing=way.inverse_smoothing,
+        exact=way.exact,
+        low=way.low,
+        high=way.high,
     )
     scale, zero_point = group.unsigned
-    codes = np.clip(np.rint(activation.sample * group.inverse_smoothing / scale) + zero_point, 0, 255)
-    restored = (codes - zero_point) * scale
-    gram = activation.gram * np.outer(group.inverse_smoothing, group.inverse_smoothing)
-    rounding = CompensatedRounding(gram, noise=float(scale) ** 2 / 12) if settings.compensation else None
+    smoothed_sample = activation.sample * way.inverse_smoothing
+    restored = (np.clip(np.rint(smoothed_sample / scale) + zero_point, 0, 255) - zero_point) * scale
+    restored[:, way.exact] = smoothed_sample[:, way.exact]
+    noise = np.full(channels, scale**2 / 12)
+    noise[way.exact] = 0
+    gram = activation.gram * np.outer(way.inverse_smoothing, way.inverse_smoothing)
+    rounding = (CompensatedRounding if settings.compensation else NearestRounding)(gram, noise, way.exact)
+    top = 63 if settings.reduce_range else 127
     products = []
     for node, weight in zip(nodes, weights, strict=True):
-        smoothed, top = weight * smoothing[:, None], 63 if settings.reduce_range else 127
-        weight_codes, scales = rounded(smoothed, axis=0, top=top)
-        if rounding is not None:
-            weight_codes = rounding.codes(smoothed, scales, top)
+        smoothed = weight / way.inverse_smoothing[:, None]
+        scales = rounded(np.delete(smoothed, way.exact, axis=0), axis=0, top=top)[1]
+        codes, kept = rounding.round(smoothed, scales, top)
+        made = codes * scales
+        made[way.exact] = kept
         exact = activation.sample @ weight
-        error = np.square(exact - restored @ (weight_codes * scales)).mean() / max(np.square(exact).mean(), 1e-30)
-        products.append(QuantizedProduct(node.name, weight_codes, scales, float(error)))
+        error = np.square(exact - restored @ made).mean() / max(np.square(exact).mean(), 1e-30)
+        products.append(QuantizedProduct(node.name, codes, scales, kept, float(error)))
     return replace(group, products=tuple(products))
-
-
-def _smoothing(activation: Activation, weight: Floats, exponent: float) -> Floats:
-    """SmoothQuant's s [C], with a geometric mean of 1 so that weights keep their magnitude."""
-    if exponent == 0:
-        return np.ones(len(weight), dtype=np.float32)
-    largest_input = np.maximum(np.maximum(np.abs(activation.low), np.abs(activation.high)), 1e-9)
-    largest_weight = np.maximum(np.abs(weight).max(axis=1), 1e-9)
-    logarithm = exponent * np.log(largest_input) - (1 - exponent) * np.log(largest_weight)
-    smoothing: Floats = np.exp(logarithm - logarithm.mean()).astype(np.float32)
-    return smoothing
 
 
 def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.rows import products_of_rows
 
-__all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded"]
+__all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded", "unsigned_scale"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,14 +22,16 @@ class QuantizedProduct:
 
     Attributes:
         node: The node's name. What stands before its last `/` is the module, the same in every graph of one encoder.
-        codes: S8 codes of the smoothed weight, [C, outputs].
+        codes: S8 codes of the smoothed weight, [C, outputs]; zero in the channels that are exact.
         scales: A scale for each output, [outputs].
+        exact_weight: The weight in FP32 of the channels that are exact, [n, outputs].
         relative_error: Squared error on the calibration sample over the squared output.
     """
 
     node: str
     codes: npt.NDArray[np.int8]
     scales: Floats
+    exact_weight: Floats
     relative_error: float
 
     @property
@@ -48,26 +50,38 @@ class QuantizedInput:
         source: The tensor's name; its shape is [batch, length, C].
         products: The matrix products, in graph order.
         inverse_smoothing: What the tensor is multiplied by before it is quantised, [C].
-        low: Least value of the smoothed tensor, at most 0.
-        high: Its greatest value, at least 0.
+        exact: Channels that are multiplied in FP32 beside the quantised product, ascending, [n]; not smoothed.
+        low: Least value of the smoothed tensor in the other channels, at most 0.
+        high: Its greatest value there, at least 0.
     """
 
     source: str
     products: tuple[QuantizedProduct, ...]
     inverse_smoothing: Floats
+    exact: npt.NDArray[np.int64]
     low: float
     high: float
 
     @property
     def unsigned(self) -> tuple[np.float32, np.uint8]:
         """Scale and zero point of U8 codes."""
-        scale = np.float32((self.high - self.low) / 255 or 1.0)
-        return scale, np.uint8(np.clip(np.rint(-self.low / scale), 0, 255))
+        return unsigned_scale(self.low, self.high)
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether the tensor is multiplied by anything before it is quantised."""
+        return bool((self.inverse_smoothing != 1).any())
 
     @property
     def symmetric(self) -> np.float32:
         """Scale of S8 codes whose zero point is 0."""
         return np.float32(max(self.high, -self.low) / 127 or 1.0)
+
+
+def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of U8 codes from `low`, at most 0, to `high`, at least 0."""
+    scale = np.float32((high - low) / 255 or 1.0)
+    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
 def rounded(values: Floats, axis: int, top: int = 127) -> tuple[npt.NDArray[np.int8], Floats]:
@@ -93,6 +107,7 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     """
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
+    after: dict[str, list[onnx.NodeProto]] = {}
     products_of_rows(graph, {product.node for group in groups for product in group.products})
     by_name = {node.name: node for node in graph.graph.node}
     biases = {tensor.name: tensor for tensor in graph.graph.initializer}
@@ -121,12 +136,14 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
                 )
             )
             node.input[0], node.input[1] = f"{source}/restored", f"{name}/restored"
+            if len(group.exact):
+                after[node.name] = _exact_part(node, source, group, product, constants)
     nodes: list[onnx.NodeProto] = []
     for node in graph.graph.node:
         if node.op_type == "Gather" and node.input[0] in tables:
             nodes.extend(_quantized_lookup(node, tables[node.input[0]], constants))
         else:
-            nodes.extend([*before.get(node.name, []), node])
+            nodes.extend([*before.get(node.name, []), node, *after.get(node.name, [])])
     used = {name for node in nodes for name in node.input}
     constants.extend(tensor for tensor in graph.graph.initializer if tensor.name in used)
     renewed = helper.make_graph(nodes, graph.graph.name, graph.graph.input, graph.graph.output, constants)
@@ -154,7 +171,7 @@ def _quantized_bias(
 def _quantized_input(source: str, group: QuantizedInput, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     nodes = []
     smooth = source
-    if (group.inverse_smoothing != 1).any():
+    if group.is_smoothed:
         smooth = f"{source}/smooth"
         constants.append(numpy_helper.from_array(group.inverse_smoothing, f"{source}/inverse_smoothing"))
         nodes.append(helper.make_node("Mul", [source, f"{source}/inverse_smoothing"], [smooth], name=smooth))
@@ -166,6 +183,29 @@ def _quantized_input(source: str, group: QuantizedInput, constants: list[onnx.Te
     nodes.append(helper.make_node("QuantizeLinear", [smooth, *parameters], [codes], name=f"{source}/quantize"))
     nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [restored], name=f"{source}/dequantize"))
     return nodes
+
+
+def _exact_part(
+    node: onnx.NodeProto,
+    source: str,
+    group: QuantizedInput,
+    product: QuantizedProduct,
+    constants: list[onnx.TensorProto],
+) -> list[onnx.NodeProto]:
+    """What the exact channels add to a product: one FP32 Gemm that takes the INT8 product's output as its third input.
+
+    The INT8 product still runs over all channels, those with weights of zero: leaving them out would take a copy of
+    the whole tensor, picking these takes one of a few columns.
+    """
+    name, output = f"{node.name}/exact", node.output[0]
+    channels, weight, picked = f"{name}/channels", f"{name}/weight", f"{name}/input"
+    constants.append(numpy_helper.from_array(group.exact, channels))
+    constants.append(numpy_helper.from_array(product.exact_weight, weight))
+    node.output[0] = f"{name}/coded"
+    return [
+        helper.make_node("Gather", [source, channels], [picked], name=picked, axis=1),
+        helper.make_node("Gemm", [picked, weight, node.output[0]], [output], name=name),
+    ]
 
 
 def _quantized_lookup(node: onnx.NodeProto, table: Floats, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:

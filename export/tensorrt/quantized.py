@@ -52,6 +52,7 @@ def emit_symmetric(fp32: onnx.ModelProto, fp16: onnx.ModelProto, quantization: Q
         raise ExportError("Calibration left every matrix product in float, so there is no INT8 graph to make.")
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}
+    after: dict[str, list[onnx.NodeProto]] = {}
     for group in quantization.inputs:
         nodes = [counterpart[product.node] for product in group.products]
         source = nodes[0].input[0]
@@ -60,7 +61,11 @@ def emit_symmetric(fp32: onnx.ModelProto, fp16: onnx.ModelProto, quantization: Q
         for node, product in zip(nodes, group.products, strict=True):
             before.setdefault(node.name, []).append(_weight(node, product.codes, product.scales, constants))
             node.input[0] = f"{source}/restored"
-    nodes_now = [one for node in made.graph.node for one in (*before.get(node.name, []), node)]
+            if len(group.exact):
+                after[node.name] = _exact_part(node, source, group.exact, product.exact_weight, constants)
+    nodes_now = [
+        one for node in made.graph.node for one in (*before.get(node.name, []), node, *after.get(node.name, []))
+    ]
     used = {name for node in nodes_now for name in node.input}
     kept = [tensor for tensor in made.graph.initializer if tensor.name in used]
     renewed = helper.make_graph(nodes_now, made.graph.name, made.graph.input, made.graph.output, [*constants, *kept])
@@ -120,3 +125,22 @@ def _weight(
         name=f"{node.name}/weight",
         axis=1,
     )
+
+
+def _exact_part(
+    node: onnx.NodeProto,
+    source: str,
+    channels: npt.NDArray[np.int64],
+    weight: npt.NDArray[np.float32],
+    constants: list[onnx.TensorProto],
+) -> list[onnx.NodeProto]:
+    """What the channels that are not quantised add to a product, in FP16."""
+    name, output = f"{node.name}/exact", node.output[0]
+    constants.append(numpy_helper.from_array(channels, f"{name}/channels"))
+    constants.append(numpy_helper.from_array(weight.astype(np.float16), f"{name}/weight"))
+    node.output[0] = f"{name}/coded"
+    return [
+        helper.make_node("Gather", [source, f"{name}/channels"], [f"{name}/input"], name=f"{name}/input", axis=-1),
+        helper.make_node("MatMul", [f"{name}/input", f"{name}/weight"], [f"{name}/product"], name=f"{name}/product"),
+        helper.make_node("Add", [node.output[0], f"{name}/product"], [output], name=name),
+    ]

@@ -14,13 +14,15 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from export.calibration import Activation
 from export.errors import ExportError
 from export.graph_file import load_graph, open_session, save_graph
 from export.int8 import Int8Settings, quantize_encoder
 from export.onnx_graph import IR_VERSION, OPSET, export_encoder, export_head
+from export.outliers import choose_treatment
 from export.qdq import rounded
 from export.report import FP32_BUDGET, INT8_BUDGET
-from export.rounding import CompensatedRounding
+from export.rounding import CompensatedRounding, NearestRounding
 from export.rows import products_of_rows
 from export.tokens import calibration_batches, pad
 from export.verify import encode, verify_encoder
@@ -58,22 +60,28 @@ def test_real_encoder_within_its_budgets(minilm, tmp_path):
     made = quantize_encoder(fp32, tmp_path / "int8.onnx", calibration_batches(model, training))
     assert made.bytes_int8 < 0.3 * made.bytes_fp32
     assert [product.quantized for product in made.products] == [True] * 36
+    assert {product.exact_channels for product in made.products if ".output.dense" in product.name} >= {32}
     assert len(made.tables) == 1
     report = verify_encoder(tmp_path / "int8.onnx", model, texts, (16, 48), INT8_BUDGET, item_vectors=items)
     assert report.passed
     assert "| overlap of the best 10 items |" in report.markdown()
 
-    # The narrowing half of each feed-forward block is the most sensitive part: in float it must be closer to torch.
-    settings = Int8Settings(float_down_projection=True)
-    better = quantize_encoder(fp32, tmp_path / "down.onnx", calibration_batches(model, training[104:152]), settings)
-    assert sum(product.quantized for product in better.products) == 30
+    # The narrowing half of each feed-forward block is the most sensitive part: its exact channels must bring it closer.
+    settings = Int8Settings(exact_channels=0)
+    quantize_encoder(fp32, tmp_path / "none.onnx", calibration_batches(model, training[104:152]), settings)
     expected = model.embed(texts[:40])
     cosines = {}
-    for name in ("int8.onnx", "down.onnx"):
+    for name in ("int8.onnx", "none.onnx"):
         session = open_session(tmp_path / name)
         found = np.concatenate([encode(session, batch) for batch in calibration_batches(model, texts[:40])])
         cosines[name] = float((found * expected).sum(axis=1).mean())
-    assert cosines["int8.onnx"] < cosines["down.onnx"] < 1
+    assert cosines["none.onnx"] < cosines["int8.onnx"] < 1
+
+
+def test_narrowing_products_stay_in_float_when_asked(tmp_path):
+    graph = toy(tmp_path / "toy.onnx", outlier=1)
+    report = quantize_encoder(graph, tmp_path / "int8.onnx", TOKENS, Int8Settings(float_down_projection=True))
+    assert [product.quantized for product in report.products] == [False]
 
 
 def toy(path: Path, outlier: float) -> Path:
@@ -110,6 +118,7 @@ def toy_graph(tmp_path):
     return toy(tmp_path / "toy.onnx", outlier=1)
 
 
+NONE = np.array([], dtype=np.int64)
 FAST = Int8Settings(compensation=False)
 TOKENS = [pad([list(range(start, start + 10))]) for start in range(0, 50, 10)]
 
@@ -138,7 +147,7 @@ def test_smoothing_helps_where_one_channel_stands_out(tmp_path):
     errors = {}
     for smoothing in (0.0, 0.85):
         path = tmp_path / f"{smoothing}.onnx"
-        quantize_encoder(graph, path, TOKENS, Int8Settings(smoothing=smoothing, max_relative_error=1))
+        quantize_encoder(graph, path, TOKENS, Int8Settings(smoothing=smoothing, exact_channels=0, max_relative_error=1))
         errors[smoothing] = error(graph, path)
     assert errors[0.85] < errors[0.0] / 5
 
@@ -178,18 +187,68 @@ def test_rounding_errors_cancel_where_inputs_are_correlated():
     inputs += 0.05 * generator.normal(size=inputs.shape).astype(np.float32)
     weight = generator.normal(size=(32, 8)).astype(np.float32)
     nearest, scales = rounded(weight, axis=0, top=7)
-    codes = CompensatedRounding(inputs.T @ inputs / len(inputs), noise=0.0).codes(weight, scales, top=7)
+    codes, _ = CompensatedRounding(inputs.T @ inputs / len(inputs), 0.0, NONE).round(weight, scales, top=7)
     lost = [float(np.square(inputs @ (weight - one * scales)).mean()) for one in (nearest, codes)]
     assert codes.dtype == np.int8
     assert np.abs(codes).max() <= 7
     assert lost[1] < lost[0] / 2
 
 
+def test_exact_channels_make_up_for_what_rounding_loses():
+    generator = np.random.default_rng(0)
+    inputs = (generator.normal(size=(500, 4)) @ generator.normal(size=(4, 32))).astype(np.float32)
+    weight = generator.normal(size=(32, 8)).astype(np.float32)
+    exact = np.array([3, 17])
+    scales = rounded(np.delete(weight, exact, axis=0), axis=0, top=7)[1]
+    gram = inputs.T @ inputs / len(inputs)
+    lost = {}
+    for rounding in (NearestRounding(gram, 0.0, exact), CompensatedRounding(gram, 0.0, exact)):
+        codes, kept = rounding.round(weight, scales, top=7)
+        assert not codes[exact].any()
+        made = codes * scales
+        made[exact] = kept
+        lost[type(rounding)] = float(np.square(inputs @ (weight - made)).mean())
+    assert lost[CompensatedRounding] < lost[NearestRounding] / 2
+
+
+def outliers(channels: list[int], height: float) -> tuple[Activation, np.ndarray]:
+    """An activation whose named channels stand out, and a weight for it."""
+    generator = np.random.default_rng(0)
+    tokens = generator.uniform(-1, 1, size=(300, 64)).astype(np.float32)
+    tokens[:, channels] *= height
+    weight = generator.uniform(-1, 1, size=(64, 16)).astype(np.float32)
+    return Activation(tokens.min(axis=0), tokens.max(axis=0), tokens, tokens.T @ tokens, len(tokens)), weight
+
+
+def test_an_activation_without_outliers_is_left_alone():
+    way = choose_treatment(*outliers([], 1), exponent=0.85, exact_channels=8)
+    assert (way.inverse_smoothing == 1).all()
+    assert len(way.exact) == 0
+
+
+def test_channels_that_stand_out_are_left_out_of_the_scale():
+    activation, weight = outliers([5, 40], 300)
+    way = choose_treatment(activation, weight, exponent=0.85, exact_channels=2)
+    assert way.exact.tolist() == [5, 40]
+    assert way.high < 10
+    smoothed = choose_treatment(activation, weight, exponent=0.85, exact_channels=0)
+    assert smoothed.inverse_smoothing[5] < smoothed.inverse_smoothing[6] / 10
+
+
+def test_an_activation_of_zeros_has_a_scale():
+    zeros = np.zeros((4, 16), np.float32)
+    way = choose_treatment(
+        Activation(zeros[0], zeros[0], zeros, zeros.T @ zeros, 4), np.ones((16, 4), np.float32), 0.85, 2
+    )
+    assert (way.low, way.high) == (0, 0)
+    assert np.isfinite(way.inverse_smoothing).all()
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_rounding_of_independent_inputs_is_to_the_nearest_code(noise):
     weight = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     nearest, scales = rounded(weight, axis=0)
-    codes = CompensatedRounding(np.eye(16, dtype=np.float32), noise).codes(weight, scales, top=127)
+    codes, _ = CompensatedRounding(np.eye(16, dtype=np.float32), noise, NONE).round(weight, scales, top=127)
     np.testing.assert_array_equal(codes, nearest)
 
 

@@ -89,7 +89,7 @@ def test_fp16_builds_strongly_typed(graphs):
 def test_int8_builds_from_the_symmetric_form(graphs):
     built = build_engine(tensorrt_rtx, graphs.symmetric, "int8", PROFILES)
     assert len(built.plan) > 10_000
-    assert len(built.products) == 12
+    assert len(built.products) == 14  # 12, and the exact channels of the two that narrow
 
 
 def test_symmetric_form_is_close_to_torch_and_holds_no_unsigned_code(graphs):
