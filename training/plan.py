@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,29 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
 
 
 def existing_run(plan: Plan) -> Run | None:
-    """The newest whole run with the plan's fingerprint, None if there is none."""
-    for path in sorted(plan.runs.glob("*/run.json"), reverse=True):
-        try:
-            run = Run.open(path.parent)
-        except RunError:
-            continue  # damaged by someone: as good as none, a new run stands beside it
-        if run.manifest.fingerprint == plan.fingerprint:
+    """The newest whole run that was trained with the plan's fingerprint, None if there is none."""
+    for run in runs_below(plan.runs):
+        if run.manifest.derived_from is None and run.manifest.fingerprint == plan.fingerprint:
             return run
     return None
+
+
+def derived_from(run: Run, runs: Path) -> list[Run]:
+    """The runs below `runs` that were derived from `run`, also by way of others, newest first."""
+    parents = {run.run_id}
+    found = []
+    for other in reversed(list(runs_below(runs))):  # oldest first: a parent is older than what is derived from it
+        origin = other.manifest.derived_from
+        if origin is not None and origin.run_id in parents:
+            parents.add(other.run_id)
+            found.append(other)
+    return found[::-1]
+
+
+def runs_below(runs: Path) -> Iterator[Run]:
+    """The whole runs of a domain's folder `runs`, trained and derived, newest first."""
+    for path in sorted(runs.glob("[!.]*/run.json"), reverse=True):
+        try:
+            yield Run.open(path.parent)
+        except RunError:
+            continue  # damaged by someone: as good as none
