@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from export.errors import ExportError
 from export.model_config import FUSED, step_name
 from export.settings import PRECISIONS, Precision
@@ -22,7 +20,7 @@ def precision_of(release: Release) -> Precision:
     found = release.manifest.precision
     if found not in PRECISIONS:
         raise ExportError(f"{release.path} has the precision {found!r}; name one with PRECISION=")
-    return cast("Precision", found)
+    return found
 
 
 def serving_overrides(release: Release) -> tuple[str, ...]:

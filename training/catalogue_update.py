@@ -73,7 +73,7 @@ def update_catalogue(
     data: Path,
     var: Path,
     *,
-    say: Callable[[str], object],
+    say: Callable[[str], None],
     may_shrink: bool = False,
 ) -> Run | None:
     """Derive a run that has the catalogue that `data` holds now; None if it is the run's own.
@@ -110,13 +110,13 @@ def update_catalogue(
     vectors = updated_vectors(old, run.item_vectors(), items, embedder)
     if embedder.texts:
         say(f"embedded {embedder.texts:,} texts in {time.monotonic() - started:.1f} s")
-    items, history_vectors = _learned(run, config, data, items, vectors, say)
+    with_priors, history_vectors = _learned(run, config, data, items, vectors, say)
     notes = [note for note in run.manifest.metrics.get("notes", []) if not note.startswith(NOTE)]
     derived = derive_run(
         run,
         var,
         reason=REASON,
-        catalogue=items,
+        catalogue=with_priors,
         item_vectors=vectors,
         history_vectors=history_vectors,
         metrics={**run.manifest.metrics, "notes": [*notes, f"{NOTE}{run.run_id}"]},
@@ -194,7 +194,7 @@ def _check(
 
 
 def _learned(
-    run: Run, config: DomainConfig, data: Path, items: Sequence[Item], vectors: Vectors, say: Callable[[str], object]
+    run: Run, config: DomainConfig, data: Path, items: Sequence[Item], vectors: Vectors, say: Callable[[str], None]
 ) -> tuple[Sequence[Item], Vectors | None]:
     """The items with learned priors, and the history vectors, where the run has such: learned anew, as in training.
 
