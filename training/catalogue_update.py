@@ -173,8 +173,6 @@ class _Embedder:
 def _check(
     run: Run, file: str, old: Sequence[Item], items: Sequence[Item], change: CatalogueChange, *, may_shrink: bool
 ) -> None:
-    if not items:
-        raise DatasetError(f"{file}: has no item; nothing was changed")
     known = set(run.labels)
     unknown = [item for item in items if item.label not in known]
     if unknown:
