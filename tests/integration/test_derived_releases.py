@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -77,7 +78,8 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_a_new_head_needs_neither_torch_nor_another_encoder(own_project: Project, trained: Run) -> None:
+def test_a_new_head_needs_neither_torch_nor_another_encoder(small: Project, own_project: Project, trained: Run) -> None:
+    shutil.copytree(small.var / "cache/embeddings", own_project.var / "cache/embeddings")
     derived = with_another_head(trained, own_project.var)
     arguments = ["--config", "configs/ecommerce.yaml", "--var", str(own_project.var), "--precision", "fp32"]
     arguments += ["--run", str(derived.path), *own_project.settings]
