@@ -263,3 +263,9 @@ def test_a_newer_catalogue_goes_live_and_what_was_removed_never_comes_back(
     assert refused.returncode != 0
     assert "more than half; nothing was changed. If that is meant: make catalogue SHRINK=yes" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+    own_project.make("rollback")
+    undone = own_project.make("catalogue", "deploy", check=False)
+    assert "nothing to do" in undone.stdout, "the live release is compared, not the newest"
+    assert "release 1 answers, which is not the newest, 2" in undone.stderr
+    assert "release 1 answers" in own_project.make("status").stdout
