@@ -12,7 +12,8 @@ class Relevance:
     """Resolves instructions to graded catalogue rows.
 
     The grades given with the instruction count, where there are any. Else every item with the instruction's label whose
-    attributes equal all those the instruction names has grade 1; where no item does, every item with the label.
+    attributes equal all those the instruction names has grade 1; where no item does, every item with the label. Items
+    that the catalogue no longer has answer nothing.
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -22,6 +23,8 @@ class Relevance:
         self._rows_of_label: dict[str, list[int]] = {}
         for row, item in enumerate(items):
             self._rows_of_label.setdefault(item.label, []).append(row)
+        # Instructions that name the same label and attributes have the same answers, and are many.
+        self._answers: dict[tuple[str, tuple[tuple[str, str], ...]], Sequence[int]] = {}
 
     def row(self, item_id: str) -> int:
         """The catalogue row of an item."""
@@ -34,14 +37,23 @@ class Relevance:
     def grades(self, instruction: Instruction) -> Mapping[int, float]:
         """The relevant catalogue rows of an instruction and their grades, all above 0.
 
-        Empty only where the instruction names no relevant items and no item has its label.
+        Empty only where the catalogue has none of the relevant items that the instruction names, or where it names none
+        and no item has its label.
         """
         if instruction.relevant:
-            return {self._row[item_id]: grade for item_id, grade in instruction.relevant.items()}
+            known = self._row
+            return {known[item_id]: grade for item_id, grade in instruction.relevant.items() if item_id in known}
+        key = (instruction.label, tuple(sorted(instruction.attributes.items())))
+        if key not in self._answers:
+            self._answers[key] = self._answering(instruction)
+        return dict.fromkeys(self._answers[key], 1.0)
+
+    def _answering(self, instruction: Instruction) -> Sequence[int]:
         with_label = self._rows_of_label.get(instruction.label, [])
         wanted = instruction.attributes.items()
-        matching = [row for row in with_label if wanted <= self._items[row].attributes.items()]
-        return dict.fromkeys(matching or with_label, 1.0)
+        if not wanted:
+            return with_label
+        return [row for row in with_label if wanted <= self._items[row].attributes.items()] or with_label
 
     def vector(self, grades: Mapping[int, float]) -> npt.NDArray[np.float32]:
         """Grades as a dense vector over the catalogue, float32 [N]."""

@@ -32,7 +32,7 @@ from training.plan import Plan
 from training.ranking import Fit, RankingExamples, fit_score_weights
 from training.ranking_examples import join, of_instructions, of_people
 from training.relevance import Relevance
-from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, write_run
+from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, run_name, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
 from training.shots import limit_shots
 from training.tracking import Tracker, open_tracker
@@ -119,10 +119,9 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
         metrics["distillation"] = rounded(asdict(distillation))
     tracker.result(metrics)
     created = datetime.now(timezone.utc)
-    name = f"{created:%Y%m%dT%H%M%S%f}"[:-3] + "Z"  # to the millisecond: names sort by time
     settings = plan.config.encoder
     manifest = RunManifest(
-        run_id=f"{name}-{plan.fingerprint[:8]}",
+        run_id=run_name(created, plan.fingerprint),
         domain=plan.config.domain,
         created=created.isoformat(timespec="seconds"),
         fingerprint=plan.fingerprint,

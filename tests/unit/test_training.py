@@ -143,7 +143,7 @@ def test_a_failed_write_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.run._write_json", full)
+    monkeypatch.setattr("training.run.row_bytes", full)
     result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
     assert result.exit_code == 1
     assert list((tmp_path / "var/runs/shop").iterdir()) == []

@@ -110,7 +110,7 @@ def test_a_finished_tuning_is_not_done_again(train: Train, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.run._write_json", full)
+        patch.setattr("training.run.row_bytes", full)
         assert train("var", *overrides).exit_code == 1
     result = train("var", *overrides)
     assert "tuned before, used again" in result.stderr
