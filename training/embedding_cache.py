@@ -8,19 +8,32 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from training.encoder_source import EncoderSource
 from training.errors import TrainingError
-from training.model import InstructionModel
 
 logger = logging.getLogger(__name__)
 
 LOOKUP = 10_000  # keys asked for in one query
 CHUNK = 1_024  # texts embedded between two commits: what a killed run may lose
 Vectors = npt.NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """What makes vectors: an `InstructionModel`, or a graph that was exported of one."""
+
+    @property
+    def hidden_size(self) -> int:
+        """The length of a vector."""
+
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Callable[[int], object] | None = None
+    ) -> Vectors:
+        """The vectors of `texts`, float32 [n, H], each of length 1."""
 
 
 class EmbeddingCache:
@@ -61,7 +74,7 @@ class EmbeddingCache:
 
     def embed(
         self,
-        model: InstructionModel,
+        model: Embedder,
         texts: Sequence[str],
         batch_size: int,
         progress: Callable[[int], object] | None = None,

@@ -1,0 +1,100 @@
+"""What the live head was taught and measured on: the replay, and the held-out instructions that it must not lose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serving.releases import Release
+from training.dataset import Instruction, Item
+from training.embedding_cache import EmbeddingCache
+from training.run import Run
+
+from .head_update import Examples, HeadWeights, Vectors
+from .release_encoder import ReleaseEncoder
+
+FEEDBACK = "feedback:"
+"""How the ids of instructions begin that were feedback once."""
+
+
+@dataclass(frozen=True)
+class OldSkill:
+    """A live release's head with all that is needed to re-tune it, kept between two tunings.
+
+    Attributes:
+        run: what the release was exported of.
+        release: the release.
+        head: its head.
+        items: its catalogue.
+        instructions: all of the run.
+        replay: what may be learned again, instructions before items.
+        held_out: the run's validation and test instructions.
+        held_out_splits: the split of each.
+    """
+
+    run: Run
+    release: Release
+    encoder: ReleaseEncoder
+    cache: EmbeddingCache
+    head: HeadWeights
+    items: tuple[Item, ...]
+    instructions: tuple[Instruction, ...]
+    replay: Examples
+    held_out: Examples
+    held_out_splits: tuple[str, ...]
+
+    def label_of_item(self) -> dict[str, str]:
+        """Each item's label, by its id."""
+        return {item.item_id: item.label for item in self.items}
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """The release's own vectors of some texts, float32 [n, H]."""
+        return self.cache.embed(self.encoder, texts, batch_size=64)
+
+    def label_ids(self, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The head's rows of some labels."""
+        ids = {label: number for number, label in enumerate(self.run.labels)}
+        return np.array([ids[label] for label in labels], dtype=np.int64)
+
+
+def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, item_weight: float) -> OldSkill:
+    """Read a run, and embed its instructions with the release's encoder unless the cache has their vectors."""
+    encoder = ReleaseEncoder(release, run)
+    cache = encoder.cache(var)
+    items, instructions = tuple(run.catalogue()), tuple(run.instructions())
+    vectors = cache.embed(encoder, [one.text for one in instructions], batch_size=64)
+    ids = {label: number for number, label in enumerate(run.labels)}
+    label_ids = np.array([ids[one.label] for one in instructions], dtype=np.int64)
+    taught = np.array([one.split == "train" for one in instructions], dtype=bool)
+    rows = rows_per_label([item.label for item in items], items_per_label)
+    replay = Examples(
+        np.concatenate([vectors[taught], run.item_vectors()[rows]]),
+        np.concatenate([label_ids[taught], np.array([ids[items[row].label] for row in rows], dtype=np.int64)]),
+        np.concatenate([np.ones(int(taught.sum())), np.full(len(rows), item_weight)]),
+    )
+    held_out = Examples(vectors[~taught], label_ids[~taught], np.ones(int((~taught).sum())))
+    splits = tuple(one.split for one in instructions if one.split != "train")
+    return OldSkill(
+        run, release, encoder, cache, HeadWeights(*run.head()), items, instructions, replay, held_out, splits
+    )
+
+
+def rows_per_label(labels: Sequence[str], count: int) -> list[int]:
+    """At most `count` rows of each label, spread evenly over those that there are."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows_of[label].append(row)
+    return [row for rows in rows_of.values() for row in rows[:: max(1, -(-len(rows) // max(1, count)))][:count]]
+
+
+def drawn(replay: Examples, instructions: int, most: int, seed: int) -> Examples:
+    """The replay with at most `most` of its instructions, which are its first `instructions` examples."""
+    if instructions <= most:
+        return replay
+    kept = np.sort(np.random.default_rng(seed).permutation(instructions)[:most])
+    rows = np.concatenate([kept, np.arange(instructions, len(replay))])
+    return Examples(replay.vectors[rows], replay.label_ids[rows], replay.weights[rows])
