@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,7 @@ def update_head(
     *,
     replay_ratio: float = 1.0,
     iterations: int = 200,
+    start: HeadWeights | None = None,
 ) -> HeadWeights:
     """The head with the least loss near the old one; the same for the same inputs.
 
@@ -87,6 +89,7 @@ def update_head(
         anchor: what holds the head.
         replay_ratio: the least weight of all of the replay over that of all that is new.
         iterations: of L-BFGS at most.
+        start: where it begins, a head for another penalty say; the old one if None.
     """
     total = float(new.weights.sum())
     if total <= 0:
@@ -96,13 +99,13 @@ def update_head(
     vectors = _with_constant(np.concatenate([new.vectors, replay.vectors]))
     weights = np.concatenate([new.weights, replay_weights])
     weights = weights / weights.sum()
-    start = np.concatenate([old.weight, old.bias[:, None]], axis=1).astype(np.float64)
+    centre, begin = _joined(old), _joined(start or old)
     targets = np.zeros((len(vectors), labels))
     targets[np.arange(len(vectors)), np.concatenate([new.label_ids, replay.label_ids])] = 1
-    importance = np.ones_like(start)
+    importance = np.ones_like(centre)
     if len(replay):
         old_vectors = vectors[len(new) :]
-        probabilities = _softmax(old_vectors @ start.T)
+        probabilities = _softmax(old_vectors.astype(np.float64) @ centre.T)
         targets[len(new) :] *= 1 - anchor.distillation
         targets[len(new) :] += anchor.distillation * probabilities
         if anchor.fisher:
@@ -111,22 +114,65 @@ def update_head(
             importance += anchor.fisher * information / max(float(information.mean()), 1e-300)
     pull = anchor.penalty * importance
 
+    weights, targets = weights.astype(np.float32)[:, None], targets.astype(np.float32)
+
     def loss(flat: Floats) -> tuple[float, Floats]:
-        head = flat.reshape(start.shape)
-        logits = vectors @ head.T
-        greatest = logits.max(axis=1, keepdims=True)
-        logits -= greatest
+        # The products in float32, at half the time; what is summed up, in float64.
+        head = flat.reshape(centre.shape)
+        logits = vectors @ head.astype(np.float32).T
+        logits -= logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits)
         sums = exponentials.sum(axis=1, keepdims=True)
-        cross_entropy = float(weights @ (np.log(sums[:, 0]) - (targets * logits).sum(axis=1)))
-        gradient = (weights[:, None] * (exponentials / sums - targets)).T @ vectors
-        change = head - start
+        losses = np.log(sums[:, 0]) - (targets * logits).sum(axis=1)
+        gradient = ((weights * (exponentials / sums - targets)).T @ vectors).astype(np.float64)
+        change = head - centre
         gradient += pull * change
-        return cross_entropy + 0.5 * float((pull * change**2).sum()), gradient.ravel()
+        value = float(weights[:, 0].astype(np.float64) @ losses) + 0.5 * float((pull * change**2).sum())
+        return value, gradient.ravel()
 
-    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
-    head = found.x.reshape(start.shape).astype(np.float32)
+    found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    head = found.x.reshape(centre.shape).astype(np.float32)
     return HeadWeights(np.ascontiguousarray(head[:, :width]), np.ascontiguousarray(head[:, width]))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A new head, and what held it."""
+
+    head: HeadWeights
+    anchor: Anchor
+
+
+def choose_head(
+    old: HeadWeights,
+    new: Examples,
+    replay: Examples,
+    validations: Sequence[Examples],
+    anchors: Sequence[Anchor],
+    replay_ratio: float,
+) -> Chosen:
+    """The best of the heads with each of these anchors.
+
+    How stiff an anchor has to be depends on how long the old head's rows are, and whether the replay's labels or the old
+    head's own answers to it are the better teacher depends on how well that head knows them. So both are measured: the
+    least sum of the mean losses over `validations`, old and new, which are not learned from.
+    """
+    tried: list[tuple[float, Chosen]] = []
+    start = old
+    for anchor in sorted(anchors, key=lambda one: (one.distillation, -one.penalty)):
+        # Each starts where a stiffer one ended, and is there sooner.
+        start = update_head(old, new, replay, anchor, replay_ratio=replay_ratio, start=start)
+        loss = sum(mean_loss(start, validation) for validation in validations if len(validation))
+        tried.append((loss, Chosen(start, anchor)))
+    return min(tried, key=lambda one: one[0])[1]
+
+
+def mean_loss(head: HeadWeights, examples: Examples) -> float:
+    """The weighted mean cross-entropy of some examples."""
+    logits = head.logits(examples.vectors)
+    logits -= logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), examples.label_ids]
+    return float(examples.weights @ losses / examples.weights.sum())
 
 
 def distance(one: HeadWeights, other: HeadWeights) -> float:
@@ -136,8 +182,12 @@ def distance(one: HeadWeights, other: HeadWeights) -> float:
     return float(np.sqrt(moved / max(length, 1e-12)))
 
 
-def _with_constant(vectors: Vectors) -> Floats:
-    return np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1, dtype=np.float64)
+def _joined(head: HeadWeights) -> Floats:
+    return np.concatenate([head.weight, head.bias[:, None]], axis=1).astype(np.float64)
+
+
+def _with_constant(vectors: Vectors) -> Vectors:
+    return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1, dtype=np.float32)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -32,6 +32,7 @@ class Attempt(BaseModel):
         base_run: the run whose head was started from.
         root: the trained run that this one was derived from, by way of others or not.
         since, until: the sequence numbers of the feedback, `since` excluded.
+        settings: fingerprint of the section `continual`.
         run_id, release: what was made, if anything.
         reason: why not, if nothing.
     """
@@ -44,6 +45,7 @@ class Attempt(BaseModel):
     root: str
     since: int = Field(ge=0)
     until: int = Field(ge=0)
+    settings: str
     run_id: str | None = None
     release: int | None = None
     reason: str | None = None
@@ -108,9 +110,10 @@ class Ledger:
                 mark = max(mark, attempt.until)
         return mark
 
-    def same(self, base_run: str, since: int, until: int) -> Attempt | None:
-        """The newest attempt with the very same head and feedback, if any."""
+    def same(self, base_run: str, since: int, until: int, settings: str) -> Attempt | None:
+        """The newest attempt with the very same head, feedback and settings, if any."""
         for attempt in reversed(self.attempts()):
-            if (attempt.base_run, attempt.since, attempt.until) == (base_run, since, until):
-                return None if attempt.outcome == "set" else attempt
+            inputs = (attempt.base_run, attempt.since, attempt.until, attempt.settings)
+            if attempt.outcome != "set" and inputs == (base_run, since, until, settings):
+                return attempt
         return None

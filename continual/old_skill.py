@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.releases import Release
-from training.dataset import Instruction, Item
+from training.dataset import SPLITS, Instruction, Item
 from training.embedding_cache import EmbeddingCache
 from training.run import Run
 
@@ -32,8 +32,8 @@ class OldSkill:
         items: its catalogue.
         instructions: all of the run.
         replay: what may be learned again, instructions before items.
-        held_out: the run's validation and test instructions.
-        held_out_splits: the split of each.
+        validation: the run's validation instructions, which choose between heads.
+        test: its test instructions, which judge the one that was chosen.
     """
 
     run: Run
@@ -44,8 +44,13 @@ class OldSkill:
     items: tuple[Item, ...]
     instructions: tuple[Instruction, ...]
     replay: Examples
-    held_out: Examples
-    held_out_splits: tuple[str, ...]
+    validation: Examples
+    test: Examples
+
+    @property
+    def judged_on(self) -> Examples:
+        """The test instructions; where there are none, the validation instructions."""
+        return self.test if len(self.test) else self.validation
 
     def label_of_item(self) -> dict[str, str]:
         """Each item's label, by its id."""
@@ -69,18 +74,19 @@ def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, 
     vectors = cache.embed(encoder, [one.text for one in instructions], batch_size=64)
     ids = {label: number for number, label in enumerate(run.labels)}
     label_ids = np.array([ids[one.label] for one in instructions], dtype=np.int64)
-    taught = np.array([one.split == "train" for one in instructions], dtype=bool)
+    splits = np.array([one.split for one in instructions])
+    train, validation, test = (
+        Examples(vectors[splits == split], label_ids[splits == split], np.ones(int((splits == split).sum())))
+        for split in SPLITS
+    )
     rows = rows_per_label([item.label for item in items], items_per_label)
     replay = Examples(
-        np.concatenate([vectors[taught], run.item_vectors()[rows]]),
-        np.concatenate([label_ids[taught], np.array([ids[items[row].label] for row in rows], dtype=np.int64)]),
-        np.concatenate([np.ones(int(taught.sum())), np.full(len(rows), item_weight)]),
+        np.concatenate([train.vectors, run.item_vectors()[rows]]),
+        np.concatenate([train.label_ids, np.array([ids[items[row].label] for row in rows], dtype=np.int64)]),
+        np.concatenate([train.weights, np.full(len(rows), item_weight)]),
     )
-    held_out = Examples(vectors[~taught], label_ids[~taught], np.ones(int((~taught).sum())))
-    splits = tuple(one.split for one in instructions if one.split != "train")
-    return OldSkill(
-        run, release, encoder, cache, HeadWeights(*run.head()), items, instructions, replay, held_out, splits
-    )
+    head = HeadWeights(*run.head())
+    return OldSkill(run, release, encoder, cache, head, items, instructions, replay, validation, test)
 
 
 def rows_per_label(labels: Sequence[str], count: int) -> list[int]:

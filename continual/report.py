@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .evaluation import Comparison
 from .feedback_examples import Batch
-from .head_update import HeadWeights
+from .head_update import Anchor, HeadWeights
 from .settings import ContinualSettings
 
 REPORT = "continual.md"
@@ -22,6 +22,7 @@ class Trial:
         since: the watermark that the feedback was read from.
         batch: the feedback.
         head: the new head.
+        anchor: what held it.
         replayed: old examples that were learned again.
         moved: how far it is from the old head, as a share of that one's length.
         old, new, taught: accuracy before and after on old held-out instructions, on held-out feedback, and on the
@@ -33,6 +34,7 @@ class Trial:
     since: int
     batch: Batch
     head: HeadWeights
+    anchor: Anchor
     replayed: int
     moved: float
     old: Comparison
@@ -67,7 +69,7 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         _row("feedback learned from", trial.taught),
         "",
         f"The head moved by {100 * trial.moved:.2f} % of its length. Replayed: {trial.replayed:,} old examples, at "
-        f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {settings.penalty:g}, "
+        f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {trial.anchor.penalty:g}, distillation {trial.anchor.distillation:g}, "
         f"budget {settings.budget:g} points.",
         "",
         "## What was used",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import itertools
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,7 +39,9 @@ class ContinualSettings(BaseModel):
         replay_items: catalogue items a label that are learned again too.
         replay_item_weight: of such an item; an instruction weighs 1.
         replay_ratio: the weight of all that is learned again over that of all that is new.
-        penalty, fisher, distillation: what holds the new head near the live one (`Anchor`).
+        penalties, distillations: what holds the new head near the live one (`Anchor`). All pairs are tried, the best on
+            validation is kept.
+        fisher: what else holds it.
         budget: points of accuracy on old held-out instructions that a new head may lose.
         remembered: how many of a batch's examples the derived run keeps as instructions, to be replayed later.
         seed: of what is drawn.
@@ -56,18 +60,24 @@ class ContinualSettings(BaseModel):
     replay: int = Field(default=5_000, ge=0)
     replay_items: int = Field(default=5, ge=0)
     replay_item_weight: float = Field(default=0.3, gt=0)
-    replay_ratio: float = Field(default=4.0, ge=0)
-    penalty: float = Field(default=3e-4, gt=0)
+    replay_ratio: float = Field(default=8.0, ge=0)
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(3e-6, 3e-5, 3e-4), min_length=1)
+    distillations: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 1.0), min_length=1)
     fisher: float = Field(default=0.0, ge=0)
-    distillation: float = Field(default=0.0, ge=0, le=1)
     budget: float = Field(default=1.0, ge=0)
     remembered: int = Field(default=2_000, ge=0)
     seed: int = Field(default=0, ge=0)
 
     @property
-    def anchor(self) -> Anchor:
-        """What holds the head."""
-        return Anchor(self.penalty, self.fisher, self.distillation)
+    def anchors(self) -> list[Anchor]:
+        """All that is tried to hold the head."""
+        pairs = itertools.product(self.penalties, self.distillations)
+        return [Anchor(penalty, self.fisher, distillation) for penalty, distillation in pairs]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether the same feedback may come to something else."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @classmethod
     def read(cls, section: dict[str, Any]) -> ContinualSettings:

@@ -28,7 +28,7 @@ from training.run import Run
 from .errors import ContinualError, RefusedError
 from .evaluation import Comparison, compare_heads, reason_against
 from .feedback_examples import Batch, FeedbackExample, collect
-from .head_update import Examples, HeadWeights, distance, update_head
+from .head_update import Examples, choose_head, distance
 from .ledger import Attempt, Ledger, Outcome
 from .old_skill import FEEDBACK, OldSkill, drawn, open_old_skill
 from .report import REPORT, Trial, markdown
@@ -138,7 +138,7 @@ class Tuner:
         if batch.until is None:
             return Turn(None, f"no feedback since event {since}: nothing to learn")
         self.read_until = batch.until
-        known = self.ledger.same(run.run_id, since, batch.until)
+        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
         if known is not None and (line := self._done_before(known)):
             return Turn(None, line)
         self.say(
@@ -154,16 +154,25 @@ class Tuner:
         taught, held_out = (_examples(skill, part) for part in (batch.taught, batch.held_out))
         instructions = sum(one.split == "train" for one in skill.instructions)
         replay = drawn(skill.replay, instructions, settings.replay, settings.seed)
-        head = update_head(skill.head, taught, replay, settings.anchor, replay_ratio=settings.replay_ratio)
+        chosen = choose_head(
+            skill.head,
+            taught,
+            replay,
+            [skill.validation, held_out if len(held_out) else taught],
+            settings.anchors,
+            settings.replay_ratio,
+        )
+        head = chosen.head
         trial = Trial(
             base_run=skill.run.run_id,
             base_release=skill.release.number,
             since=since,
             batch=batch,
             head=head,
+            anchor=chosen.anchor,
             replayed=len(replay),
             moved=distance(head, skill.head),
-            old=compare_heads(skill.head, head, skill.held_out, settings.seed),
+            old=compare_heads(skill.head, head, skill.judged_on, settings.seed),
             new=compare_heads(skill.head, head, held_out, settings.seed),
             taught=compare_heads(skill.head, head, taught, settings.seed),
         )
@@ -250,7 +259,16 @@ class Tuner:
         at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         root = lineage(run)[-1]
         self.ledger.add(
-            Attempt(at=at, outcome=outcome, base_run=run.run_id, root=root, since=since, until=until, **more)
+            Attempt(
+                at=at,
+                outcome=outcome,
+                base_run=run.run_id,
+                root=root,
+                since=since,
+                until=until,
+                settings=self.settings.fingerprint,
+                **more,
+            )
         )
 
 
@@ -305,12 +323,10 @@ def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
 
     was = skill.run.manifest.metrics
     metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
-    logits = trial.head.logits(skill.held_out.vectors).astype(np.float32)
-    for split in ("validation", "test"):
-        rows = np.array([one == split for one in skill.held_out_splits], dtype=bool)
-        if rows.any():
-            found = label_accuracy(logits[rows], skill.held_out.label_ids[rows])
-            metrics[split] = {"instructions": int(rows.sum()), "labels": found}
+    for split, examples in (("validation", skill.validation), ("test", skill.test)):
+        if len(examples):
+            logits = trial.head.logits(examples.vectors).astype(np.float32)
+            metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
     metrics["continual"] = {"until": trial.until, "old": _figures(trial.old), "new": _figures(trial.new)}
     return metrics
 
