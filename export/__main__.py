@@ -1,4 +1,4 @@
-"""Command line of the export room: `python -m export` makes the run of a config and dataset into a release."""
+"""Command line of the export room: `python -m export` makes a run into a release."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from export.errors import ExportError
 from export.settings import PRECISIONS, Precision
 from export.tensorrt.module import require_gpu_build
 from serving.layout import Layout
+from training.config import DomainConfig
 from training.config_loading import load_config
-from training.plan import existing_run, make_plan
+from training.run import Run
 
 
 @click.command(help=__doc__)
@@ -32,24 +33,44 @@ from training.plan import existing_run, make_plan
     help="Where all that is produced lies.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True)
+@click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    help="The run's folder  [default: the run that was trained of config and data]",
+)
+@click.option(
+    "--reuse/--no-reuse",
+    default=True,
+    show_default=True,
+    help="Take the encoder over from a release that has the same one.",
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def main(config_path: Path, data: Path, var: Path, precision: Precision, overrides: tuple[str, ...]) -> None:
+def main(
+    config_path: Path,
+    data: Path,
+    var: Path,
+    precision: Precision,
+    run_path: Path | None,
+    reuse: bool,
+    overrides: tuple[str, ...],
+) -> None:
     """Find the run, export it, and say which release it became."""
     started = time.monotonic()
     if precision.startswith("trt-"):
         require_gpu_build()
     config = load_config(config_path, overrides)
-    run = existing_run(make_plan(config, data, var))
-    if run is None:
-        raise ExportError(f"there is no run of {config_path} and {data} in {var}; run `make train` first")
-    from export.release import export_release  # noqa: PLC0415 - loads torch; the checks above should not wait for it
+    run, newer = (_named(run_path, config), []) if run_path else _trained(config, config_path, data, var)
+    from export.release import export_release  # noqa: PLC0415 - loads much; the checks above should not wait for it
 
-    exported = export_release(run, config, Layout(var), precision)
+    exported = export_release(run, config, Layout(var), precision, reuse=reuse, say=_warn)
     release = exported.release
     if not exported.is_new:
         click.echo(f"release {release.number} is up to date")
     else:
-        click.echo(f"run {run.run_id} exported as {precision} and verified in {time.monotonic() - started:.0f} s")
+        taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
+        seconds = time.monotonic() - started
+        click.echo(f"run {run.run_id} exported as {precision}{taken} and verified in {seconds:.1f} s")
         verification = release.manifest.verification
         on_the_way = [graph for graph in verification if graph.endswith(".onnx")][:-1]
         for graph, checks in verification.items():
@@ -57,7 +78,35 @@ def main(config_path: Path, data: Path, var: Path, precision: Precision, overrid
             click.echo(
                 f"  {graph} ({verdict}): " + ", ".join(f"{name} {measured:.5g}" for name, measured in checks.items())
             )
+    if newer:
+        reason = newer[0].manifest.derived_from.reason if newer[0].manifest.derived_from else ""
+        click.echo(
+            f"note: {len(newer)} newer run(s) were derived from this one, the last by {reason}; they are not in this "
+            f"release. To export that one: make export RUN={newer[0].path}"
+        )
     click.echo(f"release: {release.path}")
+
+
+def _named(path: Path, config: DomainConfig) -> Run:
+    run = Run.open(path)
+    if run.domain != config.domain:
+        raise ExportError(f"{path}: a run of {run.domain}, the config is of {config.domain}; name its own config")
+    return run
+
+
+def _trained(config: DomainConfig, config_path: Path, data: Path, var: Path) -> tuple[Run, list[Run]]:
+    """The run that was trained of config and data, and the runs that were derived from it since, newest first."""
+    from training.plan import derived_from, existing_run, make_plan  # noqa: PLC0415 - loads pandas
+
+    plan = make_plan(config, data, var)
+    run = existing_run(plan)
+    if run is None:
+        raise ExportError(f"there is no run of {config_path} and {data} in {var}; run `make train` first")
+    return run, derived_from(run, plan.runs)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {line}", err=True)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from export.encoder_graphs import EncoderGraphs
 from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide, emit
-from export.onnx_graph import export_encoder, export_head
+from export.onnx_graph import export_encoder
 from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings
 from export.speed import compare_speed
 from export.task import Task
-from export.tensorrt.engine import EngineFile
+from export.texts import calibration_texts, held_out_instructions
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
-from training.dataset import Instruction
+from serving.manifest import EncoderOrigin
+from training.embedding_cache import EmbeddingCache
 from training.run import Run
 
 INT8_RECIPES = {
@@ -31,37 +31,14 @@ INT8_RECIPES = {
 """In the order they are tried, fastest first; docs/export.md has what each costs and keeps."""
 
 
-@dataclass(frozen=True)
-class EncoderGraphs:
-    """A verified encoder.
-
-    Attributes:
-        path: the ONNX file, in a folder of the caller's.
-        buckets: the lengths it is served at.
-        hidden_size: width H of its output.
-        tokenizer: that belongs to it.
-        reports: the FP32 graph's, then those of the INT8 recipes in the order they were tried; the last one passed.
-        engine: built of that graph on this machine, for TensorRT precisions.
-    """
-
-    path: Path
-    buckets: tuple[int, ...]
-    hidden_size: int
-    tokenizer: Tokenizer
-    reports: tuple[VerificationReport, ...]
-    engine: EngineFile | None = None
-
-    def markdown(self) -> str:
-        """All reports as one Markdown page."""
-        return "# Verification against torch\n\n" + "\n".join(report.markdown() for report in self.reports)
-
-    def checks(self) -> dict[str, Any]:
-        """The figures of all reports, by graph, for the manifest."""
-        return {report.graph: {check.name: check.measured for check in report.checks} for report in self.reports}
-
-
 def build_encoder(
-    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, folder: Path
+    run: Run,
+    precision: Precision,
+    serving: ServingSettings,
+    settings: ExportSettings,
+    origin: EncoderOrigin,
+    folder: Path,
+    var: Path,
 ) -> EncoderGraphs:
     """Export a run's encoder at a precision and verify every graph on the way.
 
@@ -70,19 +47,21 @@ def build_encoder(
         precision: of the graph that is returned.
         serving: for the length buckets.
         settings: how many texts calibrate and verify.
+        origin: what the graph is made of, for the manifest.
         folder: where the graphs are written.
+        var: for the cache of torch's vectors.
 
     Raises:
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
-    return _EncoderBuilder(run, serving, settings, folder).build(precision)
+    return _EncoderBuilder(run, serving, settings, folder, var).build(precision, origin)
 
 
 class _EncoderBuilder:
     """What every graph of one run is made of and held against."""
 
-    def __init__(self, run: Run, serving: ServingSettings, settings: ExportSettings, folder: Path) -> None:
+    def __init__(self, run: Run, serving: ServingSettings, settings: ExportSettings, folder: Path, var: Path) -> None:
         self.model = run.load_model()
         self.buckets = serving.buckets_up_to(self.model.max_length)
         self.max_batch_size = serving.max_batch_size
@@ -93,8 +72,10 @@ class _EncoderBuilder:
         self.task = Task(run, instructions)
         self.item_vectors = run.item_vectors()
         self.folder = folder
+        self.cache = EmbeddingCache.below(var, run.encoder, self.model.pooling, self.model.max_length)
+        self.batch_size = run.config.training.embedding_batch_size
 
-    def build(self, precision: Precision) -> EncoderGraphs:
+    def build(self, precision: Precision, origin: EncoderOrigin) -> EncoderGraphs:
         """Make the graph of a precision, by way of FP32."""
         with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
             progress.set_postfix_str("encoder to ONNX FP32")
@@ -108,7 +89,11 @@ class _EncoderBuilder:
             elif precision != "fp32":
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
-        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports), engine)
+        # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
+        self.cache.embed(self.model, self.texts, self.batch_size)
+        tokenizer = self.folder / "tokenizer.json"
+        self.model.tokenizer.save(str(tokenizer))
+        return EncoderGraphs(path, self.buckets, self.hidden_size, tokenizer, tuple(reports), origin, engine)
 
     def _gpu(self) -> GpuGraphs:
         return GpuGraphs(
@@ -147,31 +132,3 @@ class _EncoderBuilder:
         return verify_encoder(
             path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors, task=self.task
         )
-
-
-def build_head(run: Run, path: Path) -> None:
-    """Write the graph of a run's instruction head."""
-    head = run.load_model().head
-    export_head(head.weight.detach().numpy(), head.bias.detach().numpy(), path)
-
-
-def held_out_instructions(run: Run) -> list[Instruction]:
-    """Instructions that tuning did not learn from; training ones if there are no others."""
-    instructions = run.instructions()
-    return [one for one in instructions if one.split != "train"] or instructions
-
-
-def held_out_texts(run: Run, count: int) -> list[str]:
-    """The words of at most `count` held-out instructions."""
-    return [one.text for one in held_out_instructions(run)[:count]]
-
-
-def calibration_texts(run: Run, count: int) -> list[str]:
-    """Half training instructions, half item texts.
-
-    On the sample data 0.959 of the best 10 items stay, with instructions alone 0.952.
-    """
-    instructions = [one.text for one in run.instructions("train")][: count // 2]
-    items = [item.text for item in run.catalogue()]
-    step = max(1, len(items) // (count - len(instructions)))
-    return instructions + items[::step][: count - len(instructions)]

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from export.errors import ExportError, VerificationError
-from export.graphs import held_out_texts
 from export.report import Check, VerificationReport
 from export.settings import TopkSettings
+from export.texts import held_out_texts
 from serving.steps.catalogue import Catalogue
 from serving.steps.grouped_scan import Rows, Vectors
 from serving.steps.item_index import CODES, STEPS, IndexHeader, IndexSpace, ItemIndex
@@ -69,9 +69,8 @@ def held_out_requests(run: Run, catalogue: Catalogue) -> Requests:
         run: the run.
         catalogue: in the dataset's order.
     """
-    model = run.load_model()
-    instruction = model.embed(held_out_texts(run, MAX_REQUESTS))
-    weight, bias = (one.detach().numpy() for one in (model.head.weight, model.head.bias))
+    instruction = run.load_model().embed(held_out_texts(run, MAX_REQUESTS))
+    weight, bias = run.head()
     return Requests.of(instruction, (instruction @ weight.T + bias).astype(np.float32), catalogue)
 
 

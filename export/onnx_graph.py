@@ -1,7 +1,4 @@
-"""The torch model as ONNX graphs in FP32: the encoder by tracing, the instruction head node by node.
-
-Opset 20 and IR 10 load in every stock Triton image since 24.10.
-"""
+"""The torch encoder as an ONNX graph in FP32, by tracing."""
 
 from __future__ import annotations
 
@@ -9,24 +6,19 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from export.encoder_graph import EncoderGraph, ready_to_trace
 from export.errors import ExportError
 from export.graph_file import save_graph
+from export.head_graph import IR_VERSION, OPSET, VECTOR
 
 if TYPE_CHECKING:
     from training.model import InstructionModel
 
-__all__ = ["HIDDEN_STATE", "IR_VERSION", "OPSET", "VECTOR", "export_encoder", "export_head"]
+__all__ = ["HIDDEN_STATE", "export_encoder"]
 
-OPSET = 20
-IR_VERSION = 10
-VECTOR = "instruction_vector"  # "embedding" would collide with a node inside the graph
 HIDDEN_STATE = "hidden_state_{}"
 """Name, within the encoder graph, of the hidden state after layer i (0: after the embedding tables)."""
 
@@ -57,37 +49,6 @@ def export_encoder(model: InstructionModel, path: Path) -> None:
     _keep_only_the_vector(graph)
     _anonymise(graph)
     save_graph(graph, path)
-
-
-def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], path: Path) -> None:
-    """Writes the instruction head, u = W h + b, as a graph.
-
-    Input: `instruction_vector` FP32 [batch, H]. Output: `logits` FP32 [batch, K].
-
-    Args:
-        weight: W, shape [K, H].
-        bias: b, shape [K].
-        path: The file to make.
-
-    Raises:
-        ExportError: The shapes do not agree, or a value is not finite.
-    """
-    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise ExportError(f"The head's weight {weight.shape} and bias {bias.shape} must have shapes [K, H] and [K].")
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise ExportError("The head has a weight that is not finite. Train it again.")
-    labels, hidden = weight.shape
-    graph = helper.make_graph(
-        [helper.make_node("Gemm", [VECTOR, "weight", "bias"], ["logits"], name="head", transB=1)],
-        "head",
-        [helper.make_tensor_value_info(VECTOR, TensorProto.FLOAT, ["batch", hidden])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
-        [
-            numpy_helper.from_array(np.ascontiguousarray(weight, dtype=np.float32), "weight"),
-            numpy_helper.from_array(np.ascontiguousarray(bias, dtype=np.float32), "bias"),
-        ],
-    )
-    save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
 
 
 def _trace(wrapper: EncoderGraph, max_length: int) -> onnx.ModelProto:

@@ -8,33 +8,39 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.encoder_graphs import EncoderGraphs
 from export.errors import ExportError, VerificationError
-from export.graphs import EncoderGraphs, build_encoder, build_head, held_out_texts
+from export.head_graph import export_head
 from export.item_index import held_out_requests, wants_index, write_items
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.report import VerificationReport
+from export.reuse import encoder_origin, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
-from export.tensorrt.engine import EngineFile
 from export.tensorrt.module import load_tensorrt
+from export.texts import held_out_texts
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.errors import ReleaseError
 from serving.files import sha256_of
 from serving.layout import Layout
 from serving.live_repository import CONFIG_NAME, LiveRepository
-from serving.manifest import Manifest, Step, files_below
-from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, Release, ReleaseStore
+from serving.manifest import EncoderOrigin, Manifest, Step, files_below
+from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, VERIFICATION_FILE, Release, ReleaseStore
 from serving.steps.catalogue import Catalogue, ScoreWeights, StringTable
 from serving.steps.text_encoder import Head
-from training.atomic import new_folder
+from training.atomic import link_or_copy, new_folder
 from training.config import DomainConfig
 from training.run import Run
+
+if TYPE_CHECKING:
+    from export.tensorrt.engine import EngineFile
 
 STEPS_CODE = Path(__file__).resolve().parent.parent / "serving" / "steps"
 SAMPLE_INSTRUCTIONS = 500
@@ -47,20 +53,34 @@ class Exported:
     Attributes:
         release: the release.
         is_new: False if the newest release was made of just the same.
+        taken_from: the release that its encoder was taken over from; None if it was made for this one.
     """
 
     release: Release
     is_new: bool
+    taken_from: int | None = None
 
 
-def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Precision) -> Exported:
+def export_release(
+    run: Run,
+    config: DomainConfig,
+    layout: Layout,
+    precision: Precision,
+    *,
+    reuse: bool = True,
+    say: Callable[[str], object] = lambda _: None,
+) -> Exported:
     """Make a run into the domain's next release, unless the newest is of the same run, settings and code.
+
+    The encoder is taken over from a release that has the same one, where there is one; what can differ is verified.
 
     Args:
         run: what training made.
         config: the domain's config as it is now; of it, the sections `serving` and `export` count here.
         layout: where releases lie.
         precision: of the encoder's graph.
+        reuse: whether an earlier release's encoder may be taken over.
+        say: is told, a line each, why one was not that might have been.
 
     Raises:
         VerificationError: the graph differs from torch by more than the budget; no release is made, the report is kept
@@ -74,18 +94,24 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         store = ReleaseStore(folder)
-        previous = _previous(store)
+        releases = _releases(store)
+        previous = releases[0] if releases else None
         fingerprint = _fingerprint(run, precision, serving, settings)
         if previous is not None and previous.manifest.export_fingerprint == fingerprint:
             return Exported(previous, is_new=False)
         number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=".graphs-", dir=folder) as scratch:
-            graphs = _build_graphs(run, precision, serving, settings, Path(scratch), layout)
+            origin = encoder_origin(run, precision, serving, settings, number)
+            graphs = None
+            if reuse:
+                graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
+            if graphs is None:
+                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout)
             with new_folder(folder / str(number)) as staged:
-                builder = _ReleaseBuilder(run, serving, number, previous, staged)
+                builder = _ReleaseBuilder(run, serving, number, releases, staged)
                 manifest = builder.build(graphs, precision, fingerprint)
                 manifest.write(staged)
-        return Exported(store.open(number), is_new=True)
+        return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
 
 
 def _check_engine(precision: Precision, serving: ServingSettings) -> None:
@@ -104,14 +130,17 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _previous(store: ReleaseStore) -> Release | None:
-    """The newest release, whose unchanged steps keep their versions; a damaged one is as good as none."""
-    try:
-        release = store.latest()
-        release.manifest  # noqa: B018 - read, and so checked, here
-    except ReleaseError:
-        return None
-    return release
+def _releases(store: ReleaseStore) -> list[Release]:
+    """The releases, newest first, whose unchanged steps keep their versions; one without a manifest is none."""
+    found = []
+    for number in reversed(store.numbers()):
+        release = store.open(number)
+        try:
+            release.manifest  # noqa: B018 - read, and so checked, here
+        except ReleaseError:
+            continue
+        found.append(release)
+    return found
 
 
 def _next_number(folder: Path, layout: Layout, domain: str) -> int:
@@ -122,10 +151,18 @@ def _next_number(folder: Path, layout: Layout, domain: str) -> int:
 
 
 def _build_graphs(
-    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, scratch: Path, layout: Layout
+    run: Run,
+    precision: Precision,
+    serving: ServingSettings,
+    settings: ExportSettings,
+    origin: EncoderOrigin,
+    scratch: Path,
+    layout: Layout,
 ) -> EncoderGraphs:
+    from export.graphs import build_encoder  # noqa: PLC0415 - loads torch, which a release that has it all does not need
+
     try:
-        return build_encoder(run, precision, serving, settings, scratch)
+        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var)
     except VerificationError as error:
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -157,11 +194,13 @@ def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, setti
 class _ReleaseBuilder:
     """Fills one release folder."""
 
-    def __init__(self, run: Run, serving: ServingSettings, number: int, previous: Release | None, folder: Path) -> None:
+    def __init__(
+        self, run: Run, serving: ServingSettings, number: int, releases: Sequence[Release], folder: Path
+    ) -> None:
         self.run = run
         self.serving = serving
         self.number = number
-        self.previous = previous
+        self.releases = releases
         self.folder = folder
         self.models = folder / MODELS_FOLDER
         self.item_report: VerificationReport | None = None
@@ -187,6 +226,8 @@ class _ReleaseBuilder:
         )
         page = graphs.markdown() + (f"\n{self.item_report.markdown()}" if self.item_report else "")
         (self.folder / "verification.md").write_text(page, encoding="utf-8")
+        reports = [report.model_dump(mode="json") for report in graphs.reports]
+        (self.folder / VERIFICATION_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         self._write_instructions()
         return Manifest(
             domain=run.domain,
@@ -201,22 +242,23 @@ class _ReleaseBuilder:
             metrics=run.manifest.metrics,
             verification=graphs.checks() | (self.item_report.measured() if self.item_report else {}),
             steps=steps,
+            encoder=graphs.origin,
             engine=graphs.engine.fingerprint if graphs.engine else None,
             files={name: sha256_of(self.folder / name) for name in sorted(files_below(self.folder))},
         )
 
     def _fill(self, step: str, folder: Path, graphs: EncoderGraphs, configs: ConfigWriter) -> None:
         if step in {"encoder", FUSED}:
-            shutil.copy2(graphs.path, folder / "model.onnx")
+            link_or_copy(graphs.path, folder / "model.onnx")
             configs.write_warmup_data(step, folder.parent)
             if graphs.engine:
                 add_engine(folder, graphs.engine, configs)
         if step == "head":
-            build_head(self.run, folder / "model.onnx")
+            export_head(*self.run.head(), folder / "model.onnx")
         if step in {"tokenizer", "topk", FUSED}:
             self._copy_code(step, folder)
         if step in {"tokenizer", FUSED}:
-            graphs.tokenizer.save(str(folder / "tokenizer.json"))
+            link_or_copy(graphs.tokenizer, folder / "tokenizer.json")
         if step in {"topk", FUSED}:
             self._write_catalogue(folder)
         if step == FUSED:
@@ -231,8 +273,7 @@ class _ReleaseBuilder:
             (package / "__pycache__").touch()
 
     def _write_head(self, folder: Path) -> None:
-        head = self.run.load_model().head
-        Head(head.weight.detach().numpy(), head.bias.detach().numpy()).write(folder)
+        Head(*self.run.head()).write(folder)
 
     def _write_catalogue(self, folder: Path) -> None:
         items = self.run.catalogue()
@@ -255,11 +296,10 @@ class _ReleaseBuilder:
         self.item_report = write_items(catalogue, folder, self.serving.topk, requests)
 
     def _number_step(self, step: str, staged: Path) -> Step:
-        """Give a step its version: the previous release's if its content is the same, else this release's number."""
+        """Give a step its version: that of an earlier release with the same content, else this release's number."""
         digest = _digest(staged.parent)
-        version = self.number
-        if self.previous is not None and (before := self.previous.manifest.steps.get(step)) and before.digest == digest:
-            version = before.version
+        before = (release.manifest.steps.get(step) for release in self.releases)
+        version = next((one.version for one in before if one and one.digest == digest), self.number)
         staged.rename(staged.with_name(str(version)))
         return Step(model=step_name(self.run.domain, step), version=version, digest=digest)
 

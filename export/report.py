@@ -71,7 +71,7 @@ INT8_BUDGET = VerificationBudget(
 
 
 class Check(BaseModel):
-    """One measured value against its bar."""
+    """One measured value against its bar. `release` is where it was measured, if that was an earlier one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,6 +80,12 @@ class Check(BaseModel):
     relation: Literal["at least", "at most"]
     bar: float
     passed: bool
+    release: int | None = None
+
+    @property
+    def where(self) -> str:
+        """What a table says of where it was measured."""
+        return "" if self.release is None else f" (release {self.release})"
 
     @classmethod
     def at_least(cls, name: str, measured: float, bar: float) -> Check:
@@ -137,7 +143,8 @@ class VerificationReport(BaseModel):
         lines += [f"{self.texts} texts" + (f"; shapes {shapes}" if shapes else ""), ""]
         lines += ["| check | measured | bar | passed |", "|---|---|---|---|"]
         lines += [
-            f"| {one.name} | {one.measured:.6g} | {one.relation} {one.bar:.6g} | {'yes' if one.passed else 'NO'} |"
+            f"| {one.name} | {one.measured:.6g}{one.where} | {one.relation} {one.bar:.6g} | "
+            f"{'yes' if one.passed else 'NO'} |"
             for one in self.checks
         ]
         if self.task:

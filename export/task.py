@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from training.dataset import Instruction
 from training.evaluation.bootstrap import Bootstrap
 from training.metrics import query_metrics
-from training.ranking_examples import of_instructions
 from training.relevance import Relevance
 from training.run import Run
 from training.score import CatalogueSide, log_softmax
@@ -19,6 +18,9 @@ from training.score import CatalogueSide, log_softmax
 __all__ = ["Task", "TaskComparison"]
 
 Floats = npt.NDArray[np.float32]
+
+
+_CHUNK = 64  # instructions scored at once
 
 
 class TaskComparison(BaseModel):
@@ -83,11 +85,14 @@ class Task:
         """NDCG@10 of each instruction by the run's own score, without a history."""
         if not len(rows):
             return np.zeros(0)
-        examples = of_instructions(vectors[rows], log_softmax(logits[rows]), [self._grades[row] for row in rows])
+        catalogue, (alpha, beta, _, delta) = self._catalogue, self._weights.terms()
+        prior = delta * catalogue.priors
         gains: list[float] = []
-        for _, terms in examples.chunks(self._catalogue, self._weights.history_decay):
-            for scores in np.tensordot(self._weights.terms(), terms, axes=1):
-                gains.append(query_metrics(scores, examples.grades[len(gains)])["ndcg@10"])
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            scores = alpha * vectors[part] @ catalogue.vectors.T
+            scores += (beta * log_softmax(logits[part]))[:, catalogue.label_ids] + prior
+            gains += [query_metrics(one, self._grades[row])["ndcg@10"] for one, row in zip(scores, part, strict=True)]
         return np.array(gains)
 
 

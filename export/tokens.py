@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from training.model import InstructionModel
+if TYPE_CHECKING:
+    from training.model import InstructionModel
 
 __all__ = ["Batch", "calibration_batches", "pad", "tokenize"]
 

@@ -11,16 +11,16 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
+from export.agreement import cosine, encode, encode_rows, like_lengths, not_finite, ranking_checks, vector_checks
 from export.divergence import first_divergence
 from export.errors import ExportError, VerificationError
 from export.graph_file import load_graph, open_session
-from export.onnx_graph import VECTOR
 from export.report import Check, VerificationBudget, VerificationReport
 from export.task import Task, TaskComparison
 from export.tokens import Batch, pad, tokenize
 from training.model import InstructionModel
 
-__all__ = ["VerificationReport", "encode", "top_k_agreement", "verify_encoder"]
+__all__ = ["verify_encoder"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,33 +74,6 @@ def verify_encoder(
     return report
 
 
-def top_k_agreement(reference: Floats, candidate: Floats, item_vectors: Floats, k: int) -> float:
-    """Mean share of the k best items that two sets of vectors have in common.
-
-    Args:
-        reference: [n, H].
-        candidate: [n, H], row for row the same texts.
-        item_vectors: [N, H].
-        k: How many items; all of them if there are fewer.
-    """
-    k = min(k, len(item_vectors))
-    shared = 0
-    for start in range(0, len(reference), 256):  # bounds the score matrix, whatever the catalogue
-        best = [
-            np.argsort(-(vectors[start : start + 256] @ item_vectors.T), axis=1, kind="stable")[:, :k]
-            for vectors in (reference, candidate)
-        ]
-        shared += sum(len(np.intersect1d(one, other)) for one, other in zip(*best, strict=True))
-    return shared / (k * len(reference))
-
-
-def encode(session: onnxruntime.InferenceSession, batch: Batch) -> Floats:
-    """Runs an encoder graph over one batch and returns its vectors, [batch, H]."""
-    ids, mask = batch
-    vectors: Floats = session.run([VECTOR], {"input_ids": ids, "attention_mask": mask})[0]
-    return vectors
-
-
 @dataclass
 class _Comparison:
     """Every check, the task's metrics, and whether the graph's numbers are torch's within the budget."""
@@ -119,50 +92,33 @@ def _compare(
     item_vectors: Floats | None,
     task: Task | None,
 ) -> _Comparison:
-    reference, candidate = _over_texts(session, model, rows)
+    reference, candidate = _torch_over_texts(model, rows), encode_rows(session, rows)
     shaped = [(_torch(model, batch), encode(session, batch)) for batch in batches]
-    invalid = sum(int((~np.isfinite(values)).sum()) for values in (candidate, *(found for _, found in shaped)))
-    finite = Check.at_most("values that are not finite", invalid, 0)
+    finite = not_finite(candidate, *(found for _, found in shaped))
     if not finite.passed:
-        return _Comparison([finite], [], numbers_agree=False)  # nothing else can be measured on NaN
-    cosine = _cosine(reference, candidate)
+        return _Comparison([finite], [], numbers_agree=False)
+    mean, least, greatest = vector_checks(reference, candidate, budget)
+    over_shapes = min(float(cosine(*pair).min()) for pair in shaped)
+    neighbours, padding = _variance(session, rows, sorted({ids.shape[1] for ids, _ in batches}))
     numbers = [
         finite,
-        Check.at_least("mean cosine", float(cosine.mean()), budget.mean_cosine),
-        Check.at_least("minimum cosine", float(cosine.min()), budget.min_cosine),
-        Check.at_least(
-            "minimum cosine over shapes", min(float(_cosine(*pair).min()) for pair in shaped), budget.shape_cosine
-        ),
-        Check.at_most("greatest difference", float(np.abs(reference - candidate).max()), budget.max_absolute),
-    ]
-    neighbours, padding = _variance(session, rows, sorted({ids.shape[1] for ids, _ in batches}))
-    logits = [_logits(model, vectors) for vectors in (reference, candidate)]
-    agreement = float((logits[0].argmax(axis=1) == logits[1].argmax(axis=1)).mean())
-    rest = [
+        mean,
+        least,
+        Check.at_least("minimum cosine over shapes", over_shapes, budget.shape_cosine),
+        greatest,
         Check.at_most("difference that batch neighbours make", neighbours, budget.invariance),
         Check.at_most("difference that padding makes", padding, budget.invariance),
-        Check.at_least("same best label", agreement, budget.label_agreement),
     ]
-    if item_vectors is not None:
-        overlap = top_k_agreement(reference, candidate, item_vectors, budget.top_k)
-        rest.append(Check.at_least(f"overlap of the best {budget.top_k} items", overlap, budget.top_k_overlap))
-    measured = [] if task is None else task.compare((reference, logits[0]), (candidate, logits[1]))
-    rest += [Check.at_most(f"loss of {one.name}", 0.0 - one.difference, budget.task_loss) for one in measured]
-    numbers_agree = all(check.passed for check in [*numbers, *rest[:2]])
-    return _Comparison([*numbers, *rest], measured, numbers_agree)
+    sides = [(vectors, _logits(model, vectors)) for vectors in (reference, candidate)]
+    rest, measured = ranking_checks(sides[0], sides[1], budget, item_vectors, task)
+    return _Comparison([*numbers, *rest], measured, numbers_agree=all(check.passed for check in numbers))
 
 
-def _over_texts(
-    session: onnxruntime.InferenceSession, model: InstructionModel, rows: list[list[int]]
-) -> tuple[Floats, Floats]:
-    """Vectors of torch and of the graph for every text, texts of like length together."""
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    pairs = []
-    for start in range(0, len(order), 32):
-        batch = pad([rows[index] for index in order[start : start + 32]])
-        pairs.append((_torch(model, batch), encode(session, batch)))
-    reference, candidate = (np.concatenate(vectors)[np.argsort(order)] for vectors in zip(*pairs, strict=True))
-    return reference, candidate
+def _torch_over_texts(model: InstructionModel, rows: list[list[int]]) -> Floats:
+    """Torch's vectors of every text, texts of like length together."""
+    batches = like_lengths(rows)
+    vectors = np.concatenate([_torch(model, pad([rows[place] for place in places])) for places in batches])
+    return vectors[np.argsort(np.concatenate(batches))]
 
 
 def _shaped_batches(rows: list[list[int]], buckets: Sequence[int]) -> list[Batch]:
@@ -208,11 +164,3 @@ def _torch(model: InstructionModel, batch: Batch) -> Floats:
 def _logits(model: InstructionModel, vectors: Floats) -> Floats:
     logits: Floats = model.head(torch.from_numpy(vectors)).numpy()
     return logits
-
-
-def _cosine(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
-    """Cosine of matching rows, in FP64: FP32 could not tell 0.9999999 from 1."""
-    first, second = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    cosine: npt.NDArray[np.float64] = (first * second).sum(axis=1) / np.maximum(lengths, 1e-30)
-    return cosine

@@ -32,8 +32,25 @@ class Step(BaseModel):
     digest: str
 
 
+class EncoderOrigin(BaseModel):
+    """Where a release's encoder graph comes from; another release may carry the very same.
+
+    Attributes:
+        fingerprint: of all that the graph was made of: the run's encoder, the precision, the export's settings and
+            code.
+        release: the release that it was made for.
+        texts: sha256 of the instructions that it was held against torch on for this release.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    release: int = Field(ge=1)
+    texts: str
+
+
 class Manifest(BaseModel):
-    """What a release is; see.
+    """What a release is.
 
     Attributes:
         schema_version: of this file.
@@ -51,6 +68,7 @@ class Manifest(BaseModel):
         verification: by graph, each check with the figure measured; the last graph passed and is the one
             that is served, INT8 recipes before it were tried and rejected.
         steps: the models, by step name.
+        encoder: where the encoder graph comes from; None in releases from before this was written down.
         engine: where the encoder's TensorRT engine was built, if the release has one.
         files: sha256 by path below the release folder, of every file but this one.
     """
@@ -70,6 +88,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     verification: dict[str, dict[str, float]]
     steps: dict[str, Step]
+    encoder: EncoderOrigin | None = None
     engine: Fingerprint | None = None
     files: dict[str, str]
 

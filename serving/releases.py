@@ -12,6 +12,8 @@ from .manifest import MANIFEST_NAME, Manifest
 
 MODELS_FOLDER = "models"
 """Within a release: the models, laid out as in a Triton model repository."""
+VERIFICATION_FILE = "verification.json"
+"""Within a release: what was measured of its graphs, as verification.md shows it to people."""
 INSTRUCTIONS_FILE = "instructions.jsonl"
 """Within a release: real instructions of the domain, for probes and load tests.
 

@@ -29,6 +29,14 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` be the very file `source`, or a copy of it where the disk cannot link the two."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it has its old content, or all of the new one."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

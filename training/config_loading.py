@@ -12,6 +12,15 @@ from training.config import DomainConfig
 from training.errors import ConfigError
 
 
+def read_yaml(text: str) -> Any:
+    """What a YAML text holds; read by libyaml where PyYAML has it, which is ten times as fast.
+
+    Raises:
+        yaml.YAMLError: It is not valid YAML.
+    """
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
     """Read `path`, apply `overrides` (`"training.epochs=5"`) and validate.
 
@@ -52,7 +61,7 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> DomainConfig:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from None
     except UnicodeDecodeError as error:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training.atomic import new_folder
+from training.atomic import link_or_copy, new_folder
 from training.dataset import Instruction, Item
 from training.errors import RunError
 from training.run import (
@@ -132,14 +130,6 @@ def _fill(folder: Path, parent: Path, changed: Mapping[str, bytes]) -> None:
             link_or_copy(path, folder / name)
     for name, content in changed.items():
         (folder / name).write_bytes(content)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Let `target` be the very file `source`, or a copy of it where the disk cannot link the two."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _checked_head(parent: Run, weight: Vectors, bias: Vectors) -> tuple[Vectors, Vectors]:

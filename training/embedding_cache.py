@@ -83,19 +83,32 @@ class EmbeddingCache:
 
         `progress` is called with the number of distinct texts done since the last call.
         """
+        return self.embed_with(lambda: model, model.hidden_size, texts, batch_size, progress)
+
+    def embed_with(
+        self,
+        load_model: Callable[[], Embedder],
+        hidden_size: int,
+        texts: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> Vectors:
+        """As `embed`, with a model of `hidden_size` that is loaded only if there is a text without a vector."""
         distinct = list(dict.fromkeys(texts))
         known = self.read(distinct)
-        known = {text: vector for text, vector in known.items() if len(vector) == model.hidden_size}
+        known = {text: vector for text, vector in known.items() if len(vector) == hidden_size}
         if progress is not None:
             progress(len(known))
         # Sorted here already, so that a chunk holds texts of like length and the commits cost no padding.
         missing = sorted((text for text in distinct if text not in known), key=len)
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            vectors = model.embed(chunk, batch_size=batch_size, progress=progress)
-            self.write(chunk, vectors)
-            known.update(zip(chunk, vectors, strict=True))
-        return np.stack([known[text] for text in texts]) if texts else np.empty((0, model.hidden_size), np.float32)
+        if missing:
+            model = load_model()
+            for start in range(0, len(missing), CHUNK):
+                chunk = missing[start : start + CHUNK]
+                vectors = model.embed(chunk, batch_size=batch_size, progress=progress)
+                self.write(chunk, vectors)
+                known.update(zip(chunk, vectors, strict=True))
+        return np.stack([known[text] for text in texts]) if texts else np.empty((0, hidden_size), np.float32)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

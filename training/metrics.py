@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import classification_report
 
 from training.ranking import RankingExamples
 from training.score import CatalogueSide, ScoreWeights, Vectors
@@ -36,6 +35,8 @@ def zero_shot_label_scores(h: Vectors, catalogue: CatalogueSide, labels: int) ->
 
 def report(predicted: npt.NDArray[np.int64], label_ids: npt.NDArray[np.int64], labels: Sequence[str]) -> str:
     """scikit-learn's classification report over the labels that occur."""
+    from sklearn.metrics import classification_report  # noqa: PLC0415 - takes longer to load than all else here
+
     occurring = sorted({*predicted.tolist(), *label_ids.tolist()})
     names = [labels[label] for label in occurring]
     text: str = classification_report(
@@ -62,20 +63,30 @@ def ranking_metrics(examples: RankingExamples, catalogue: CatalogueSide, weights
 
 def query_metrics(scores: Vectors, grades: Mapping[int, float]) -> dict[str, float]:
     """The metrics of `ranking_metrics` for one query: scores [N] and the grades above 0 of some catalogue rows."""
-    ranked = np.argsort(-scores, kind="stable")
-    gains = np.zeros(len(scores))
-    gains[list(grades)] = list(grades.values())
-    ranked_gains = gains[ranked]
+    found = np.array([grades.get(row, 0.0) for row in best_rows(scores, CUT).tolist()])
     discounts = 1 / np.log2(np.arange(2, CUT + 2))
     ideal = np.sort(list(grades.values()))[::-1][:CUT]
-    found = ranked_gains[:CUT]
     hits = int(np.count_nonzero(found))
+    rows = np.sort(list(grades))
+    first = int(rows[np.argmax(scores[rows])])  # the best of the relevant ones, the first of equals
+    before = np.count_nonzero(scores > scores[first]) + np.count_nonzero(scores[:first] == scores[first])
     return {
         f"ndcg@{CUT}": float(found @ discounts[: len(found)] / (ideal @ discounts[: len(ideal)])),
         f"recall@{CUT}": hits / len(grades),
         f"precision@{CUT}": hits / CUT,
-        "mrr": 1 / (1 + int(np.argmax(ranked_gains > 0))),
+        "mrr": 1 / (1 + before),
     }
+
+
+def best_rows(scores: Vectors, count: int) -> npt.NDArray[np.int64]:
+    """The rows of the `count` highest scores [N], best first, equal ones in row order; all rows if there are fewer."""
+    if count < len(scores):
+        bar = np.partition(scores, len(scores) - count)[len(scores) - count]
+        rows = np.flatnonzero(scores >= bar)
+    else:
+        rows = np.arange(len(scores))
+    ranked: npt.NDArray[np.int64] = rows[np.argsort(-scores[rows], kind="stable")][:count]
+    return ranked
 
 
 def rounded(tree: Any, digits: int = 5) -> Any:

@@ -1,5 +1,6 @@
 """What a training would do, known before any of it is done: so that a run that exists is found within a second."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -90,9 +91,10 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
 
 def existing_run(plan: Plan) -> Run | None:
     """The newest whole run that was trained with the plan's fingerprint, None if there is none."""
-    for run in runs_below(plan.runs):
-        if run.manifest.derived_from is None and run.manifest.fingerprint == plan.fingerprint:
-            return run
+    for path, manifest in _manifests(plan.runs):
+        if manifest.get("derived_from") is None and manifest.get("fingerprint") == plan.fingerprint:
+            with contextlib.suppress(RunError):  # damaged by someone: as good as none, a new run stands beside it
+                return Run.open(path)
     return None
 
 
@@ -100,18 +102,26 @@ def derived_from(run: Run, runs: Path) -> list[Run]:
     """The runs below `runs` that were derived from `run`, also by way of others, newest first."""
     parents = {run.run_id}
     found = []
-    for other in reversed(list(runs_below(runs))):  # oldest first: a parent is older than what is derived from it
-        origin = other.manifest.derived_from
-        if origin is not None and origin.run_id in parents:
-            parents.add(other.run_id)
-            found.append(other)
+    for path, manifest in reversed(list(_manifests(runs))):  # oldest first: a parent is older than what it led to
+        if (manifest.get("derived_from") or {}).get("run_id") in parents:
+            with contextlib.suppress(RunError):
+                found.append(Run.open(path))
+                parents.add(found[-1].run_id)
     return found[::-1]
 
 
-def runs_below(runs: Path) -> Iterator[Run]:
-    """The whole runs of a domain's folder `runs`, trained and derived, newest first."""
+def newest_run(runs: Path) -> Run | None:
+    """The newest whole run of a domain's folder `runs`, trained or derived; None if there is none."""
+    for path, _ in _manifests(runs):
+        with contextlib.suppress(RunError):
+            return Run.open(path)
+    return None
+
+
+def _manifests(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders of runs and what `run.json` says, newest first, unchecked: there may be hundreds to look through."""
     for path in sorted(runs.glob("[!.]*/run.json"), reverse=True):
-        try:
-            yield Run.open(path.parent)
-        except RunError:
-            continue  # damaged by someone: as good as none
+        with contextlib.suppress(OSError, ValueError):
+            manifest = json.loads(path.read_bytes())
+            if isinstance(manifest, dict):
+                yield path.parent, manifest

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from tqdm import tqdm
 
 from training.score import CatalogueSide, ScoreWeights, Vectors
@@ -125,6 +124,8 @@ def fit_score_weights(
 def _fit(
     examples: RankingExamples, catalogue: CatalogueSide, active: npt.NDArray[np.bool_], decay: float
 ) -> tuple[float, Floats]:
+    from scipy.optimize import minimize  # noqa: PLC0415 - takes longer to load than all else here
+
     # A prior may be a count in the thousands; the optimiser wants terms of like size.
     states = {id(state): state for state in [catalogue, *(examples.states or [])] if state is not None}
     largest = max(float(state.priors.max(initial=0.0)) for state in states.values())

@@ -23,6 +23,8 @@ class Relevance:
         self._rows_of_label: dict[str, list[int]] = {}
         for row, item in enumerate(items):
             self._rows_of_label.setdefault(item.label, []).append(row)
+        # Instructions that name the same label and attributes have the same answers, and are many.
+        self._answers: dict[tuple[str, tuple[tuple[str, str], ...]], Sequence[int]] = {}
 
     def row(self, item_id: str) -> int:
         """The catalogue row of an item."""
@@ -41,10 +43,17 @@ class Relevance:
         if instruction.relevant:
             known = self._row
             return {known[item_id]: grade for item_id, grade in instruction.relevant.items() if item_id in known}
+        key = (instruction.label, tuple(sorted(instruction.attributes.items())))
+        if key not in self._answers:
+            self._answers[key] = self._answering(instruction)
+        return dict.fromkeys(self._answers[key], 1.0)
+
+    def _answering(self, instruction: Instruction) -> Sequence[int]:
         with_label = self._rows_of_label.get(instruction.label, [])
         wanted = instruction.attributes.items()
-        matching = [row for row in with_label if wanted <= self._items[row].attributes.items()]
-        return dict.fromkeys(matching or with_label, 1.0)
+        if not wanted:
+            return with_label
+        return [row for row in with_label if wanted <= self._items[row].attributes.items()] or with_label
 
     def vector(self, grades: Mapping[int, float]) -> npt.NDArray[np.float32]:
         """Grades as a dense vector over the catalogue, float32 [N]."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from training.atomic import new_folder
 from training.config import DomainConfig
-from training.config_loading import parse_config
+from training.config_loading import parse_config, read_yaml
 from training.dataset import Dataset, Instruction, Item, Split
 from training.encoder_source import BOTTLENECK_SETTINGS, BOTTLENECK_WEIGHTS, EncoderSource
 from training.errors import ConfigError, RunError
@@ -129,9 +130,7 @@ class Run:
                 raise RunError(f"{path}: not a complete run, {name} is missing; train again")
         try:
             manifest = RunManifest.model_validate_json((path / "run.json").read_text(encoding="utf-8"))
-            config = parse_config(
-                yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), where="config.yaml"
-            )
+            config = parse_config(read_yaml((path / "config.yaml").read_text(encoding="utf-8")), where="config.yaml")
             labels = tuple(json.loads((path / "labels.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, ValidationError, yaml.YAMLError, ConfigError) as error:
             raise RunError(f"{path}: damaged run ({' '.join(str(error).split())[:200]}); train again") from None
@@ -161,7 +160,12 @@ class Run:
 
     def catalogue(self) -> list[Item]:
         """The items in row order."""
-        return [Item(**row) for row in self._rows("catalogue.jsonl")]
+        return list(self._items)
+
+    @cached_property
+    def _items(self) -> tuple[Item, ...]:
+        """Kept, because an export asks for them several times, and a large catalogue takes a second to read."""
+        return tuple(Item(**row) for row in self._rows("catalogue.jsonl"))
 
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """The item vectors, float32 [N, H], each of length 1; row i belongs to line i of the catalogue."""
@@ -213,8 +217,10 @@ class Run:
 
     def _rows(self, name: str) -> Iterable[dict[str, Any]]:
         try:
-            with (self.path / name).open(encoding="utf-8") as stream:
-                return [json.loads(line) for line in stream]
+            lines = (self.path / name).read_bytes().splitlines()
+            # As one list, which takes half the time of parsing each line on its own.
+            rows: list[dict[str, Any]] = json.loads(b"[" + b",".join(lines) + b"]")
+            return rows
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: {name} is damaged ({error}); train again") from None
 

@@ -31,9 +31,9 @@ def check() -> None:
 def graphs(run_path: Path, output: Path) -> None:
     """Write a run's FP16 graph and its symmetric INT8 form, verified on the CPU; needs no GPU."""
     from export.gpu_graphs import GpuGraphs  # noqa: PLC0415 - loads torch
-    from export.graphs import calibration_texts, held_out_texts  # noqa: PLC0415
     from export.onnx_graph import export_encoder  # noqa: PLC0415
     from export.settings import ExportSettings, ServingSettings  # noqa: PLC0415
+    from export.texts import calibration_texts, held_out_texts  # noqa: PLC0415
     from training.run import Run  # noqa: PLC0415
 
     run, settings = Run.open(run_path), ExportSettings()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.errors import ExportError
-from export.onnx_graph import VECTOR
+from export.head_graph import VECTOR
 from export.tensorrt.network import EnginePrecision
 from export.tensorrt.profiles import INPUTS, Profile
 

@@ -15,7 +15,7 @@ import onnx
 
 from export.errors import ExportError
 from export.graph_file import load_graph
-from export.onnx_graph import VECTOR
+from export.head_graph import VECTOR
 from export.tensorrt.profiles import INPUTS, Profile
 from export.tensorrt.quantized import constant_products
 

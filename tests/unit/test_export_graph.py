@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
 
+from export.agreement import encode
 from export.errors import ExportError
 from export.graph_file import load_graph, open_session, save_graph
-from export.onnx_graph import IR_VERSION, OPSET, export_encoder, export_head
+from export.head_graph import IR_VERSION, OPSET, export_head
+from export.onnx_graph import export_encoder
 from export.tokens import pad, tokenize
-from export.verify import encode
 from training.model import InstructionModel
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 60}

@@ -14,16 +14,18 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from export.agreement import encode
 from export.errors import ExportError
 from export.graph_file import load_graph, open_session, save_graph
+from export.head_graph import IR_VERSION, OPSET, export_head
 from export.int8 import Int8Settings, quantize_encoder
-from export.onnx_graph import IR_VERSION, OPSET, export_encoder, export_head
+from export.onnx_graph import export_encoder
 from export.qdq import rounded
 from export.report import FP32_BUDGET, INT8_BUDGET
 from export.rounding import CompensatedRounding
 from export.rows import products_of_rows
 from export.tokens import calibration_batches, pad
-from export.verify import encode, verify_encoder
+from export.verify import verify_encoder
 from training.model import InstructionModel
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "ecommerce"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from tiny_encoders import words_model
 
+from export.agreement import encode
 from export.errors import ExportError, VerificationError
 from export.fp16 import export_fp16_encoder
 from export.graph_file import load_graph, open_session, save_graph
@@ -29,7 +30,6 @@ from export.tensorrt.network import build_engine
 from export.tensorrt.profiles import Profile, captured_batches, make_profiles
 from export.tensorrt.quantized import constant_products, emit_symmetric
 from export.tokens import calibration_batches, pad
-from export.verify import encode
 
 TEXTS = [" ".join(f"w{(start * step) % 97 + 3}" for step in range(1, 2 + start % 9)) for start in range(1, 60)]
 PROFILES = (Profile((1, 1), (4, 16)),)

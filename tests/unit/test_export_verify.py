@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel
 
+from export.agreement import top_k_agreement
 from export.errors import ExportError, VerificationError
 from export.graph_file import load_graph, save_graph
 from export.int8 import quantize_encoder
@@ -24,7 +25,7 @@ from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationReport
 from export.speed import compare_speed
 from export.task import Task
 from export.tokens import calibration_batches
-from export.verify import top_k_agreement, verify_encoder
+from export.verify import verify_encoder
 from training.dataset import Instruction, Item
 from training.model import InstructionModel
 from training.score import ScoreWeights

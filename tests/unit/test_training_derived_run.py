@@ -16,7 +16,7 @@ from training.config_loading import load_config
 from training.dataset import Instruction
 from training.derived_run import derive_run
 from training.errors import RunError
-from training.plan import derived_from, existing_run, make_plan, runs_below
+from training.plan import derived_from, existing_run, make_plan, newest_run
 from training.run import Run
 
 
@@ -128,7 +128,9 @@ derive_run(run, Path({str(tmp_path / "var")!r}), reason="feedback", head=(weight
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL
-    assert [run.run_id for run in runs_below(parent.path.parent)] == [parent.run_id]
+    found = newest_run(parent.path.parent)
+    assert found is not None
+    assert found.run_id == parent.run_id
     again = derive_run(parent, tmp_path / "var", reason="feedback", head=another_head(parent))
     assert sorted(path.name for path in parent.path.parent.iterdir()) == sorted([parent.run_id, again.run_id])
 
