@@ -21,7 +21,21 @@ from .errors import ContinualError
 from .tuner import Say, Tuner
 
 
-@click.group()
+class _Commands(click.Group):
+    """Loads `stream` only when it is asked for: it needs torch and matplotlib, the others should not wait for them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "stream"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "stream":
+            from .stream_command import stream  # noqa: PLC0415
+
+            return stream
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands)
 def main() -> None:
     """Teach the live release's head what people did with its answers."""
 

@@ -1,4 +1,4 @@
-"""The loop, resident: waits for feedback, tunes, makes each accepted release live, and goes on after what went wrong."""
+"""The loop, resident: waits for feedback, tunes, makes each accepted release live, and outlives what goes wrong."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Follower:
             signal.signal(number, self._asked_to_stop)
         self.tuner.prepare()
         self._seen = self.tuner.read_until
-        conditions = [f"every {self.every:g} s"] * bool(self.every) + [f"after {self.events} events"] * bool(self.events)
+        conditions = [f"every {self.every:g} s"] if self.every else []
+        conditions += [f"after {self.events} events"] if self.events else []
         logger.info("following the feedback of %s: %s", self.tuner.config.domain, " or ".join(conditions))
         last = float("-inf")
         while not self._stop.is_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -153,9 +153,9 @@ def choose_head(
 ) -> Chosen:
     """The best of the heads with each of these anchors.
 
-    How stiff an anchor has to be depends on how long the old head's rows are, and whether the replay's labels or the old
-    head's own answers to it are the better teacher depends on how well that head knows them. So both are measured: the
-    least sum of the mean losses over `validations`, old and new, which are not learned from.
+    How stiff an anchor has to be depends on how long the old head's rows are; whether the replay's labels or the old
+    head's own answers to it are the better teacher, on how well that head knows them. So both are measured: the least
+    sum of the mean losses over `validations`, old and new, which are not learned from.
     """
     tried: list[tuple[float, Chosen]] = []
     start = old

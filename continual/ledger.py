@@ -1,9 +1,10 @@
 """What was tried with which feedback: the watermark, kept so that a crash repeats work and never skips any.
 
-Feedback counts as learned once a release that learned it has gone live: what was made and never went live is made anew,
-from what is live, together with what has come since. A derived run says how far it has read, so the live release carries
-its watermark with it. The ledger adds what no run can say: which batch was refused, and which release was live once and
-was gone back from; its feedback is not learned a second time. A run that is trained afresh has learned nothing yet.
+Feedback counts as learned once a release that learned it has gone live: what was made and never went live is made
+anew, from what is live, together with what has come since. A derived run says how far it has read, so the live release
+carries its watermark with it. The ledger adds what no run can say: which batch was refused, and which release was live
+once and was gone back from; its feedback is not learned a second time. A run that is trained afresh has learned nothing
+yet.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Ledger:
         except (OSError, ValidationError) as error:
             what = error.strerror if isinstance(error, OSError) else "damaged, or of another version"
             raise LedgerError(
-                f"{self.path}: cannot be read ({what}); move it away, and tuning goes on from what the live release has "
-                "learned"
+                f"{self.path}: cannot be read ({what}); move it away, and tuning goes on from what the live release "
+                "has learned"
             ) from None
 
     def add(self, attempt: Attempt) -> None:

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from serving.releases import Release
-from training.dataset import SPLITS, Instruction, Item
+from training.dataset import SPLITS, Item
 from training.embedding_cache import EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
 from .release_encoder import ReleaseEncoder
-
-FEEDBACK = "feedback:"
-"""How the ids of instructions begin that were feedback once."""
+from .remembered import Remembered, read_remembered
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,12 @@ class OldSkill:
         release: the release.
         head: its head.
         items: its catalogue.
-        instructions: all of the run.
-        replay: what may be learned again, instructions before items.
+        remembered: the feedback that it has learned.
+        replay: what may be learned again: training instructions, then remembered feedback, then items.
+        instructions: how many of the replay are training instructions.
         validation: the run's validation instructions, which choose between heads.
         test: its test instructions, which judge the one that was chosen.
+        feedback: the remembered feedback that was held out, which judges it too.
     """
 
     run: Run
@@ -42,15 +42,17 @@ class OldSkill:
     cache: EmbeddingCache
     head: HeadWeights
     items: tuple[Item, ...]
-    instructions: tuple[Instruction, ...]
+    remembered: tuple[Remembered, ...]
     replay: Examples
+    instructions: int
     validation: Examples
     test: Examples
+    feedback: Examples
 
     @property
     def judged_on(self) -> Examples:
-        """The test instructions; where there are none, the validation instructions."""
-        return self.test if len(self.test) else self.validation
+        """The test instructions (where there are none, the validation instructions), and the earlier feedback."""
+        return joined(self.test if len(self.test) else self.validation, self.feedback)
 
     def label_of_item(self) -> dict[str, str]:
         """Each item's label, by its id."""
@@ -70,23 +72,48 @@ def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, 
     """Read a run, and embed its instructions with the release's encoder unless the cache has their vectors."""
     encoder = ReleaseEncoder(release, run)
     cache = encoder.cache(var)
-    items, instructions = tuple(run.catalogue()), tuple(run.instructions())
-    vectors = cache.embed(encoder, [one.text for one in instructions], batch_size=64)
+    items, instructions, remembered = tuple(run.catalogue()), run.instructions(), read_remembered(run)
+    vectors = cache.embed(encoder, [one.text for one in [*instructions, *remembered]], batch_size=64)
     ids = {label: number for number, label in enumerate(run.labels)}
-    label_ids = np.array([ids[one.label] for one in instructions], dtype=np.int64)
-    splits = np.array([one.split for one in instructions])
-    train, validation, test = (
-        Examples(vectors[splits == split], label_ids[splits == split], np.ones(int((splits == split).sum())))
-        for split in SPLITS
+    label_ids = np.array([ids[one.label] for one in [*instructions, *remembered]], dtype=np.int64)
+    weights = np.array([1.0] * len(instructions) + [one.weight for one in remembered])
+    kinds = np.array(
+        [one.split for one in instructions]
+        + ["held-out feedback" if one.held_out else "taught feedback" for one in remembered]
+    )
+    train, validation, test, taught, held_out = (
+        Examples(vectors[kinds == kind], label_ids[kinds == kind], weights[kinds == kind])
+        for kind in (*SPLITS, "taught feedback", "held-out feedback")
     )
     rows = rows_per_label([item.label for item in items], items_per_label)
-    replay = Examples(
-        np.concatenate([train.vectors, run.item_vectors()[rows]]),
-        np.concatenate([train.label_ids, np.array([ids[items[row].label] for row in rows], dtype=np.int64)]),
-        np.concatenate([train.weights, np.full(len(rows), item_weight)]),
+    of_items = Examples(
+        run.item_vectors()[rows],
+        np.array([ids[items[row].label] for row in rows], dtype=np.int64),
+        np.full(len(rows), item_weight),
     )
-    head = HeadWeights(*run.head())
-    return OldSkill(run, release, encoder, cache, head, items, instructions, replay, validation, test)
+    return OldSkill(
+        run=run,
+        release=release,
+        encoder=encoder,
+        cache=cache,
+        head=HeadWeights(*run.head()),
+        items=items,
+        remembered=remembered,
+        replay=joined(train, taught, of_items),
+        instructions=len(train),
+        validation=validation,
+        test=test,
+        feedback=held_out,
+    )
+
+
+def joined(*parts: Examples) -> Examples:
+    """All examples, in this order."""
+    return Examples(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.label_ids for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+    )
 
 
 def rows_per_label(labels: Sequence[str], count: int) -> list[int]:
@@ -98,7 +125,7 @@ def rows_per_label(labels: Sequence[str], count: int) -> list[int]:
 
 
 def drawn(replay: Examples, instructions: int, most: int, seed: int) -> Examples:
-    """The replay with at most `most` of its instructions, which are its first `instructions` examples."""
+    """The replay with at most `most` of its training instructions, which are its first `instructions` examples."""
     if instructions <= most:
         return replay
     kept = np.sort(np.random.default_rng(seed).permutation(instructions)[:most])

@@ -69,8 +69,8 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         _row("feedback learned from", trial.taught),
         "",
         f"The head moved by {100 * trial.moved:.2f} % of its length. Replayed: {trial.replayed:,} old examples, at "
-        f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {trial.anchor.penalty:g}, distillation {trial.anchor.distillation:g}, "
-        f"budget {settings.budget:g} points.",
+        f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {trial.anchor.penalty:g}, "
+        f"distillation {trial.anchor.distillation:g}, budget {settings.budget:g} points.",
         "",
         "## What was used",
         "",

@@ -43,7 +43,7 @@ class ContinualSettings(BaseModel):
             validation is kept.
         fisher: what else holds it.
         budget: points of accuracy on old held-out instructions that a new head may lose.
-        remembered: how many of a batch's examples the derived run keeps as instructions, to be replayed later.
+        remembered: how many examples a derived run keeps, this batch's and those before, to be replayed later.
         seed: of what is drawn.
     """
 

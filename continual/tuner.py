@@ -19,9 +19,7 @@ from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
 from training.config import DomainConfig
-from training.dataset import Instruction
 from training.derived_run import derive_run
-from training.plan import runs_below
 from training.errors import RunError
 from training.run import Run
 
@@ -30,7 +28,8 @@ from .evaluation import Comparison, compare_heads, reason_against
 from .feedback_examples import Batch, FeedbackExample, collect
 from .head_update import Examples, choose_head, distance
 from .ledger import Attempt, Ledger, Outcome
-from .old_skill import FEEDBACK, OldSkill, drawn, open_old_skill
+from .old_skill import OldSkill, drawn, open_old_skill
+from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
 from .settings import ContinualSettings
 
@@ -129,9 +128,7 @@ class Tuner:
                     self._remember("set", run, since, since)
                 since = self._since(reader, run)
                 skill = self._skill(run, release)
-                events = itertools.islice(
-                    reader.events(self.config.domain, after=since), self.settings.max_events
-                )
+                events = itertools.islice(reader.events(self.config.domain, after=since), self.settings.max_events)
                 batch = collect(events, skill.label_of_item(), self.settings)
         except FeedbackError as error:
             raise ContinualError(str(error)) from None
@@ -141,9 +138,10 @@ class Tuner:
         known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
         if known is not None and (line := self._done_before(known)):
             return Turn(None, line)
+        unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
         self.say(
             f"feedback: {batch.read} events after event {since}, {len(batch.taught)} to learn from, "
-            f"{len(batch.held_out)} held out ({', '.join(f'{n} {why}' for why, n in batch.unused.items()) or 'all used'})"
+            f"{len(batch.held_out)} held out ({unused or 'all used'})"
         )
         if not batch.taught:
             return self._nothing_usable(run, since, batch)
@@ -152,8 +150,7 @@ class Tuner:
     def _tried(self, skill: OldSkill, batch: Batch, since: int) -> Trial:
         settings = self.settings
         taught, held_out = (_examples(skill, part) for part in (batch.taught, batch.held_out))
-        instructions = sum(one.split == "train" for one in skill.instructions)
-        replay = drawn(skill.replay, instructions, settings.replay, settings.seed)
+        replay = drawn(skill.replay, skill.instructions, settings.replay, settings.seed)
         chosen = choose_head(
             skill.head,
             taught,
@@ -196,10 +193,12 @@ class Tuner:
             self.layout.var,
             reason=REASON,
             head=(trial.head.weight, trial.head.bias),
-            instructions=[*skill.instructions, *_remembered(trial.batch, skill, settings.remembered)],
             metrics=_metrics(skill, trial),
             details=_details(trial),
-            extra_files={REPORT: report.encode()},
+            extra_files={
+                REPORT: report.encode(),
+                FILE: as_bytes(with_new(skill.remembered, trial.batch.examples, settings.remembered)),
+            },
         )
         release = self.export(run, skill.release)
         # Only now: whoever is killed before this repeats the turn, and makes the same of the same.
@@ -208,7 +207,9 @@ class Tuner:
 
     def _derived(self, skill: OldSkill, trial: Trial) -> Run | None:
         """The run of this very turn, if it was killed after writing it."""
-        for run in runs_below(self.layout.var / "runs" / self.config.domain):
+        from training.plan import derived_from  # noqa: PLC0415 - loads pandas
+
+        for run in derived_from(skill.run, self.layout.var / "runs" / self.config.domain):
             origin = run.manifest.derived_from
             if origin is None or origin.run_id != skill.run.run_id or origin.reason != REASON:
                 continue
@@ -240,9 +241,7 @@ class Tuner:
         known = self._known
         if known is None or known.run.run_id != run.run_id or known.release.number != release.number:
             settings = self.settings
-            known = open_old_skill(
-                run, release, self.layout.var, settings.replay_items, settings.replay_item_weight
-            )
+            known = open_old_skill(run, release, self.layout.var, settings.replay_items, settings.replay_item_weight)
             self._known = known
         return known
 
@@ -303,18 +302,6 @@ def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
     return Examples(
         vectors, skill.label_ids([one.label for one in examples]), np.array([one.weight for one in examples])
     )
-
-
-def _remembered(batch: Batch, skill: OldSkill, most: int) -> list[Instruction]:
-    """The batch's examples as instructions, each text and label once: what a later turn must not forget either."""
-    known = {(one.text, one.label) for one in skill.instructions}
-    rows = []
-    for example in batch.examples:
-        if (example.text, example.label) not in known and len(rows) < most:
-            known.add((example.text, example.label))
-            split = "validation" if example.held_out else "train"
-            rows.append(Instruction(f"{FEEDBACK}{example.sequence}", example.text, example.label, {}, {}, split))
-    return rows
 
 
 def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
