@@ -25,6 +25,10 @@ EVERY ?=
 EVENTS ?= 200
 SINCE ?=
 RUN ?=
+# SHRINK=yes: a catalogue may lose more than half of its items.
+SHRINK ?=
+# REUSE=no: export makes the encoder graph anew though a release has it.
+REUSE ?= yes
 USERS ?= 8
 DURATION ?= 20
 ROUNDS ?= 5
@@ -55,19 +59,20 @@ override export TEXT := $(value TEXT)
 override export HISTORY := $(value HISTORY)
 $(foreach name,VAR DATA DOMAIN,$(if $(filter 1,$(words $($(name)))),,$(error $(name) must be one word, without spaces; it is '$($(name))')))
 TUNE := $(PY) -m training
+SERVED := $(if $(SERVING),serving.mode=$(SERVING)) $(if $(ENGINE),serving.engine=$(ENGINE))
 TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/model.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export deploy rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -106,8 +111,12 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 tensorrt: setup
 	@$(PY) -m export.tensorrt check
 
-export: $(if $(filter trt-%,$(PRECISION)),tensorrt) train  ## Make the run into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
-	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(SERVING),serving.mode=$(SERVING)) $(if $(ENGINE),serving.engine=$(ENGINE)) $(SET)
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),setup,train)  ## Make the run (or RUN=path) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
+	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(RUN),--run $(RUN)) $(if $(filter no,$(REUSE)),--no-reuse) $(SERVED) $(SET)
+
+catalogue: setup  ## Bring new, changed and removed items of DATA into a release, with the encoder and head that answer now (RUN, SHRINK=yes)
+	@$(PY) -m export.catalogue --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(if $(filter yes,$(SHRINK)),--shrink) \
+		$(if $(filter file,$(origin PRECISION)),,--precision $(PRECISION)) $(SERVED) $(SET)
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
 	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export

@@ -57,8 +57,8 @@ def top_k_agreement(reference: Floats, candidate: Floats, item_vectors: Floats, 
     shared = 0
     for start in range(0, len(reference), 64):  # bounds the score matrix, whatever the catalogue
         scores = [vectors[start : start + 64] @ item_vectors.T for vectors in (reference, candidate)]
-        for pair in zip(*scores, strict=True):
-            shared += len(np.intersect1d(*(best_rows(one, k) for one in pair)))
+        for one, other in zip(*scores, strict=True):
+            shared += len(np.intersect1d(best_rows(one, k), best_rows(other, k)))
     return shared / (k * len(reference))
 
 

@@ -72,6 +72,27 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
     )
 
 
+def load_items(source: SourceConfig, data: Path) -> list[Item]:
+    """Read and check a source's catalogue alone.
+
+    Raises:
+        DatasetError: The file, a row or a cell of it breaks the contract.
+    """
+    return read_items(_read(source.catalogue, data), source.catalogue)[0]
+
+
+def load_interactions(source: SourceConfig, data: Path, items: Mapping[str, Item]) -> list[Interaction]:
+    """Read a source's events of `items`; those of other items are left out, whatever the config says of them.
+
+    Raises:
+        DatasetError: The file, a row or a cell of it breaks the contract.
+    """
+    if source.interactions is None:
+        return []
+    known = source.interactions.model_copy(update={"unknown_items": "ignore"})
+    return _read_all_interactions(source.model_copy(update={"interactions": known}), data, items)[0]
+
+
 def _read_all_instructions(
     source: SourceConfig, data: Path, items: Mapping[str, Item]
 ) -> tuple[list[Instruction], list[str]]:

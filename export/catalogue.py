@@ -1,0 +1,102 @@
+"""`python -m export.catalogue` brings a newer catalogue into a release, with the encoder and head that answer now."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from export.errors import ExportError
+from export.kept_settings import precision_of, serving_overrides
+from export.release import export_release
+from export.settings import PRECISIONS, Precision
+from serving.errors import ReleaseError
+from serving.layout import Layout
+from serving.live_repository import LiveRepository
+from serving.releases import Release, ReleaseStore
+from training.catalogue_update import update_catalogue
+from training.config_loading import load_config
+from training.options import config_option, data_option, overrides_argument, var_option
+from training.plan import newest_run
+from training.run import Run
+
+
+@click.command(help=__doc__)
+@config_option
+@data_option
+@var_option
+@click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    help="The run to derive from  [default: that of the live release, else of the newest release, else the newest run]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of the encoder  [default: as the live release has it, else int8]",
+)
+@click.option("--shrink", is_flag=True, help="Let more than half of the items go.")
+@overrides_argument
+def main(
+    config: Path,
+    data: Path,
+    var: Path,
+    run_path: Path | None,
+    precision: Precision | None,
+    shrink: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Compare the catalogues, derive a run, export it."""
+    started = time.monotonic()
+    layout, domain = Layout(var), load_config(config).domain
+    before = release_before(layout, domain)
+    kept = () if before is None else serving_overrides(before)
+    settings = load_config(config, (*kept, *overrides))
+    run = Run.open(run_path) if run_path else _run_of(layout, domain, before)
+    if run.domain != domain:
+        raise ExportError(f"{run.path}: a run of {run.domain}, the config is of {domain}; name its own config")
+    derived = update_catalogue(run, settings, data, layout.var, say=click.echo, may_shrink=shrink)
+    if derived is None:
+        return
+    wanted = precision or ("int8" if before is None else precision_of(before))
+    exporting = time.monotonic()
+    exported = export_release(
+        derived, settings, layout, wanted, say=lambda line: click.echo(f"Warning: {line}", err=True)
+    )
+    taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
+    click.echo(f"exported as {wanted}{taken} and verified in {time.monotonic() - exporting:.1f} s")
+    click.echo(f"release: {exported.release.path} ({time.monotonic() - started:.1f} s in all)")
+
+
+def release_before(layout: Layout, domain: str) -> Release | None:
+    """The release whose place the next one takes: the live one, else the newest; None if there is none."""
+    store = ReleaseStore(layout.releases(domain))
+    live = LiveRepository(layout.live).live_release(domain)
+    try:
+        return store.open(live.number) if live else store.latest()
+    except ReleaseError:
+        return None
+
+
+def _run_of(layout: Layout, domain: str, release: Release | None) -> Run:
+    """The run that a release was made of, or the newest run where no release is there.
+
+    Raises:
+        ExportError: there is no such run.
+    """
+    runs = layout.var / "runs" / domain
+    if release is not None:
+        path = runs / release.manifest.run_id
+        if not path.is_dir():
+            raise ExportError(f"{path}, which release {release.number} was made of, is gone; name another with RUN=")
+        return Run.open(path)
+    found = newest_run(runs)
+    if found is None:
+        raise ExportError(f"there is no run in {runs}; run `make export` first")
+    return found
+
+
+if __name__ == "__main__":
+    main()
