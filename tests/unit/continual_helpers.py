@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from run_helpers import HIDDEN_SIZE, items_of, made_run, vectors_of
 
-from continual import old_skill
 from continual.head_update import Anchor, Examples, HeadWeights, update_head
 from continual.tuner import Tuner
 from feedback.events import Event
@@ -27,11 +26,18 @@ KINDS = {"Hats": "hat", "Shirts": "shirt", "Shoes": "shoe"}
 BEGINNINGS = ("show me a", "I want a", "buy the", "is there a", "find some", "please a", "any nice", "one more")
 
 
+WORDS = ("hat", "shirt", "shoe", "drip", "kicks", "fit")
+"""Those that mean something: each has a dimension of its own."""
+
+
 def words_as_vectors(texts: Sequence[str]) -> np.ndarray:
-    """The normalised sum of the directions of a text's words, float32 [n, HIDDEN_SIZE]."""
-    rows = np.array([vectors_of(text.lower().split()).sum(axis=0) for text in texts], dtype=np.float32)
-    rows = rows.reshape(len(texts), HIDDEN_SIZE)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    """What stands for an encoder: vectors in which the word that means something counts most, float32 [n, 8]."""
+    rows = 0.3 * vectors_of(texts)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.split():
+            if word in WORDS:
+                row[WORDS.index(word)] += 1
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
 class WordEncoder:
@@ -54,12 +60,14 @@ class Shop:
 
     def __init__(self, config: Path, var: Path) -> None:
         self.config, self.var = config, var
+        splits = ("train", "validation", "test")
         instructions = [
-            Instruction(f"{label} {n}", f"{begin} {word}", label, {}, {}, ("train", "validation", "test", "train")[n % 4])
+            Instruction(f"{label} {n}", f"{begin} {word}", label, {}, {}, splits[n % 3])
             for label, word in KINDS.items()
             for n, begin in enumerate(BEGINNINGS)
         ]
-        items = [item for label, word in KINDS.items() for item in items_of(*(f"{word}{n}" for n in range(4)), label=label)]
+        names = {label: [f"{word}{n}" for n in range(4)] for label, word in KINDS.items()}
+        items = [item for label in KINDS for item in items_of(*names[label], label=label)]
         untaught = made_run(config, var, items, instructions)
         taught = [one for one in instructions if one.split == "train"]
         ids = np.array([untaught.labels.index(one.label) for one in taught])
@@ -113,7 +121,7 @@ class Shop:
         Journal(self.var / "journal" / f"{self.run.domain}.jsonl").write(release.number, None, "deploy")
         monkeypatch.setattr("continual.tuner.LiveRepository.live_release", lambda *_: release)
 
-    def send(self, count: int, phrase: str, item: str, event: str = "click", person: Callable[[int], str] = str) -> None:
+    def send(self, count: int, phrase: str, item: str, person: Callable[[int], str] = str) -> None:
         """Have people do something with an item after they asked for a phrase."""
         location = Location.below(self.var)
         store = FeedbackStore(location)
@@ -125,7 +133,7 @@ class Shop:
                 Event(
                     event_id=f"e-{self._sent}",
                     domain=self.run.domain,
-                    event=event,
+                    event="click",
                     item_id=item,
                     value=1.0,
                     timestamp=1_790_000_000_000,
@@ -135,9 +143,3 @@ class Shop:
             )
         store.write(events)
         store.close()
-
-
-@pytest.fixture
-def shop(tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    monkeypatch.setattr(old_skill, "ReleaseEncoder", WordEncoder)
-    return Shop(tiny_config, tmp_path / "var")

@@ -65,7 +65,11 @@ def test_one_person_cannot_teach_a_label_however_often_they_click() -> None:
     alone = [event(number, user_hash="one", instruction=f"drip {number}") for number in range(1, 500)]
     batch = collect(alone, LABELS, ContinualSettings())
     assert batch.examples == ()
-    assert (batch.labels["Shirts"].events, batch.labels["Shirts"].people, batch.labels["Shirts"].used) == (499, 1, False)
+    assert (batch.labels["Shirts"].events, batch.labels["Shirts"].people, batch.labels["Shirts"].used) == (
+        499,
+        1,
+        False,
+    )
 
 
 def test_one_person_among_many_weighs_no_more_than_allowed() -> None:
@@ -100,7 +104,10 @@ def test_whatever_comes_is_bounded_and_accounted_for(
 ) -> None:
     numbered = [StoredEvent(**{**vars(row), "sequence": number}) for number, row in enumerate(rows, start=1)]
     settings = ContinualSettings(
-        label_events=label_events, label_people=label_people, person_weight=person_weight, anonymous_weight=person_weight
+        label_events=label_events,
+        label_people=label_people,
+        person_weight=person_weight,
+        anonymous_weight=person_weight,
     )
     batch = collect(iter(numbered), LABELS, settings)
     assert batch.read == len(rows) == len(batch.examples) + sum(batch.unused.values())

@@ -31,7 +31,9 @@ def test_the_new_is_learned_and_the_old_is_kept() -> None:
     known = Examples(known.vectors, old.best_labels(known.vectors), known.weights)
     direction = np.eye(WIDTH, dtype=np.float32)[-1:]
     label = int(old.logits(direction)[0].argmin())  # the last one that the old head would think of
-    new = Examples(np.repeat(direction, 40, axis=0) + 0.05 * examples_of(2, 40).vectors, np.full(40, label), np.ones(40))
+    new = Examples(
+        np.repeat(direction, 40, axis=0) + 0.05 * examples_of(2, 40).vectors, np.full(40, label), np.ones(40)
+    )
     assert not (old.best_labels(new.vectors) == label).any()
     head = update_head(old, new, known, Anchor(1e-5), replay_ratio=8)
     assert (head.best_labels(new.vectors) == label).all()
@@ -81,12 +83,13 @@ def test_the_old_heads_own_answers_hold_it_where_it_is() -> None:
 
 def test_the_anchor_is_chosen_by_what_is_not_learned_from() -> None:
     old, new, replay = head_of(0), examples_of(1, 30), examples_of(2, 30)
-    held_out = [Examples(old_examples.vectors, old.best_labels(old_examples.vectors), old_examples.weights)
-                for old_examples in (examples_of(3, 50),)]
+    held_out = [
+        Examples(old_examples.vectors, old.best_labels(old_examples.vectors), old_examples.weights)
+        for old_examples in (examples_of(3, 50),)
+    ]
     anchors = [Anchor(1e-5), Anchor(1e4)]
     assert choose_head(old, new, replay, held_out, anchors, 1).anchor == Anchor(1e4), "labels by chance teach nothing"
     assert choose_head(old, new, replay, [new], anchors, 1).anchor == Anchor(1e-5)
-
 
 
 @pytest.mark.parametrize(("lost", "refused"), [(0, False), (1, False), (2, True), (30, True)])
