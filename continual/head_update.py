@@ -73,7 +73,7 @@ def update_head(
     anchor: Anchor,
     *,
     replay_ratio: float = 1.0,
-    iterations: int = 200,
+    iterations: int = 100,
     start: HeadWeights | None = None,
 ) -> HeadWeights:
     """The head with the least loss near the old one; the same for the same inputs.
