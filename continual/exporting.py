@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from export.release import export_release
+from export.settings import Precision
 from serving.layout import Layout
 from serving.releases import Release
 from training.config import DomainConfig
@@ -20,4 +23,5 @@ def export_after(run: Run, before: Release, config: DomainConfig, layout: Layout
     """
     mode = "fused" if "fused" in before.manifest.steps else "ensemble"
     config = config.model_copy(update={"serving": {**config.serving, "mode": mode}})
-    return export_release(run, config, layout, before.manifest.precision).release
+    precision = cast("Precision", before.manifest.precision)  # as export wrote it
+    return export_release(run, config, layout, precision).release

@@ -73,7 +73,7 @@ def update_head(
     anchor: Anchor,
     *,
     replay_ratio: float = 1.0,
-    iterations: int = 100,
+    iterations: int = 200,
     start: HeadWeights | None = None,
 ) -> HeadWeights:
     """The head with the least loss near the old one; the same for the same inputs.
@@ -183,7 +183,8 @@ def distance(one: HeadWeights, other: HeadWeights) -> float:
 
 
 def _joined(head: HeadWeights) -> Floats:
-    return np.concatenate([head.weight, head.bias[:, None]], axis=1).astype(np.float64)
+    both: Floats = np.concatenate([head.weight, head.bias[:, None]], axis=1).astype(np.float64)
+    return both
 
 
 def _with_constant(vectors: Vectors) -> Vectors:

@@ -73,9 +73,10 @@ def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, 
     encoder = ReleaseEncoder(release, run)
     cache = encoder.cache(var)
     items, instructions, remembered = tuple(run.catalogue()), run.instructions(), read_remembered(run)
-    vectors = cache.embed(encoder, [one.text for one in [*instructions, *remembered]], batch_size=64)
+    said = [(one.text, one.label) for one in instructions] + [(one.text, one.label) for one in remembered]
+    vectors = cache.embed(encoder, [text for text, _ in said], batch_size=64)
     ids = {label: number for number, label in enumerate(run.labels)}
-    label_ids = np.array([ids[one.label] for one in [*instructions, *remembered]], dtype=np.int64)
+    label_ids = np.array([ids[label] for _, label in said], dtype=np.int64)
     weights = np.array([1.0] * len(instructions) + [one.weight for one in remembered])
     kinds = np.array(
         [one.split for one in instructions]

@@ -60,7 +60,7 @@ class ContinualSettings(BaseModel):
     replay: int = Field(default=5_000, ge=0)
     replay_items: int = Field(default=5, ge=0)
     replay_item_weight: float = Field(default=0.3, gt=0)
-    replay_ratio: float = Field(default=16.0, ge=0)
+    replay_ratio: float = Field(default=8.0, ge=0)
     penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(3e-6, 3e-5, 3e-4), min_length=1)
     distillations: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 1.0), min_length=1)
     fisher: float = Field(default=0.0, ge=0)
