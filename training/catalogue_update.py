@@ -16,7 +16,6 @@ from training.derived_run import derive_run
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import file_sha256
 from training.errors import DatasetError
-from training.history_learning import learn_histories
 from training.run import Run
 from training.score import CatalogueSide, Vectors
 
@@ -173,8 +172,6 @@ class _Embedder:
 def _check(
     run: Run, file: str, old: Sequence[Item], items: Sequence[Item], change: CatalogueChange, *, may_shrink: bool
 ) -> None:
-    if not items:
-        raise DatasetError(f"{file}: has no item; nothing was changed")
     known = set(run.labels)
     unknown = [item for item in items if item.label not in known]
     if unknown:
@@ -203,6 +200,8 @@ def _learned(
     settings = run.config.history
     if settings.prior != "recency" and settings.vectors != "behaviour":
         return items, None
+    from training.history_learning import learn_histories  # noqa: PLC0415 - loads scipy, which few catalogues need
+
     source = choose_source(config, data)
     dataset = Dataset(
         source=source.name,

@@ -281,7 +281,7 @@ def _render(table: Table, template: str) -> "pd.Series[str]":
     empty = pd.concat([column == "" for column in cells.values()], axis=1)
     # Only rows with an empty field are tidied: their template leaves gaps and stray punctuation behind.
     gaps = empty.any(axis=1).to_numpy()
-    filled = filled.where(~gaps, filled.map(_tidy))
+    filled.loc[gaps] = filled[gaps].map(_tidy)
     rendered: pd.Series[str] = filled.where(~empty.all(axis=1).to_numpy(), "").str.strip()
     return rendered
 

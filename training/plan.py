@@ -103,7 +103,8 @@ def derived_from(run: Run, runs: Path) -> list[Run]:
     parents = {run.run_id}
     found = []
     for path, manifest in reversed(list(_manifests(runs))):  # oldest first: a parent is older than what it led to
-        if (manifest.get("derived_from") or {}).get("run_id") in parents:
+        origin = manifest.get("derived_from")
+        if isinstance(origin, dict) and origin.get("run_id") in parents:
             with contextlib.suppress(RunError):
                 found.append(Run.open(path))
                 parents.add(found[-1].run_id)

@@ -15,7 +15,15 @@ import pytest
 from project import Project, new_project
 from tiny_encoders import save_encoder
 
-SMALL_PROJECTS = ("test_continual", "test_encoders", "test_fused", "test_healing", "test_lifecycle", "test_publish")
+SMALL_PROJECTS = (
+    "test_continual",
+    "test_derived_releases",
+    "test_encoders",
+    "test_fused",
+    "test_healing",
+    "test_lifecycle",
+    "test_publish",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

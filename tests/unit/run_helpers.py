@@ -17,7 +17,7 @@ HIDDEN_SIZE = 8
 
 def items_of(*names: str, label: str = "Shirts") -> list[Item]:
     """Items whose id, title and text are made of these names."""
-    return [Item(f"id-{name}", name, f"{name}, {label}", label, 1.0, {"colour": "blue"}) for name in names]
+    return [Item(f"id-{name}", name, f"{name} of {label}", label, 1.0, {"colour": "blue"}) for name in names]
 
 
 def vectors_of(texts: Sequence[str]) -> np.ndarray:
