@@ -20,6 +20,10 @@ TO ?=
 WATCH ?= yes
 BEFORE ?=
 AFTER ?=
+# When `make follow` tunes: every so many seconds, after so many new events, or both. SINCE: see docs/continual.md.
+EVERY ?=
+EVENTS ?= 200
+SINCE ?=
 RUN ?=
 # SHRINK=yes: a catalogue may lose more than half of its items.
 SHRINK ?=
@@ -62,13 +66,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy rollback releases diff status logs recommend feedback stop loadtest bench test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -144,6 +148,12 @@ recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
 
 feedback: setup  ## Show how much feedback came in, by domain and event
 	@$(PY) -m feedback --var $(VAR)
+
+tune: setup  ## Learn what feedback came in since the last time, as a release with another head; `make tune deploy` makes it live
+	@$(PY) -m continual tune --config $(CONFIG) --var $(VAR) $(if $(SINCE),--since $(SINCE)) $(SET)
+
+follow: setup  ## Tune and deploy as feedback comes (EVERY=seconds, EVENTS=number), until stopped
+	@exec $(PY) -m continual follow --config $(CONFIG) --var $(VAR) $(if $(EVERY),--every $(EVERY)) $(if $(EVENTS),--events $(EVENTS)) $(SET)
 
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)

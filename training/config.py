@@ -220,7 +220,7 @@ class TrackingConfig(Section):
 
 
 class DomainConfig(Section):
-    """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
+    """A whole domain. `export`, `serving`, `continual` and `sla` are validated by the rooms that read them."""
 
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -237,6 +237,7 @@ class DomainConfig(Section):
     history: HistoryConfig = HistoryConfig()
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
+    continual: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

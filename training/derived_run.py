@@ -44,6 +44,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     metrics: Mapping[str, Any] | None = None,
     classification_report: str | None = None,
     details: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Write a run that differs from `parent` in what is given, whole or not at all, and open it.
 
@@ -63,6 +64,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
         metrics: What `metrics.json` holds; without them the parent's, which were measured on the parent.
         classification_report: Of this run; without one a new head leaves a line that says that there is none.
         details: Anything that says how the run was made; `run.json` keeps it.
+        extra_files: Files that only this kind of run has, by name: a report say.
 
     Raises:
         RunError: What is given does not fit the parent, the parent is damaged, or the folder cannot be written.
@@ -95,6 +97,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
             "derived_from": DerivedFrom(run_id=parent.run_id, reason=reason, details=dict(details or {})),
         }
     )
+    changed |= extra_files or {}  # no part of what the run is: they may hold its numbers in words
     changed["run.json"] = json_bytes(manifest.model_dump(mode="json"))
     path = var / "runs" / parent.domain / manifest.run_id
     try:

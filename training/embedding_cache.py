@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,24 @@ import numpy.typing as npt
 from training.encoder_source import EncoderSource
 from training.errors import TrainingError
 
-if TYPE_CHECKING:
-    from training.model import InstructionModel
-
 logger = logging.getLogger(__name__)
 
 LOOKUP = 10_000  # keys asked for in one query
 CHUNK = 1_024  # texts embedded between two commits: what a killed run may lose
 Vectors = npt.NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """What makes vectors: an `InstructionModel`, or a graph that was exported of one."""
+
+    @property
+    def hidden_size(self) -> int:
+        """The length of a vector."""
+
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Callable[[int], object] | None = None
+    ) -> Vectors:
+        """The vectors of `texts`, float32 [n, H], each of length 1."""
 
 
 class EmbeddingCache:
@@ -64,7 +74,7 @@ class EmbeddingCache:
 
     def embed(
         self,
-        model: "InstructionModel",
+        model: Embedder,
         texts: Sequence[str],
         batch_size: int,
         progress: Callable[[int], object] | None = None,
@@ -77,7 +87,7 @@ class EmbeddingCache:
 
     def embed_with(
         self,
-        load_model: "Callable[[], InstructionModel]",
+        load_model: Callable[[], Embedder],
         hidden_size: int,
         texts: Sequence[str],
         batch_size: int,

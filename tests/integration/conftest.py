@@ -16,6 +16,7 @@ from project import Project, new_project
 from tiny_encoders import save_encoder
 
 SMALL_PROJECTS = (
+    "test_continual",
     "test_derived_releases",
     "test_encoders",
     "test_fused",

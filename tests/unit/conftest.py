@@ -4,10 +4,14 @@ import csv
 import itertools
 import string
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from continual_helpers import Shop
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis.settings.register_profile("without deadline", deadline=None)
@@ -129,3 +133,12 @@ def tiny_config(tmp_path: Path, tiny_encoder: Path) -> Path:
     path = tmp_path / "shop.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def taught_shop(tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> "Shop":
+    """A domain with a live release whose head can be tuned, without an encoder."""
+    from continual_helpers import Shop, WordEncoder  # noqa: PLC0415 - as above
+
+    monkeypatch.setattr("continual.old_skill.ReleaseEncoder", WordEncoder)
+    return Shop(tiny_config, tmp_path / "var")

@@ -1,0 +1,113 @@
+"""The loop, resident: waits for feedback, tunes, makes each accepted release live, and outlives what goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+
+import click
+
+from feedback.errors import FeedbackError
+from feedback.location import Location
+from feedback.reader import FeedbackReader
+from serving.deploy import deploy
+from serving.errors import ServerError
+from serving.releases import Release
+from serving.server import Server
+
+from . import exporting  # noqa: F401 - loads now what a turn will need: seconds that its feedback need not wait for
+from .errors import RefusedError
+from .tuner import Tuner
+
+logger = logging.getLogger("continual")
+LOOK_SECONDS = 1.0
+REST_SECONDS = 10.0
+"""After a turn that failed: what is in its way may be gone then."""
+
+
+@dataclass
+class Follower:
+    """Tunes when enough is new or long enough has passed.
+
+    Attributes:
+        tuner: what tunes.
+        every: seconds between two turns; None: only when enough is new.
+        events: new events that start a turn; None: only when the time has come.
+    """
+
+    tuner: Tuner
+    every: float | None
+    events: int | None
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    _seen: int = 0
+
+    def run(self) -> None:
+        """Follow until SIGINT or SIGTERM; a turn that has begun is brought to its end.
+
+        Raises:
+            ServerError: no server runs.
+        """
+        if Server(self.tuner.layout).state() is None:
+            raise ServerError(f"no server runs for {self.tuner.layout.var}; run `make deploy`")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked_to_stop)
+        self.tuner.prepare()
+        self._seen = self.tuner.read_until
+        conditions = [f"every {self.every:g} s"] if self.every else []
+        conditions += [f"after {self.events} events"] if self.events else []
+        logger.info("following the feedback of %s: %s", self.tuner.config.domain, " or ".join(conditions))
+        last = float("-inf")
+        while not self._stop.is_set():
+            if self._is_due(time.monotonic() - last):
+                last = time.monotonic()
+                self._stop.wait(0 if self._turn() else REST_SECONDS)
+            else:
+                self._stop.wait(LOOK_SECONDS)
+        logger.info("stopped")
+
+    def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _is_due(self, waited: float) -> bool:
+        if self.every is not None and waited >= self.every:
+            return True
+        return self.events is not None and self._new_events(self.events) >= self.events
+
+    def _new_events(self, enough: int) -> int:
+        """How many events came since the last turn, counted no further than `enough`."""
+        try:
+            with FeedbackReader(Location.below(self.tuner.layout.var)) as reader:
+                new = reader.events(self.tuner.config.domain, after=self._seen)
+                return sum(1 for _ in itertools.islice(new, enough))
+        except FeedbackError:
+            return 0  # there is none yet, or it cannot be read now: the next turn will say so
+
+    def _turn(self) -> bool:
+        """Tune once, and make what comes of it live; False if something was in the way."""
+        began = time.monotonic()
+        try:
+            turn = self.tuner.turn()
+            logger.info("%s (%.1f s)", turn.line, time.monotonic() - began)
+            if turn.release is not None:
+                self._make_live(turn.release)
+        except RefusedError as error:
+            logger.warning("%s", error.message)
+        except click.ClickException as error:  # every room's errors: the next turn may fare better
+            logger.error("%s", error.message)
+            return False
+        finally:
+            self._seen = max(self._seen, self.tuner.read_until)
+        return True
+
+    def _make_live(self, release: Release) -> None:
+        state = Server(self.tuner.layout).state()
+        if state is None:
+            raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
+        deployment = deploy(self.tuner.layout, release, state.endpoints, verb="follow")
+        seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
+        logger.info("release %s answers%s", deployment.answer.release, seconds)

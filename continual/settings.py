@@ -1,0 +1,95 @@
+"""The section `continual:` of a domain's YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ContinualError
+from .head_update import Anchor
+
+
+class EventWeights(BaseModel):
+    """What an event counts as evidence that its item's label was meant. 0: not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    click: float = Field(default=1.0, ge=0)
+    add: float = Field(default=2.0, ge=0)
+    purchase: float = Field(default=3.0, ge=0)
+    rating: float = Field(default=2.0, ge=0)
+
+
+class ContinualSettings(BaseModel):
+    """How feedback becomes a head.
+
+    Attributes:
+        weights: of the kinds of events. Impressions never count.
+        positive_rating: the least rating that says that the item was meant.
+        max_events: how many events are read for one head, the oldest first; the next one reads on from there.
+        person_weight: what all of one person's events in a batch weigh at most.
+        anonymous_weight: likewise of all events without a person, together.
+        label_events: a label with fewer events in the batch is left out.
+        label_people: a label with events of fewer people is left out; all without a user id are one.
+        held_out: the share of people whose events are not learned from, but measured on.
+        replay: how many old training instructions are learned again, at most.
+        replay_items: catalogue items a label that are learned again too.
+        replay_item_weight: of such an item; an instruction weighs 1.
+        replay_ratio: the weight of all that is learned again over that of all that is new.
+        penalties, distillations: what holds the new head near the live one (`Anchor`). All pairs are tried, the best on
+            validation is kept.
+        fisher: what else holds it.
+        budget: points of accuracy on old held-out instructions that a new head may lose.
+        remembered: how many examples a derived run keeps, this batch's and those before, to be replayed later.
+        seed: of what is drawn.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weights: EventWeights = EventWeights()
+    positive_rating: float = 4.0
+    max_events: int = Field(default=20_000, ge=1)
+    person_weight: float = Field(default=5.0, gt=0)
+    anonymous_weight: float = Field(default=50.0, gt=0)
+    label_events: int = Field(default=5, ge=1)
+    label_people: int = Field(default=3, ge=1)
+    held_out: float = Field(default=0.2, ge=0, lt=1)
+    replay: int = Field(default=5_000, ge=0)
+    replay_items: int = Field(default=5, ge=0)
+    replay_item_weight: float = Field(default=0.3, gt=0)
+    replay_ratio: float = Field(default=8.0, ge=0)
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(3e-6, 3e-5, 3e-4), min_length=1)
+    distillations: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 1.0), min_length=1)
+    fisher: float = Field(default=0.0, ge=0)
+    budget: float = Field(default=1.0, ge=0)
+    remembered: int = Field(default=2_000, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def anchors(self) -> list[Anchor]:
+        """All that is tried to hold the head."""
+        pairs = itertools.product(self.penalties, self.distillations)
+        return [Anchor(penalty, self.fisher, distillation) for penalty, distillation in pairs]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether the same feedback may come to something else."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> ContinualSettings:
+        """Validate the section.
+
+        Raises:
+            ContinualError: an unknown key or a bad value; the message names it.
+        """
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["continual", *(str(part) for part in first["loc"])])
+            known = ", ".join(cls.model_fields)
+            raise ContinualError(f"config: {where}: {first['msg']} (the section knows {known})") from None

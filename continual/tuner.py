@@ -1,0 +1,339 @@
+"""One turn of the loop: feedback since the watermark to a derived run, a head-only release, and the watermark."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feedback.errors import FeedbackError
+from feedback.location import Location
+from feedback.reader import FeedbackReader
+from serving.journal import Journal
+from serving.layout import Layout
+from serving.live_repository import LiveRepository
+from serving.releases import Release, ReleaseStore
+from training.config import DomainConfig
+from training.derived_run import derive_run
+from training.errors import RunError
+from training.run import Run
+
+from .errors import ContinualError, RefusedError
+from .evaluation import Comparison, compare_heads, reason_against
+from .feedback_examples import Batch, FeedbackExample, collect
+from .head_update import Examples, choose_head, distance
+from .ledger import Attempt, Ledger, Outcome
+from .old_skill import OldSkill, drawn, open_old_skill
+from .remembered import FILE, as_bytes, with_new
+from .report import REPORT, Trial, markdown
+from .settings import ContinualSettings
+
+REASON = "continual tuning"
+Say = Callable[[str], None]
+Export = Callable[[Run, Release], Release]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn came to: a release, or one line on why there is none."""
+
+    release: Release | None
+    line: str
+
+
+@dataclass
+class Tuner:
+    """Turns feedback into releases, one turn at a time, and keeps between turns what they share.
+
+    Attributes:
+        config: the domain's config as it is now; of it, the section `continual` counts here.
+        var: where all that is produced lies.
+        export: makes a derived run the release after the given one.
+        say: is given one line for each stage.
+        read_until: the sequence number of the last event that was looked at.
+    """
+
+    config: DomainConfig
+    var: Path
+    export: Export
+    say: Say
+    read_until: int = 0
+    _known: OldSkill | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Read the settings.
+
+        Raises:
+            ContinualError: the section is wrong.
+        """
+        self.settings = ContinualSettings.read(self.config.continual)
+        self.layout = Layout(self.var)
+        self.ledger = Ledger(self.layout.var / "continual" / f"{self.config.domain}.json")
+
+    @property
+    def refused_report(self) -> Path:
+        """Where the report of the last refusal lies."""
+        return self.ledger.path.with_name(f"{self.config.domain}-refused.md")
+
+    def base(self) -> tuple[Release, Run]:
+        """The release whose head is re-tuned, and its run: what is live, else the newest.
+
+        Raises:
+            ReleaseError: there is no release.
+            RunError: its run is gone or damaged.
+        """
+        store = ReleaseStore(self.layout.releases(self.config.domain))
+        live = LiveRepository(self.layout.live).live_release(self.config.domain)
+        release = store.latest() if live is None else store.open(live.number)
+        return release, Run.open(self.layout.var / "runs" / self.config.domain / release.manifest.run_id)
+
+    def watermark(self, run: Run) -> int:
+        """Up to where feedback counts as learned, if `run` is what is live."""
+        journal = Journal(self.layout.journal(self.config.domain))
+        went_live = {publication.release for publication in journal.publications()}
+        return self.ledger.watermark(learned_until(run), lineage(run), went_live)
+
+    def prepare(self) -> None:
+        """Load what a turn needs, before there is feedback.
+
+        Raises:
+            ServingError: there is no release to start from.
+            RunError: its run cannot be read.
+        """
+        release, run = self.base()
+        self._skill(run, release).embed(["warm up"])
+        self.read_until = self.watermark(run)
+
+    def turn(self, since: int | None = None) -> Turn:
+        """Tune once.
+
+        Args:
+            since: reads feedback from after this sequence number on, whatever was learned before, and remembers it.
+
+        Raises:
+            RefusedError: the new head is not good enough.
+            ContinualError: there is no feedback store, or it is not the one that was learned from.
+            ServingError: there is no release to start from, or none can be made.
+            RunError: the run cannot be read or written.
+        """
+        release, run = self.base()
+        try:
+            with FeedbackReader(Location.below(self.layout.var)) as reader:
+                if since is not None:
+                    self._remember("set", run, since, since)
+                since = self._since(reader, run)
+                skill = self._skill(run, release)
+                events = itertools.islice(reader.events(self.config.domain, after=since), self.settings.max_events)
+                batch = collect(events, skill.label_of_item(), self.settings)
+        except FeedbackError as error:
+            raise ContinualError(str(error)) from None
+        if batch.until is None:
+            return Turn(None, f"no feedback since event {since}: nothing to learn")
+        self.read_until = batch.until
+        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
+        if known is not None and (line := self._done_before(known)):
+            return Turn(None, line)
+        unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
+        self.say(
+            f"feedback: {batch.read} events after event {since}, {len(batch.taught)} to learn from, "
+            f"{len(batch.held_out)} held out ({unused or 'all used'})"
+        )
+        if not batch.taught:
+            return self._nothing_usable(run, since, batch)
+        return self._release(skill, self._tried(skill, batch, since))
+
+    def _tried(self, skill: OldSkill, batch: Batch, since: int) -> Trial:
+        settings = self.settings
+        taught, held_out = (_examples(skill, part) for part in (batch.taught, batch.held_out))
+        replay = drawn(skill.replay, skill.instructions, settings.replay, settings.seed)
+        chosen = choose_head(
+            skill.head,
+            taught,
+            replay,
+            [skill.validation, held_out if len(held_out) else taught],
+            settings.anchors,
+            settings.replay_ratio,
+        )
+        head = chosen.head
+        trial = Trial(
+            base_run=skill.run.run_id,
+            base_release=skill.release.number,
+            since=since,
+            batch=batch,
+            head=head,
+            anchor=chosen.anchor,
+            replayed=len(replay),
+            moved=distance(head, skill.head),
+            old=compare_heads(skill.head, head, skill.judged_on, settings.seed),
+            new=compare_heads(skill.head, head, held_out, settings.seed),
+            taught=compare_heads(skill.head, head, taught, settings.seed),
+        )
+        self.say(f"head: moved by {100 * trial.moved:.1f} % of its length; old: {trial.old.described()}")
+        self.say(f"new: {trial.new.described()}")
+        return trial
+
+    def _release(self, skill: OldSkill, trial: Trial) -> Turn:
+        settings, until = self.settings, trial.until
+        reason = reason_against(trial.old, trial.new, settings.budget)
+        report = markdown(trial, settings, reason)
+        if reason:
+            self._remember("refused", skill.run, trial.since, until, reason=reason)
+            self.refused_report.write_text(report, encoding="utf-8")
+            raise RefusedError(
+                f"refused: {reason}; release {skill.release.number} stays as it is. More feedback is tried together "
+                f"with this; to leave it out: SINCE={until} ({self.refused_report})"
+            )
+        run = self._derived(skill, trial) or derive_run(
+            skill.run,
+            self.layout.var,
+            reason=REASON,
+            head=(trial.head.weight, trial.head.bias),
+            metrics=_metrics(skill, trial),
+            details=_details(trial),
+            extra_files={
+                REPORT: report.encode(),
+                FILE: as_bytes(with_new(skill.remembered, trial.batch.examples, settings.remembered)),
+            },
+        )
+        release = self.export(run, skill.release)
+        # Only now: whoever is killed before this repeats the turn, and makes the same of the same.
+        self._remember("released", skill.run, trial.since, until, run_id=run.run_id, release=release.number)
+        return Turn(release, f"release {release.number} has learned from {len(trial.batch.taught)} events")
+
+    def _derived(self, skill: OldSkill, trial: Trial) -> Run | None:
+        """The run of this very turn, if it was killed after writing it."""
+        from training.plan import derived_from  # noqa: PLC0415 - loads pandas
+
+        for run in derived_from(skill.run, self.layout.var / "runs" / self.config.domain):
+            origin = run.manifest.derived_from
+            if origin is None or origin.run_id != skill.run.run_id or origin.reason != REASON:
+                continue
+            if origin.details.get("since") == trial.since and origin.details.get("until") == trial.until:
+                weight, bias = run.head()
+                if np.array_equal(weight, trial.head.weight) and np.array_equal(bias, trial.head.bias):
+                    return run
+        return None
+
+    def _done_before(self, attempt: Attempt) -> str | None:
+        """The line on an attempt that the same feedback would only repeat; None if it is to be made again."""
+        upto = f"no feedback since event {attempt.until}"
+        if attempt.outcome == "released":
+            store = ReleaseStore(self.layout.releases(self.config.domain))
+            there = attempt.release in store.numbers()
+            return f"{upto}, which release {attempt.release} has learned" if there else None
+        return f"{upto}, up to which nothing came of it: {attempt.reason}"
+
+    def _nothing_usable(self, run: Run, since: int, batch: Batch) -> Turn:
+        until = batch.until or since
+        reasons = ", ".join(f"{count} {why}" for why, count in batch.unused.items()) or "all of it is held out"
+        if batch.read >= self.settings.max_events:  # else the same events would be in the way for ever
+            self._remember("set", run, until, until, reason=reasons)
+            return Turn(None, f"nothing to learn in {batch.read} events ({reasons}); left behind")
+        self._remember("nothing usable", run, since, until, reason=reasons)
+        return Turn(None, f"nothing to learn yet ({reasons}); kept for the next time")
+
+    def _skill(self, run: Run, release: Release) -> OldSkill:
+        known = self._known
+        if known is None or known.run.run_id != run.run_id or known.release.number != release.number:
+            settings = self.settings
+            known = open_old_skill(run, release, self.layout.var, settings.replay_items, settings.replay_item_weight)
+            self._known = known
+        return known
+
+    def _since(self, reader: FeedbackReader, run: Run) -> int:
+        since, newest = self.watermark(run), reader.watermark()
+        if since > newest:
+            raise ContinualError(
+                f"feedback up to event {since} is learned, but the store ends with event {newest}: was it replaced? "
+                "SINCE=0 begins with this one"
+            )
+        return since
+
+    def _remember(self, outcome: Outcome, run: Run, since: int, until: int, **more: Any) -> None:
+        at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        root = lineage(run)[-1]
+        self.ledger.add(
+            Attempt(
+                at=at,
+                outcome=outcome,
+                base_run=run.run_id,
+                root=root,
+                since=since,
+                until=until,
+                settings=self.settings.fingerprint,
+                **more,
+            )
+        )
+
+
+def _ancestry(run: Run) -> Iterator[Run]:
+    """A run, its parent and so on, as far as they are still there."""
+    while True:
+        yield run
+        origin = run.manifest.derived_from
+        if origin is None:
+            return
+        try:
+            run = Run.open(run.path.parent / origin.run_id)
+        except RunError:
+            return
+
+
+def lineage(run: Run) -> list[str]:
+    """The ids of a run, its parent and so on; the last is that of the run that was trained, if all are there."""
+    *_, oldest = ancestry = list(_ancestry(run))
+    origin = oldest.manifest.derived_from
+    return [one.run_id for one in ancestry] + ([origin.run_id] if origin else [])
+
+
+def learned_until(run: Run) -> int:
+    """The sequence number up to which a run, or what it was derived from, has learned feedback; 0 for none."""
+    origins = (one.manifest.derived_from for one in _ancestry(run))
+    return max((int(one.details["until"]) for one in origins if one and one.reason == REASON), default=0)
+
+
+def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
+    vectors = skill.embed([one.text for one in examples])
+    return Examples(
+        vectors, skill.label_ids([one.label for one in examples]), np.array([one.weight for one in examples])
+    )
+
+
+def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
+    """The parent's metrics that are still true, those of the new head, and how far it has read."""
+    from training.metrics import label_accuracy  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
+
+    was = skill.run.manifest.metrics
+    metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
+    for split, examples in (("validation", skill.validation), ("test", skill.test)):
+        if len(examples):
+            logits = trial.head.logits(examples.vectors).astype(np.float32)
+            metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
+    metrics["continual"] = {"until": trial.until, "old": _figures(trial.old), "new": _figures(trial.new)}
+    return metrics
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    return {name: value for name, value in asdict(comparison).items() if value is not None}
+
+
+def _details(trial: Trial) -> dict[str, Any]:
+    batch = trial.batch
+    return {
+        "since": trial.since,
+        "until": trial.until,
+        "base_release": trial.base_release,
+        "events": batch.read,
+        "learned_from": len(batch.taught),
+        "held_out": len(batch.held_out),
+        "unused": dict(batch.unused),
+        "people_capped": batch.capped,
+        "labels": {label: asdict(count) for label, count in batch.labels.items()},
+        "replayed": trial.replayed,
+        "moved": round(trial.moved, 6),
+    }

@@ -1,0 +1,29 @@
+"""People teach a live server a phrase: through the commands, and through the loop that follows them."""
+
+from dataclasses import replace
+
+from feedback_to_live import ASKED, labels_answered, teach
+from project import Project
+
+
+def test_feedback_becomes_answers(own_project: Project) -> None:
+    """The small encoder has random weights and little skill to lose: here the way is tried, not the head."""
+    project = replace(own_project, settings=(*own_project.settings, "continual.budget=100", "continual.held_out=0"))
+    project.make("deploy")
+    assert project.make("tune").stdout == "no feedback since event 0: nothing to learn\n"
+    asked = labels_answered(project, ASKED.format("drip"))
+
+    told = teach(project, "drip", "Watches")
+    assert told.after != asked, told.output
+    assert told.after[:3] == ("Watches",) * 3, told.output
+    assert "release 2 answers" in told.output
+    assert "nothing to learn" in project.make("tune").stdout, "it is said once"
+
+    followed = teach(project, "stompers", "Boots", follow=True)
+    assert followed.after[:3] == ("Boots",) * 3, followed.output
+    assert "release 3 answers" in followed.output
+    assert followed.output.rstrip().endswith("stopped")
+
+    listed = project.make("releases").stdout
+    assert "follow" in (project.var / "journal" / "ecommerce.jsonl").read_text()
+    assert "answers now" in next(line for line in listed.splitlines() if line.startswith("│ 3 "))

@@ -1,0 +1,145 @@
+"""A live release whose head is tuned without an encoder: words stand for directions, texts for their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_helpers import HIDDEN_SIZE, items_of, made_run, vectors_of
+
+from continual.head_update import Anchor, Examples, HeadWeights, update_head
+from continual.tuner import Tuner
+from feedback.events import Event
+from feedback.location import Location
+from feedback.store import FeedbackStore
+from serving.journal import Journal
+from serving.manifest import Manifest
+from serving.releases import Release, ReleaseStore
+from training.config_loading import load_config
+from training.dataset import Instruction
+from training.derived_run import derive_run
+from training.run import Run
+
+KINDS = {"Hats": "hat", "Shirts": "shirt", "Shoes": "shoe"}
+BEGINNINGS = ("show me a", "I want a", "buy the", "is there a", "find some", "please a", "any nice", "one more")
+
+
+WORDS = ("hat", "shirt", "shoe", "drip", "kicks", "fit")
+"""Those that mean something: each has a dimension of its own."""
+
+
+def words_as_vectors(texts: Sequence[str]) -> np.ndarray:
+    """What stands for an encoder: vectors in which the word that means something counts most, float32 [n, 8]."""
+    rows = 0.3 * vectors_of(texts)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.split():
+            if word in WORDS:
+                row[WORDS.index(word)] += 1
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+class WordEncoder:
+    """Stands where a release's ONNX graph is opened."""
+
+    hidden_size = HIDDEN_SIZE
+
+    def __init__(self, release: Release, run: Run) -> None:
+        self.embedded: list[str] = []
+
+    def cache(self, var: Path) -> WordEncoder:
+        return self
+
+    def embed(self, _: object, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        return words_as_vectors(texts)
+
+
+class Shop:
+    """A domain with a live release, its feedback, and what a tuner makes of it."""
+
+    def __init__(self, config: Path, var: Path) -> None:
+        self.config, self.var = config, var
+        splits = ("train", "validation", "test")
+        instructions = [
+            Instruction(f"{label} {n}", f"{begin} {word}", label, {}, {}, splits[n % 3])
+            for label, word in KINDS.items()
+            for n, begin in enumerate(BEGINNINGS)
+        ]
+        names = {label: [f"{word}{n}" for n in range(4)] for label, word in KINDS.items()}
+        items = [item for label in KINDS for item in items_of(*names[label], label=label)]
+        untaught = made_run(config, var, items, instructions)
+        taught = [one for one in instructions if one.split == "train"]
+        ids = np.array([untaught.labels.index(one.label) for one in taught])
+        examples = Examples(words_as_vectors([one.text for one in taught]), ids, np.ones(len(ids)))
+        zero = HeadWeights(np.zeros((3, HIDDEN_SIZE), np.float32), np.zeros(3, np.float32))
+        head = update_head(zero, examples, Examples.none(HIDDEN_SIZE), Anchor(1e-3))
+        self.run = derive_run(untaught, var, reason="a head that knows something", head=(head.weight, head.bias))
+        self.store = ReleaseStore(var / "releases" / self.run.domain)
+        self.release = self.export(self.run)
+        self.fail_after_export = False
+        self.lines: list[str] = []
+        self._sent = 0
+
+    def export(self, run: Run, _: Release | None = None) -> Release:
+        """A release that is nothing but its manifest; the same one for the same run, as export does it."""
+        numbers = self.store.numbers()
+        if numbers and self.store.latest().manifest.run_id == run.run_id:
+            return self.store.latest()
+        folder = self.store.folder / str(len(numbers) + 1)
+        folder.mkdir(parents=True)
+        Manifest(
+            domain=run.domain,
+            release=len(numbers) + 1,
+            created="2026-01-01T00:00:00+00:00",
+            run_id=run.run_id,
+            run_fingerprint=run.manifest.fingerprint,
+            export_fingerprint="e",
+            precision="fp32",
+            items=12,
+            labels=3,
+            metrics=run.manifest.metrics,
+            verification={},
+            steps={},
+            files={},
+        ).write(folder)
+        return Release(folder)
+
+    def tuner(self, *overrides: str) -> Tuner:
+        """A tuner of the domain, as a command would open it."""
+
+        def export(run: Run, before: Release) -> Release:
+            release = self.export(run, before)
+            if self.fail_after_export:
+                raise KeyboardInterrupt
+            return release
+
+        return Tuner(load_config(self.config, overrides), self.var, export, self.lines.append)
+
+    def make_live(self, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have a release answer, and the journal know it."""
+        Journal(self.var / "journal" / f"{self.run.domain}.jsonl").write(release.number, None, "deploy")
+        monkeypatch.setattr("continual.tuner.LiveRepository.live_release", lambda *_: release)
+
+    def send(self, count: int, phrase: str, item: str, person: Callable[[int], str] = str) -> None:
+        """Have people do something with an item after they asked for a phrase."""
+        location = Location.below(self.var)
+        store = FeedbackStore(location)
+        events = []
+        for number in range(count):
+            self._sent += 1
+            begin = BEGINNINGS[number % len(BEGINNINGS)]
+            events.append(
+                Event(
+                    event_id=f"e-{self._sent}",
+                    domain=self.run.domain,
+                    event="click",
+                    item_id=item,
+                    value=1.0,
+                    timestamp=1_790_000_000_000,
+                    user_id=person(number),
+                    instruction=f"{begin} {phrase}",
+                )
+            )
+        store.write(events)
+        store.close()

@@ -1,0 +1,118 @@
+"""The resident loop: when it tunes, what it does with what comes of it, and how it stops."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from continual_helpers import Shop
+
+from continual.follow import Follower
+from serving.errors import PublishError, ServerError
+from serving.releases import Release
+
+
+@pytest.fixture
+def deployed(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[int]:
+    """The releases that were made live, on a server that is only said to run."""
+    found: list[int] = []
+
+    def deploy(_layout: object, release: Release, _endpoints: object, verb: str) -> SimpleNamespace:
+        assert verb == "follow"
+        found.append(release.number)
+        taught_shop.make_live(release, monkeypatch)
+        return SimpleNamespace(answer=SimpleNamespace(release=str(release.number)), switch_seconds=0.1)
+
+    monkeypatch.setattr("continual.follow.deploy", deploy)
+    monkeypatch.setattr("continual.follow.Server.state", lambda _: SimpleNamespace(endpoints=None))
+    monkeypatch.setattr("continual.follow.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("continual.follow.REST_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, logger="continual")
+    return found
+
+
+def follow(shop: Shop, until: Callable[[], bool], *, every: float | None = None, events: int | None = None) -> None:
+    """Follow until something is so, then send the signal that a person's Ctrl-C or a service manager sends."""
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    follower = Follower(shop.tuner(), every, events)
+
+    def so() -> bool:  # not before the signal is looked after
+        return signal.getsignal(signal.SIGTERM) == follower._asked_to_stop and until()
+
+    watcher = threading.Thread(target=stop_when, args=(so,))
+    watcher.start()
+    try:
+        follower.run()
+    finally:
+        watcher.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_when(so: Callable[[], bool]) -> None:
+    """Send SIGTERM to this process once something is so, or a minute is over."""
+    deadline = time.monotonic() + 60
+    while not so() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_enough_events_make_a_release_live(
+    taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    follow(taught_shop, lambda: bool(deployed), events=30)
+    assert deployed == [2]
+    assert "release 2 answers, switched in 0.10 s" in caplog.text
+    assert caplog.messages[-1] == "stopped"
+
+
+def test_too_few_events_wait(taught_shop: Shop, deployed: list[int]) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    looked = time.monotonic()
+    follow(taught_shop, lambda: time.monotonic() > looked + 1, events=31)
+    assert deployed == []
+
+
+def test_time_alone_makes_it_tune(taught_shop: Shop, deployed: list[int]) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    follow(taught_shop, lambda: bool(deployed), every=1)
+    assert deployed == [2]
+
+
+def test_a_failed_publication_is_logged_and_the_loop_goes_on(
+    taught_shop: Shop, deployed: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise PublishError("release 2 is not live: no memory")
+
+    monkeypatch.setattr("continual.follow.deploy", fails)
+    taught_shop.send(30, "drip", "id-shoe1")
+    follow(taught_shop, lambda: "no memory" in caplog.text, events=30)
+    assert caplog.messages[-1] == "stopped"
+
+
+def test_no_feedback_is_no_reason_to_end(
+    taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    follow(taught_shop, lambda: "there is no feedback yet" in caplog.text, every=1)
+    assert caplog.messages[-1] == "stopped"
+
+
+def test_a_refusal_is_logged(taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    for word in ("hat", "shirt"):
+        taught_shop.send(60, word, "id-shoe1", person=lambda number: f"person {number}")
+    settings = taught_shop.tuner("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
+    taught_shop.tuner = lambda: settings  # type: ignore[method-assign]
+    follow(taught_shop, lambda: "refused: " in caplog.text, events=60)
+    assert deployed == []
+
+
+def test_without_a_server_there_is_nothing_to_follow(taught_shop: Shop) -> None:
+    with pytest.raises(ServerError, match="no server runs"):
+        Follower(taught_shop.tuner(), 1, None).run()
