@@ -220,7 +220,7 @@ class TrackingConfig(Section):
 
 
 class DomainConfig(Section):
-    """A whole domain. `export`, `serving` and `sla` are validated by the rooms that read them."""
+    """A whole domain. The last five sections are validated by the rooms that read them."""
 
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -238,6 +238,8 @@ class DomainConfig(Section):
     export: dict[str, Any] = Field(default_factory=dict)
     serving: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)
+    gates: dict[str, Any] = Field(default_factory=dict)
+    canary: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _source_names_differ(self) -> "DomainConfig":
