@@ -30,7 +30,7 @@ class GateSettings(_Section):
     accuracy_margin: float = Field(default=0.05, gt=0, le=1)
     ndcg_margin: float = Field(default=0.03, gt=0, le=1)
     min_instructions: int = Field(default=50, ge=2)
-    latency_ratio: float = Field(default=1.5, gt=0)
+    latency_ratio: float = Field(default=2.0, gt=0)
 
     @property
     def margins(self) -> dict[str, float]:
@@ -53,7 +53,7 @@ class CanarySettings(_Section):
     feedback_margin: float = Field(default=0.1, gt=0, le=1)
     min_people: int = Field(default=100, ge=20)
     error_margin: float = Field(default=0.01, gt=0, le=1)
-    latency_ratio: float = Field(default=1.5, gt=0)
+    latency_ratio: float = Field(default=2.0, gt=0)
 
 
 @dataclass(frozen=True)
