@@ -80,7 +80,10 @@ def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> frozense
     return frozenset(
         StubPlace(model.name, int(model.version))
         for model in models
-        if model.state == "READY" and model.name not in ensembles
+        # What the live repository does not hold any more was taken out, and is about to be unloaded.
+        if model.state == "READY"
+        and model.name not in ensembles
+        and (layout.live / model.name / model.version).is_dir()
     )
 
 

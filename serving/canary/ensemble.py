@@ -189,7 +189,10 @@ def leave_to_live(repository: LiveRepository, domain: str, number: int, url: str
     Returns:
         Whether it was.
     """
-    canary = read_canary(repository, domain)
+    try:
+        canary = read_canary(repository, domain)
+    except PublishError:
+        return False  # damaged: no reason to call a publication failed
     if canary is None or canary.release != number:
         return False
     with grpc.InferenceServerClient(url) as client:

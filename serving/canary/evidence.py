@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from feedback.errors import FeedbackError
-from feedback.location import Location
-from feedback.reader import FeedbackReader, StoredEvent
-
 from ..errors import ServerError
+
+if TYPE_CHECKING:
+    from feedback.reader import StoredEvent
 
 
 @dataclass
@@ -67,13 +67,11 @@ class Requests:
     mean_ms: float
 
 
-def read_feedback(
-    location: Location, domain: str, *, live: int, canary: int, event: str, since: float
-) -> FeedbackOfBoth | None:
+def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth | None:
     """Sort the feedback of a domain by the release that had answered.
 
     Args:
-        location: of the store.
+        var: below which the store, or its URL, lies.
         domain: whose.
         live: the live release's number.
         canary: the canary's.
@@ -86,9 +84,16 @@ def read_feedback(
     Raises:
         ServerError: the store cannot be read.
     """
-    if location.url().get_backend_name() == "sqlite" and not Path(str(location.url().database)).exists():
-        return None
+    # Here, for no other command of this room should wait for SQLAlchemy.
+    from feedback.errors import FeedbackError  # noqa: PLC0415
+    from feedback.location import Location  # noqa: PLC0415
+    from feedback.reader import FeedbackReader  # noqa: PLC0415
+
     try:
+        location = Location.below(var)
+        url = location.url()
+        if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+            return None
         with FeedbackReader(location) as reader:
             return sort_events(reader.events(domain), live=live, canary=canary, event=event, since=since)
     except FeedbackError as error:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from feedback.location import Location
-
 from ..deploy import Deployment, deploy, engine_warning, load_steps
 from ..errors import GateError, PublishError, ReleaseError, ServerError, ServingError
 from ..gates.gates import Gates
@@ -192,8 +190,9 @@ def judge(layout: Layout, domain: str, settings: CanarySettings) -> tuple[Canary
     judgements = [judge_errors(*requests, settings), judge_latency(found, *requests)]
     if settings.event is not None:
         since = max(canary.start.timestamp(), _live_since(layout, domain))
-        location = Location.below(layout.var)
-        feedback = read_feedback(location, domain, live=live, canary=canary.release, event=settings.event, since=since)
+        feedback = read_feedback(
+            layout.var, domain, live=live, canary=canary.release, event=settings.event, since=since
+        )
         judgements.append(judge_feedback(feedback, settings))
     return canary, Verdict(tuple(judgements))
 
