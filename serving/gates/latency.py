@@ -141,4 +141,4 @@ def sample_texts(release: Release, count: int = PAIRS) -> list[str]:
 
 def _chance(successes: int, trials: int) -> float:
     """The probability of so many heads or more of a fair coin."""
-    return sum(math.comb(trials, heads) for heads in range(successes, trials + 1)) / 2**trials
+    return float(sum(math.comb(trials, heads) for heads in range(successes, trials + 1)) / 2**trials)

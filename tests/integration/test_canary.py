@@ -53,19 +53,18 @@ def test_a_worse_release_goes_live_by_force_alone(own_two_releases: Project) -> 
     assert worse.returncode != 0
     assert "release 1 did not pass the gate `task`: against release 2, top-1 label accuracy -" in worse.stderr
     assert "nothing was changed" in worse.stderr
-    assert "release 2 answers" in project.make("status").stdout
 
     slow = replace(project, settings=(*own_two_releases.settings, "gates.latency_ratio=0.01"))
     refused = slow.make("deploy", "RELEASE=1", check=False)
     assert "gate `latency`: an answer takes" in refused.stderr
     assert "release 2 still answers" in refused.stderr
-    assert "release 2 answers" in project.make("status").stdout
+    with Client(project.grpc_url, timeout=30.0) as client:
+        assert client.recommend("a blue shirt").release == "2"
 
     forced = project.make("deploy", "RELEASE=1", "FORCE=yes").stdout
     assert "FORCED past task" in forced
     assert "latency: passed" in forced
     assert journal(project, "ecommerce.jsonl")[-1]["forced"] == ["task"]
-    assert "(forced)" in project.make("releases").stdout
     assert "release 2 answers again" in project.make("rollback").stdout, "going back is never gated"
 
 
@@ -77,8 +76,6 @@ def test_a_canary_is_promoted_or_dropped_by_what_its_people_do(own_two_releases:
     caller.start()
     try:
         assert "release 2 answers as ecommerce_canary" in project.make("canary", "SHARE=0.5").stdout
-        status = project.make("status").stdout
-        assert "release 2 is the canary, for 50 % of people, answers in" in status
         early = project.make("canary-verdict", check=False)
         assert "feedback: needs more; 0 people" in early.stdout
         assert "stays the canary" in early.stdout
@@ -111,7 +108,6 @@ def test_a_canary_is_promoted_or_dropped_by_what_its_people_do(own_two_releases:
         assert split.recommend("a blue shirt", user_id="anna").release == "2"
         assert split.counts.fallback == 1
     assert "canary, dropped" in project.make("releases").stdout
-    assert "release 1 answers again" in project.make("rollback").stdout
 
 
 async def split_again(project: Project, answered: dict[str, set[str]]) -> dict[str, set[str]]:
