@@ -16,6 +16,10 @@ HISTORY ?=
 K ?= 10
 RELEASE ?=
 TO ?=
+# Of the people whom a canary answers.
+SHARE ?= 0.1
+# FORCE=yes: a release goes live though it does not pass a gate.
+FORCE ?=
 # WATCH=no: no process beside the server that mends what breaks.
 WATCH ?= yes
 BEFORE ?=
@@ -66,13 +70,13 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
+	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE SHARE=$(SHARE) FORCE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
@@ -120,10 +124,19 @@ catalogue: setup  ## Bring new, changed and removed items of DATA into a release
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
 	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export
-	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS) $(if $(filter no,$(WATCH)),--no-watch)
+	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS) --config $(CONFIG) $(if $(filter yes,$(FORCE)),--force) $(if $(filter no,$(WATCH)),--no-watch) $(SET)
 	@$(MAKE) --no-print-directory recommend
 	@echo
 	@echo 'Ask more:  make recommend TEXT="a warm winter jacket for my son" K=5      Stop:  make stop'
+
+canary: setup  ## Let the newest release (or RELEASE=n) answer a SHARE=0.1 of the people beside the live one, or change its share
+	@$(PY) -m serving canary up --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) --share $(SHARE) --config $(CONFIG) $(if $(filter yes,$(FORCE)),--force) $(SET)
+
+canary-verdict: setup  ## Weigh errors, latency and feedback of the canary and the live release, and promote it, drop it or wait
+	@$(PY) -m serving canary verdict --domain $(DOMAIN) --var $(VAR) --config $(CONFIG) $(SET)
+
+canary-drop: setup  ## Take the canary down: the live release answers everybody again
+	@$(PY) -m serving canary drop --domain $(DOMAIN) --var $(VAR)
 
 rollback: setup  ## Let the release before answer again (or TO=n)
 	@$(PY) -m serving rollback --domain $(DOMAIN) --var $(VAR) $(if $(TO),--to $(TO))

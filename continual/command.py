@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from serving.gates.settings import read_settings
 from serving.layout import Layout
 from serving.releases import Release
 from training.config_loading import load_config
@@ -71,9 +72,10 @@ def follow(config: Path, var: Path, every: float | None, events: int | None, ove
     if every is None and events is None:
         raise click.UsageError("say when to tune: --every=<seconds>, --events=<number of new events>, or both")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    gates = read_settings(config, overrides).gates
     tuner = open_tuner(config, var, overrides, logging.getLogger("continual").info)
     with only_one(tuner):
-        Follower(tuner, every, events).run()
+        Follower(tuner, every, events, gates).run()
 
 
 def open_tuner(config: Path, var: Path, overrides: tuple[str, ...], say: Say) -> Tuner:

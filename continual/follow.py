@@ -17,6 +17,8 @@ from feedback.location import Location
 from feedback.reader import FeedbackReader
 from serving.deploy import deploy
 from serving.errors import ServerError
+from serving.gates.gates import Gates
+from serving.gates.settings import GateSettings
 from serving.releases import Release
 from serving.server import Server
 
@@ -38,11 +40,13 @@ class Follower:
         tuner: what tunes.
         every: seconds between two turns; None: only when enough is new.
         events: new events that start a turn; None: only when the time has come.
+        gates: what a release has to pass before it answers.
     """
 
     tuner: Tuner
     every: float | None
     events: int | None
+    gates: GateSettings
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _seen: int = 0
 
@@ -108,6 +112,6 @@ class Follower:
         state = Server(self.tuner.layout).state()
         if state is None:
             raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
-        deployment = deploy(self.tuner.layout, release, state.endpoints, verb="follow")
+        deployment = deploy(self.tuner.layout, release, state.endpoints, gates=Gates(self.gates), verb="follow")
         seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
         logger.info("release %s answers%s", deployment.answer.release, seconds)

@@ -24,10 +24,12 @@ from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWrit
 from export.report import VerificationReport
 from export.reuse import encoder_origin, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.task_results import measure_task
 from export.tensorrt.module import load_tensorrt
 from export.texts import held_out_texts
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.errors import ReleaseError
+from serving.evidence import Evidence, GraphVerdict
 from serving.files import sha256_of
 from serving.layout import Layout
 from serving.live_repository import CONFIG_NAME, LiveRepository
@@ -109,7 +111,7 @@ def export_release(
                 graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout)
             with new_folder(folder / str(number)) as staged:
                 builder = _ReleaseBuilder(run, serving, number, releases, staged)
-                manifest = builder.build(graphs, precision, fingerprint)
+                manifest = builder.build(graphs, precision, fingerprint, settings.task_instructions)
                 manifest.write(staged)
         return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
 
@@ -205,7 +207,7 @@ class _ReleaseBuilder:
         self.models = folder / MODELS_FOLDER
         self.item_report: VerificationReport | None = None
 
-    def build(self, graphs: EncoderGraphs, precision: Precision, fingerprint: str) -> Manifest:
+    def build(self, graphs: EncoderGraphs, precision: Precision, fingerprint: str, task_instructions: int) -> Manifest:
         """Write everything but the manifest, and return the manifest."""
         run = self.run
         configs = ConfigWriter(run.domain, self.serving, graphs.buckets, graphs.hidden_size, len(run.labels))
@@ -229,6 +231,7 @@ class _ReleaseBuilder:
         reports = [report.model_dump(mode="json") for report in graphs.reports]
         (self.folder / VERIFICATION_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         self._write_instructions()
+        self._write_evidence(graphs, task_instructions)
         return Manifest(
             domain=run.domain,
             release=self.number,
@@ -312,6 +315,16 @@ class _ReleaseBuilder:
             row["history"] = [item_ids[i] for i in chooser.integers(0, len(item_ids), size=chooser.integers(1, 11))]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (self.folder / INSTRUCTIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+    def _write_evidence(self, graphs: EncoderGraphs, task_instructions: int) -> None:
+        """What the gates at publication judge by."""
+        reports = [graphs.reports[-1], *([self.item_report] if self.item_report else [])]
+        Evidence(
+            verification=tuple(
+                GraphVerdict(graph=one.graph, failed=tuple(check.name for check in one.failed)) for one in reports
+            ),
+            task=measure_task(self.run, graphs.path, graphs.tokenizer, task_instructions),
+        ).write(self.folder)
 
 
 def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:

@@ -75,10 +75,12 @@ class ExportSettings(_Section):
     Attributes:
         calibration_texts: how many texts the INT8 ranges are measured on, half instructions, half items.
         verification_texts: how many instructions a graph is held against torch on.
+        task_instructions: on how many test instructions the release's results are kept, for later ones to be compared.
     """
 
     calibration_texts: int = Field(default=256, ge=1)
     verification_texts: int = Field(default=256, ge=2)
+    task_instructions: int = Field(default=1_000, ge=0)
 
 
 Section = TypeVar("Section", bound=_Section)

@@ -74,12 +74,22 @@ class Task:
             torch: Vectors [n, H] and logits [n, K], row for row the instructions.
             graph: The same of the graph.
         """
-        labelled = np.flatnonzero(self._labels >= 0)
-        answered = np.array([row for row, grades in enumerate(self._grades) if grades], dtype=np.int64)
-        hits = [(logits.argmax(axis=1) == self._labels)[labelled] for _, logits in (torch, graph)]
-        gains = [self._ranking(*side, answered) for side in (torch, graph)]
-        pairs = {"top-1 label accuracy": hits, "NDCG@10": gains}
+        sides = [self.measure(*side) for side in (torch, graph)]
+        pairs = {name: [side[name][~np.isnan(side[name])] for side in sides] for name in sides[0]}
         return [_compare(name, *values) for name, values in pairs.items() if len(values[0])]
+
+    def measure(self, vectors: Floats, logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
+        """Each metric's value for each instruction [n]; NaN where it has no answer here.
+
+        Args:
+            vectors: [n, H], row for row the instructions.
+            logits: [n, K].
+        """
+        answered = np.array([row for row, grades in enumerate(self._grades) if grades], dtype=np.int64)
+        hits = np.where(self._labels >= 0, logits.argmax(axis=1) == self._labels, np.nan)
+        gains = np.full(len(vectors), np.nan)
+        gains[answered] = self._ranking(vectors, logits, answered)
+        return {"top-1 label accuracy": hits, "NDCG@10": gains}
 
     def _ranking(self, vectors: Floats, logits: Floats, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """NDCG@10 of each instruction by the run's own score, without a history."""

@@ -1,4 +1,7 @@
-"""Command line of the serving room: `python -m serving deploy|rollback|releases|diff|watch|status|live|logs|stop`."""
+"""Command line of the serving room.
+
+`python -m serving deploy|rollback|canary|releases|diff|watch|status|live|logs|stop`
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ from typing import Any
 import click
 
 from . import process_tree, watcher
+from .canary.commands import canary
+from .canary.ensemble import canaries
 from .deploy import deploy as make_live
 from .embedded import Endpoints
-from .errors import ServerError
+from .errors import ServerError, ServingError
 from .feedback_model import probe_feedback
+from .gates.gates import Gates, summary
+from .gates.settings import read_settings
 from .layout import Layout
 from .live_repository import LiveRepository
-from .options import domain_option, var_option
+from .options import config_option, domain_option, overrides_argument, var_option
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
@@ -30,7 +37,7 @@ def main() -> None:
     """Gather the commands."""
 
 
-for command in (rollback, releases, diff):
+for command in (rollback, releases, diff, canary):
     main.add_command(command)
 
 
@@ -47,20 +54,36 @@ for command in (rollback, releases, diff):
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True)
 @click.option("--http-port", type=PORT, default=8000, show_default=True)
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True)
+@config_option
+@click.option("--force", is_flag=True, help="Publish the release though it does not pass a gate.")
 @click.option(
     "--watch/--no-watch", "watched", default=True, show_default=True, help="Have a watcher look after the server."
 )
-def deploy(var: Path, domain: str, number: int | None, watched: bool, **endpoints: Any) -> None:
+@overrides_argument
+def deploy(
+    var: Path,
+    domain: str,
+    number: int | None,
+    watched: bool,
+    config: Path | None,
+    force: bool,
+    overrides: tuple[str, ...],
+    **endpoints: Any,
+) -> None:
     """Make a release live; start the server if none runs."""
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
-    deployment = make_live(Layout(var), release, Endpoints(**endpoints))
+    gates = Gates(read_settings(config, overrides).gates, force=force)
+    deployment = make_live(Layout(var), release, Endpoints(**endpoints), gates=gates)
     if deployment.warning:
         click.echo(f"Warning: {deployment.warning}", err=True)
+    for line in summary(gates.findings):
+        click.echo(f"  {line}")
+    forced = f", FORCED past {', '.join(deployment.forced)}" if deployment.forced else ""
     done = {
         "started": "server started",
-        "published": "published to the running server",
+        "published": f"published to the running server{forced}",
         "unchanged": "is live already, nothing to do",
     }[deployment.action]
     click.echo(
@@ -115,6 +138,14 @@ def status(var: Path) -> None:
             click.echo(
                 f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
             )
+    for one in canaries(repository):
+        try:
+            release = ReleaseStore(layout.releases(one.domain)).open(one.release)
+            answer = probe_release(listening.grpc_url, release, model=one.model)
+            says = f"answers in {answer.milliseconds:.1f} ms"
+        except ServingError as error:  # whom it was meant for gets the live release's answers
+            says = f"DOES NOT ANSWER: {error.message}"
+        click.echo(f"{one.domain:<10} release {one.release} is the canary, for {100 * one.share:g} % of people, {says}")
     click.echo(f"feedback   can be stored, said so in {probe_feedback(listening.grpc_url):.1f} ms")
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .canary.ensemble import leave_to_live, load_canaries
 from .embedded import Endpoints
 from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
-from .errors import PublishError, ReleaseError, ServerError, ServingError
+from .errors import GateError, PublishError, ReleaseError, ServerError, ServingError
 from .feedback_model import publish_feedback, stage_feedback
+from .gates.gates import Gates
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
@@ -35,6 +37,7 @@ class Deployment:
         switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
             server had to be switched.
         warning: why the release's engine is not used, if it has one and it does not belong on this machine.
+        forced: the gates that the release did not pass and was let through all the same.
     """
 
     action: str
@@ -42,19 +45,31 @@ class Deployment:
     answer: ProbeAnswer
     switch_seconds: float | None = None
     warning: str | None = None
+    forced: tuple[str, ...] = ()
 
 
-def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str = "deploy") -> Deployment:
+def deploy(
+    layout: Layout,
+    release: Release,
+    endpoints: Endpoints,
+    *,
+    gates: Gates | None,
+    verb: str = "deploy",
+    forced: tuple[str, ...] = (),
+) -> Deployment:
     """Make a release the one that answers, and write it into the domain's journal.
 
     Args:
         layout: where everything lies.
         release: what to make live.
         endpoints: where a server is to listen; a running one keeps its own.
+        gates: what the release has to pass; None for one that answered before, or was judged as a canary.
         verb: what the journal says asked for it.
+        forced: gates that it was let through before, as a canary; the journal says so.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
+        GateError: the release did not pass a gate; the one before it answers.
         PreflightError: no server runs and none can be started; nothing was started.
         PublishError: the release failed on the server; the one before it answers.
         ServerError: the server failed.
@@ -65,11 +80,21 @@ def deploy(layout: Layout, release: Release, endpoints: Endpoints, *, verb: str 
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)
         before = repository.live_release(release.manifest.domain)
-        deployment = _deploy(server, repository, release, endpoints, warning is None)
-        if before is None or before.number != release.number:
+        is_new = before is None or before.number != release.number
+        gates = gates if is_new else None
+        live = Release(layout.releases(release.manifest.domain) / str(before.number)) if before else None
+        if gates is not None:
+            try:
+                gates.check_files(release, live)
+            except GateError as error:
+                raise GateError(f"{error.message}; nothing was changed") from None
+        deployment = _deploy(server, repository, release, endpoints, warning is None, gates)
+        forced = gates.failed if gates is not None else forced
+        if is_new:
             journal = Journal(layout.journal(release.manifest.domain))
-            journal.write(release.number, before.number if before else None, verb)
-        return replace(deployment, warning=warning)
+            journal.write(release.number, before.number if before else None, verb, forced)
+        leave_to_live(repository, release.manifest.domain, release.number, deployment.endpoints.grpc_url)
+        return replace(deployment, warning=warning, forced=forced)
 
 
 def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
@@ -91,11 +116,16 @@ def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deploym
                 "name a release: make rollback TO=<number> (`make releases` lists them)"
             )
     release = ReleaseStore(layout.releases(domain)).open(number)
-    return deploy(layout, release, state.endpoints, verb="rollback")
+    return deploy(layout, release, state.endpoints, gates=None, verb="rollback")
 
 
 def _deploy(
-    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+    server: Server,
+    repository: LiveRepository,
+    release: Release,
+    endpoints: Endpoints,
+    with_engine: bool,
+    gates: Gates | None,
 ) -> Deployment:
     state = server.state()
     if state is None:
@@ -106,7 +136,7 @@ def _deploy(
             f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
             "run `make stop` first, or choose another VAR"
         )
-    deployment = _publish(server, state, repository, release, with_engine)
+    deployment = _publish(server, state, repository, release, with_engine, gates)
     publish_feedback(server.layout, state.endpoints.grpc_url)
     return deployment
 
@@ -147,11 +177,17 @@ def _start(
         repository.discard(release)
         raise
     repository.retire(domain, _kept(repository, domain, live))
+    load_canaries(repository, state.endpoints.grpc_url)
     return Deployment("started", state.endpoints, answer)
 
 
 def _publish(
-    server: Server, state: ServerState, repository: LiveRepository, release: Release, with_engine: bool
+    server: Server,
+    state: ServerState,
+    repository: LiveRepository,
+    release: Release,
+    with_engine: bool,
+    gates: Gates | None,
 ) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
@@ -165,13 +201,10 @@ def _publish(
     with grpc.InferenceServerClient(url) as client:
         before = None
         try:
-            for step in release.manifest.steps.values():
-                # Also those that an earlier deploy staged and, killed, did not load.
-                if step.model in changed or not _ready(client, step.model, step.version):
-                    _load(client, step.model)
-                if not _ready(client, step.model, step.version):
-                    reason = server.first_error(since=log_start)
-                    raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+            load_steps(client, server, release, changed, log_start)
+            if gates is not None and live is not None:
+                before_it = Release(server.layout.releases(domain) / str(live.number))
+                gates.check_answers(client, url, release, before_it)
             began = time.monotonic()
             before = repository.switch(release)
             _load(client, domain)
@@ -179,6 +212,8 @@ def _publish(
             seconds = time.monotonic() - began
         except BaseException as error:
             _go_back(client, repository, release, before)
+            if isinstance(error, GateError):
+                raise GateError(f"{error.message}; {_still(live)}") from None
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
@@ -186,6 +221,30 @@ def _publish(
             with contextlib.suppress(InferenceServerException):  # the release is live; this only frees memory
                 client.unload_model(model, client_timeout=10)
     return Deployment("published", state.endpoints, answer, seconds)
+
+
+def load_steps(
+    client: grpc.InferenceServerClient, server: Server, release: Release, changed: list[str], log_start: int
+) -> None:
+    """Have a running server load what a release pins, beside what it has.
+
+    Args:
+        client: of the server.
+        server: whose log says why a step does not get ready.
+        release: staged before.
+        changed: the models that staging changed.
+        log_start: the log's size before.
+
+    Raises:
+        PublishError: a step does not get ready.
+    """
+    for step in release.manifest.steps.values():
+        # Also those that an earlier deploy staged and, killed, did not load.
+        if step.model in changed or not _ready(client, step.model, step.version):
+            _load(client, step.model)
+        if not _ready(client, step.model, step.version):
+            reason = server.first_error(since=log_start)
+            raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
 
 
 def _go_back(

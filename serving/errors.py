@@ -3,6 +3,7 @@
 ServingError
 ├── ReleaseError        a release is missing, incomplete or damaged
 ├── PublishError        a release could not be made live; the one before it still answers
+│   └── GateError       it did not pass a gate
 ├── ServerError         the server does not run, does not start or does not answer
 └── PreflightError      the machine lacks what the server needs: a port, shared memory, a library
 """
@@ -20,6 +21,10 @@ class ReleaseError(ServingError):
 
 class PublishError(ServingError):
     """A release could not be made live; the one before it still answers."""
+
+
+class GateError(PublishError):
+    """A release did not pass a gate; the one before it still answers."""
 
 
 class ServerError(ServingError):

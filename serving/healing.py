@@ -18,6 +18,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from . import process_tree
+from .canary.ensemble import load_canaries
 from .errors import ServerError, ServingError
 from .layout import Layout
 from .live_repository import LiveRepository
@@ -74,12 +75,15 @@ def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> frozense
     Raises:
         InferenceServerException: the server does not answer.
     """
-    ensembles = set(LiveRepository(layout.live).domains())
+    ensembles = set(LiveRepository(layout.live).ensembles())
     models = client.get_model_repository_index(client_timeout=PROBE_TIMEOUT_SECONDS).models
     return frozenset(
         StubPlace(model.name, int(model.version))
         for model in models
-        if model.state == "READY" and model.name not in ensembles
+        # What the live repository does not hold any more was taken out, and is about to be unloaded.
+        if model.state == "READY"
+        and model.name not in ensembles
+        and (layout.live / model.name / model.version).is_dir()
     )
 
 
@@ -197,7 +201,9 @@ class Healer:
             self.server.stop(drain_seconds=1)
             state = self.server.start(endpoints, domains)
             self.server.wait_until_ready(state, domains)
-        return [f"{reason}: server started afresh in {time.monotonic() - began:.1f} s"]
+            refused = load_canaries(LiveRepository(self.layout.live), state.endpoints.grpc_url)
+        without = f", without {', '.join(refused)}" if refused else ""
+        return [f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:

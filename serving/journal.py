@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import PublishError
-from .files import sync_folder
+from .files import append_line
 
 
 class Publication(BaseModel):
@@ -32,6 +31,11 @@ class Publication(BaseModel):
     before: int | None
     verb: str
     forced: tuple[str, ...] = ()
+
+    @property
+    def moment(self) -> datetime.datetime:
+        """When, as a moment."""
+        return datetime.datetime.fromisoformat(self.at)
 
 
 class Journal:
@@ -68,19 +72,8 @@ class Journal:
             verb=verb,
             forced=tuple(forced),
         )
-        line = json.dumps(publication.model_dump(mode="json")).encode() + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as stream:
-                stream.seek(0, os.SEEK_END)
-                if stream.tell():
-                    stream.seek(-1, os.SEEK_END)
-                    if stream.read(1) != b"\n":
-                        line = b"\n" + line  # the line before was cut off by a crash
-                stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync_folder(self.path.parent)
+            append_line(self.path, json.dumps(publication.model_dump(mode="json")))
         except OSError as error:
             raise PublishError(f"cannot write the journal {self.path}: {error.strerror or error}") from None
         return publication

@@ -29,6 +29,10 @@ class Layout:
         """When which release of a domain went live."""
         return self.var / "journal" / f"{domain}.jsonl"
 
+    def canary_journal(self, domain: str) -> Path:
+        """What became of a domain's canaries."""
+        return self.var / "journal" / f"{domain}.canary.jsonl"
+
     @property
     def live(self) -> Path:
         """The live repository: the folder that Triton reads."""

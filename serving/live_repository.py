@@ -28,6 +28,8 @@ VARIANTS_FOLDER = "configs"
 # Triton passes over version folders whose name is not a number.
 INCOMING = ".incoming-"
 RETIRED = ".retired-"
+CANARY_OF = "canary_of"
+"""The parameter by which an ensemble is known to be a canary; its value is the domain."""
 FEEDBACK_MODEL = "feedback"
 """Serves all domains and belongs to no release: no publish takes it out."""
 
@@ -82,9 +84,20 @@ class LiveRepository:
         self.folder = folder
 
     def domains(self) -> list[str]:
-        """The ensembles that are live."""
-        configs = self.folder.glob(f"*/{CONFIG_NAME}")
-        return sorted(path.parent.name for path in configs if read_config(path).platform == "ensemble")
+        """The domains that are live."""
+        return self._ensembles(with_canaries=False)
+
+    def ensembles(self) -> list[str]:
+        """The domains that are live, and their canaries."""
+        return self._ensembles(with_canaries=True)
+
+    def _ensembles(self, *, with_canaries: bool) -> list[str]:
+        configs = {path.parent.name: read_config(path) for path in self.folder.glob(f"*/{CONFIG_NAME}")}
+        return sorted(
+            name
+            for name, config in configs.items()
+            if config.platform == "ensemble" and (with_canaries or CANARY_OF not in config.parameters)
+        )
 
     def live_release(self, domain: str) -> LiveRelease | None:
         """What a domain's ensemble pins now, or None before its first release."""
@@ -96,9 +109,9 @@ class LiveRepository:
         return LiveRelease(number=config.version_policy.specific.versions[0], versions=versions)
 
     def _pinned(self) -> dict[str, set[int]]:
-        """The versions that live ensembles need, by model: domains may share a step."""
+        """The versions that live ensembles need, by model: domains may share a step, and canaries have some too."""
         pinned: dict[str, set[int]] = {}
-        for live in filter(None, map(self.live_release, self.domains())):
+        for live in filter(None, map(self.live_release, self.ensembles())):
             for model, version in live.versions.items():
                 pinned.setdefault(model, set()).add(version)
         return pinned
@@ -271,7 +284,7 @@ class LiveRepository:
         kept = list(keep)
         needed = self._pinned()
         needed.setdefault(domain, set()).update(release.number for release in kept)
-        for other in self.domains():
+        for other in self.ensembles():
             needed.setdefault(other, set(self._listed(other)))
         for release in kept:
             for model, version in release.versions.items():

@@ -12,3 +12,9 @@ var_option = click.option(
     help="Where all that is produced lies.",
 )
 domain_option = click.option("--domain", default="ecommerce", show_default=True)
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The domain's YAML, for its sections `gates` and `canary`; their defaults without it.",
+)
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from .canary.journal import CanaryEvent, CanaryJournal
 from .comparison import changed_steps, compare
 from .deploy import roll_back
 from .errors import ReleaseError
@@ -57,12 +58,14 @@ def _rows(layout: Layout, domain: str, store: ReleaseStore) -> Iterator[tuple[st
     times: dict[int, str] = {}
     for one in Journal(layout.journal(domain)).publications():
         times[one.release] = f"{_minute(one.at)}{' (forced)' if one.forced else ''}"
+    fates = {one.release: _fate(one) for one in CanaryJournal(layout.canary_journal(domain)).events()}
     before: Release | None = None
     for number in store.numbers():
         release = store.open(number)
         manifest = release.manifest
         changed = changed_steps(before, release)
         answers = live is not None and live.number == number
+        state = ("answers now" if runs else "live, no server runs") if answers else fates.get(number, "")
         yield (
             str(number),
             _minute(manifest.created),
@@ -71,7 +74,7 @@ def _rows(layout: Layout, domain: str, store: ReleaseStore) -> Iterator[tuple[st
             manifest.precision,
             f"{manifest.items:,}",
             *(_metric(manifest.metrics, group, name) for _, group, name in SHOWN_METRICS),
-            ("answers now" if runs else "live, no server runs") if answers else "",
+            state,
         )
         before = release
 
@@ -108,6 +111,13 @@ def _show(table: Table) -> None:
 
 def _minute(moment: str) -> str:
     return moment[:16].replace("T", " ")
+
+
+def _fate(event: CanaryEvent) -> str:
+    """What became of a release that was tried as a canary, as its last event says."""
+    if event.action in {"up", "share"}:
+        return f"canary, {100 * event.share:g} %"
+    return "" if event.action == "promoted" else f"canary, {event.action}"
 
 
 def _metric(metrics: Any, group: str, name: str) -> str:

@@ -185,7 +185,7 @@ class Server:
             contextlib.suppress(InferenceServerException, PublishError),
             grpc.InferenceServerClient(state.endpoints.grpc_url) as client,
         ):
-            models = {*LiveRepository(self.layout.live).domains(), MODEL}
+            models = {*LiveRepository(self.layout.live).ensembles(), MODEL}
             for model in models:
                 client.unload_model(model, client_timeout=5)
             while time.monotonic() < deadline:

@@ -220,7 +220,7 @@ class TrackingConfig(Section):
 
 
 class DomainConfig(Section):
-    """A whole domain. `export`, `serving`, `continual` and `sla` are validated by the rooms that read them."""
+    """A whole domain. The last sections, from `export` on, are validated by the rooms that read them."""
 
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -239,6 +239,8 @@ class DomainConfig(Section):
     serving: dict[str, Any] = Field(default_factory=dict)
     continual: dict[str, Any] = Field(default_factory=dict)
     sla: dict[str, Any] = Field(default_factory=dict)
+    gates: dict[str, Any] = Field(default_factory=dict)
+    canary: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _source_names_differ(self) -> "DomainConfig":

@@ -68,10 +68,11 @@ def make_search(config: DomainConfig, data: Path, var: Path) -> Search:
         EncoderError: The encoder cannot be found.
     """
     check_space(config)
+    others = {"sources", "export", "serving", "sla", "gates", "canary", "tracking", "search"}
     inputs = {
         "plan": make_plan(config, data, var).fingerprint,
         # The plan leaves out what has no effect without the settings that are searched.
-        "config": config.model_dump(mode="json", exclude={"sources", "export", "serving", "sla", "tracking", "search"}),
+        "config": config.model_dump(mode="json", exclude=others),
         "search": config.search.model_dump(mode="json", exclude={"trials"}),
     }
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

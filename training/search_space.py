@@ -12,7 +12,7 @@ from training.errors import ConfigError
 from training.search_config import Dimension
 
 # They change what is measured, or nothing of it.
-NOT_SEARCHED = ("domain", "sources", "export", "serving", "sla", "tracking", "search")
+NOT_SEARCHED = ("domain", "sources", "export", "serving", "sla", "gates", "canary", "tracking", "search")
 
 
 def check_space(config: DomainConfig) -> None:

@@ -8,7 +8,9 @@ Example:
         client.feedback(Feedback("click", answer[0].item_id, user_id="u-17", release=answer.release))
 """
 
+from ._async_canary_split import AsyncCanarySplit
 from ._async_client import AsyncClient
+from ._canary_split import CanarySplit
 from ._client import Client
 from ._errors import (
     ClientClosed,
@@ -23,11 +25,15 @@ from ._errors import (
 )
 from ._feedback import Feedback
 from ._models import Item, Reason, Recommendations
+from ._split import CanaryState, SplitCounts
 from ._timeout import Timeout
 from ._transport import Tls
 
 __all__ = [
+    "AsyncCanarySplit",
     "AsyncClient",
+    "CanarySplit",
+    "CanaryState",
     "Client",
     "ClientClosed",
     "DeadlineExceeded",
@@ -42,6 +48,7 @@ __all__ = [
     "Recommendations",
     "ServerError",
     "ServerUnavailable",
+    "SplitCounts",
     "Timeout",
     "Tls",
 ]

@@ -106,6 +106,9 @@ class AsyncClient(BaseClient):
         """Close the client."""
         await self.close()
 
+    async def _model_parameters(self, seconds: float) -> tuple[str, dict[str, str]]:
+        return await self._connected().model_parameters(self.domain, seconds)
+
     def _connect(self) -> AsyncTransport:
         return AsyncGrpcTransport(self._endpoint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
+from typing import TypeVar
 
 from ._errors import ClientClosed
 from ._retry import Attempts
@@ -13,6 +14,10 @@ from ._transport import ChannelArgs, Endpoint, Tls
 __all__ = ["BaseClient", "Traceback"]
 
 Traceback = TracebackType | None
+Self = TypeVar("Self", bound="BaseClient")
+
+CANARY_SUFFIX = "_canary"
+"""Of the name under which a server has the canary of a domain."""
 
 
 class BaseClient:
@@ -70,6 +75,18 @@ class BaseClient:
 
     def _deadline(self, timeout: Timeout | float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else Timeout.of(timeout))
+
+    def _canary_client(self: Self) -> Self:
+        """Return a client of the domain's canary: as this one, but whose failures count at once."""
+        there = self._endpoint
+        return type(self)(
+            there.url,
+            domain=f"{self.domain}{CANARY_SUFFIX}",
+            timeout=self._timeout,
+            retries=0,
+            channel_args=there.channel_args,
+            tls=there.tls,
+        )
 
     def _attempts(self, deadline: Deadline) -> Attempts:
         return Attempts(deadline, self._retries)

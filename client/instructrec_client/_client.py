@@ -165,6 +165,9 @@ class Client(BaseClient):
         """Close the client."""
         self.close()
 
+    def _model_parameters(self, seconds: float) -> tuple[str, dict[str, str]]:
+        return self._connected().model_parameters(self.domain, seconds)
+
     def _connect(self) -> Transport:
         return GrpcTransport(self._endpoint)
 

@@ -116,6 +116,13 @@ class Transport(Protocol):
             InstructRecError: The server does not say.
         """
 
+    def model_parameters(self, model: str, timeout: float) -> tuple[str, dict[str, str]]:
+        """Return a model's version and its config's parameters.
+
+        Raises:
+            InstructRecError: The server does not say, or not have the model.
+        """
+
     def close(self) -> None:
         """Close the connection."""
 
@@ -128,6 +135,9 @@ class AsyncTransport(Protocol):
 
     async def model_ready(self, model: str, timeout: float) -> bool:
         """See `Transport.model_ready`."""
+
+    async def model_parameters(self, model: str, timeout: float) -> tuple[str, dict[str, str]]:
+        """See `Transport.model_parameters`."""
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -154,6 +164,11 @@ class GrpcTransport:
         """See `Transport.model_ready`."""
         with _typed_errors(self._url, model):
             return bool(self._client.is_model_ready(model, client_timeout=timeout))
+
+    def model_parameters(self, model: str, timeout: float) -> tuple[str, dict[str, str]]:
+        """See `Transport.model_parameters`."""
+        with _typed_errors(self._url, model):
+            return _parameters(self._client.get_model_config(model, client_timeout=timeout))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -183,6 +198,10 @@ class AsyncGrpcTransport:
         """See `Transport.model_ready`."""
         return bool(await self._call(model, self._client.is_model_ready(model, client_timeout=timeout)))
 
+    async def model_parameters(self, model: str, timeout: float) -> tuple[str, dict[str, str]]:
+        """See `Transport.model_parameters`."""
+        return _parameters(await self._call(model, self._client.get_model_config(model, client_timeout=timeout)))
+
     async def close(self) -> None:
         """See `Transport.close`."""
         self._closed = True
@@ -208,6 +227,13 @@ def _typed_errors(url: str, model: str) -> Iterator[None]:
         if "closed" not in str(error):
             raise
         raise ClientClosed(CLOSED_IN_USE) from error
+
+
+def _parameters(response: Any) -> tuple[str, dict[str, str]]:
+    """Return the version that a model's config pins, "" if none, and its parameters."""
+    versions = response.config.version_policy.specific.versions
+    parameters = {name: value.string_value for name, value in response.config.parameters.items()}
+    return str(versions[0]) if versions else "", parameters
 
 
 def _microseconds(seconds: float) -> int:

@@ -13,6 +13,8 @@ from continual_helpers import Shop
 
 from continual.follow import Follower
 from serving.errors import PublishError, ServerError
+from serving.gates.gates import Gates
+from serving.gates.settings import GateSettings
 from serving.releases import Release
 
 
@@ -21,7 +23,7 @@ def deployed(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     """The releases that were made live, on a server that is only said to run."""
     found: list[int] = []
 
-    def deploy(_layout: object, release: Release, _endpoints: object, verb: str) -> SimpleNamespace:
+    def deploy(_layout: object, release: Release, _endpoints: object, *, gates: Gates, verb: str) -> SimpleNamespace:
         assert verb == "follow"
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
@@ -39,7 +41,7 @@ def follow(shop: Shop, until: Callable[[], bool], *, every: float | None = None,
     """Follow until something is so, then send the signal that a person's Ctrl-C or a service manager sends."""
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    follower = Follower(shop.tuner(), every, events)
+    follower = Follower(shop.tuner(), every, events, GateSettings())
 
     def so() -> bool:  # not before the signal is looked after
         return signal.getsignal(signal.SIGTERM) == follower._asked_to_stop and until()
@@ -115,4 +117,4 @@ def test_a_refusal_is_logged(taught_shop: Shop, deployed: list[int], caplog: pyt
 
 def test_without_a_server_there_is_nothing_to_follow(taught_shop: Shop) -> None:
     with pytest.raises(ServerError, match="no server runs"):
-        Follower(taught_shop.tuner(), 1, None).run()
+        Follower(taught_shop.tuner(), 1, None, GateSettings()).run()

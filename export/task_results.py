@@ -1,0 +1,53 @@
+"""What the graph that is served reaches on each test instruction: what a later release is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from export.agreement import encode_rows
+from export.graph_file import open_session
+from export.task import Task
+from serving.evidence import TaskResults, instruction_key
+from training.dataset import Instruction
+from training.run import Run
+
+__all__ = ["measure_task", "test_instructions"]
+
+
+def measure_task(run: Run, graph: Path, tokenizer: Path, limit: int) -> TaskResults | None:
+    """Measures the head's accuracy and the ranking on a run's test instructions, one by one.
+
+    By the run's own score, over the whole catalogue and without a history: what the index of a large catalogue misses
+    is verified apart.
+
+    Args:
+        run: The run.
+        graph: Its encoder as it is served.
+        tokenizer: The tokenizer's file, which truncates as it does when served.
+        limit: At most so many instructions.
+
+    Returns:
+        The results; None if the run has no test instructions.
+
+    Raises:
+        ExportError: The graph cannot be read or run.
+    """
+    instructions = test_instructions(run, limit)
+    if not instructions:
+        return None
+    encodings = Tokenizer.from_file(str(tokenizer)).encode_batch([one.text for one in instructions])
+    vectors = encode_rows(open_session(graph), [encoding.ids for encoding in encodings])
+    weight, bias = run.head()
+    logits = vectors @ weight.T + bias
+    return TaskResults.of([_key(one) for one in instructions], Task(run, instructions).measure(vectors, logits))
+
+
+def test_instructions(run: Run, limit: int) -> list[Instruction]:
+    """At most so many test instructions: those of least key, so that a set that grew shares as many as it can."""
+    return sorted(run.instructions("test"), key=_key)[:limit]
+
+
+def _key(instruction: Instruction) -> str:
+    return instruction_key(instruction.instruction_id, instruction.text, instruction.label or "")

@@ -1,0 +1,159 @@
+"""The gates: verification, the task against the live release, the time of an answer against the live release's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from google.protobuf import json_format
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from ..errors import GateError, PublishError, ReleaseError
+from ..evidence import Evidence, TaskResults
+from ..live_repository import CONFIG_NAME, parse_config
+from ..releases import Release
+from .latency import compare_latency, sample_texts
+from .settings import GateSettings
+from .task import NotComparableError, compare_task
+
+Gate = Literal["verification", "task", "latency"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a gate said.
+
+    Attributes:
+        gate: which.
+        passed: whether the release may go on.
+        words: what was found, with numbers.
+    """
+
+    gate: Gate
+    passed: bool
+    words: str
+
+
+class Gates:
+    """Judges one release on its way to going live; what it found is kept.
+
+    Attributes:
+        findings: of all gates so far.
+    """
+
+    def __init__(self, settings: GateSettings, *, force: bool = False) -> None:
+        """Take the domain's settings.
+
+        Args:
+            settings: how much worse than the live release a release may be.
+            force: let the release through whatever is found; `failed` says what it was.
+        """
+        self._settings = settings
+        self._force = force
+        self.findings: list[Finding] = []
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The gates that the release did not pass, each once."""
+        return tuple(dict.fromkeys(one.gate for one in self.findings if not one.passed))
+
+    def check_files(self, release: Release, live: Release | None) -> None:
+        """Judge by what the releases bring along, before anything is touched.
+
+        Args:
+            release: which is to go live.
+            live: which answers now, None if none does. It need not be on disk any more.
+
+        Raises:
+            GateError: the release did not pass, and is not forced.
+            ReleaseError: its evidence is damaged.
+        """
+        evidence = Evidence.read(release.path)
+        self._add(_verification(evidence), release)
+        if live is not None:
+            for finding in self._task(evidence, live):
+                self._add(finding, release)
+
+    def check_answers(self, client: grpc.InferenceServerClient, url: str, release: Release, live: Release) -> None:
+        """Judge by answers, once all steps are loaded and before the switch.
+
+        The release answers under a name of its own, `<domain>_candidate`, which Triton gets over the wire: the live
+        repository holds nothing of it, and a server that starts anew does not know it.
+
+        Raises:
+            GateError: the release did not pass, and is not forced.
+            PublishError: it cannot be loaded.
+            ServerError: it does not answer.
+        """
+        domain = release.manifest.domain
+        with _candidate(client, release) as name:
+            found = compare_latency(url, domain, name, sample_texts(release), self._settings.latency_ratio)
+        if found is None:
+            words = f"release {live.number} does not answer, so there is nothing to compare the time of an answer with"
+            self._add(Finding("latency", True, words), release)
+        else:
+            self._add(Finding("latency", not found.is_over, str(found)), release)
+
+    def _task(self, evidence: Evidence | None, live: Release) -> Iterator[Finding]:
+        try:
+            compared = compare_task(_results_of(live), evidence.task if evidence else None, self._settings)
+        except NotComparableError as error:
+            yield Finding("task", False, f"it cannot be compared with release {live.number}: {error}")
+        else:
+            for one in compared:
+                yield Finding("task", one.passed, f"against release {live.number}, {one}")
+
+    def _add(self, finding: Finding, release: Release) -> None:
+        self.findings.append(finding)
+        if not finding.passed and not self._force:
+            raise GateError(
+                f"release {release.number} did not pass the gate `{finding.gate}`: {finding.words}; "
+                "FORCE=yes publishes it all the same"
+            )
+
+
+def _verification(evidence: Evidence | None) -> Finding:
+    if evidence is None:
+        return Finding("verification", False, "it brings no evidence of its verification: export it again")
+    failed = [f"{one.graph}: {', '.join(one.failed)}" for one in evidence.verification if one.failed]
+    if failed or not evidence.verification:
+        return Finding("verification", False, f"its own report says that it failed ({'; '.join(failed) or 'empty'})")
+    return Finding("verification", True, f"passed ({', '.join(one.graph for one in evidence.verification)})")
+
+
+def _results_of(live: Release) -> TaskResults | None:
+    try:
+        evidence = Evidence.read(live.path)
+    except ReleaseError:
+        return None
+    return evidence.task if evidence else None
+
+
+@contextmanager
+def _candidate(client: grpc.InferenceServerClient, release: Release) -> Iterator[str]:
+    """Have the server answer for a release whose steps are loaded, under a name that nobody else asks."""
+    domain = release.manifest.domain
+    config = parse_config((release.models / domain / CONFIG_NAME).read_text(encoding="utf-8"))
+    config.name = f"{domain}_candidate"
+    config.version_policy.specific.versions.append(release.number)
+    try:
+        client.load_model(
+            config.name,
+            config=json_format.MessageToJson(config, preserving_proto_field_name=True),
+            files={f"file:{release.number}/release": f"{release.number}\n".encode()},
+            client_timeout=30,
+        )
+        yield config.name
+    except InferenceServerException as error:
+        raise PublishError(f"Triton refuses {config.name}: {error.message()}") from None
+    finally:
+        with suppress(InferenceServerException):
+            client.unload_model(config.name, client_timeout=10)
+
+
+def summary(findings: Sequence[Finding]) -> list[str]:
+    """A line for each finding."""
+    return [f"{one.gate}: {'passed' if one.passed else 'NOT PASSED'}, {one.words}" for one in findings]
