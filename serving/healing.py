@@ -8,6 +8,7 @@ has each loaded step a stub that runs, and does each domain answer a real instru
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from .errors import ServerError, ServingError
 from .layout import Layout
 from .live_repository import LiveRepository
 from .probe import probe_release
+from .recovery import recover
 from .releases import ReleaseStore
 from .server import Server, ServerState
 
 PROBE_TIMEOUT_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
@@ -124,7 +128,9 @@ class Healer:
         state = self.server.state()
         if state is None:
             return self._restart("tritonserver is gone") if self.layout.server_state.is_file() else []
-        done: list[str] = []
+        done = self._end_killed_publishes()
+        if done:
+            return done
         try:
             with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
                 done += self._mend_stubs(client)
@@ -138,6 +144,20 @@ class Healer:
             self._silent = 0
             return []
         return self._count_silence(silent)
+
+    def _end_killed_publishes(self) -> list[str]:
+        if not LiveRepository(self.layout.live).marks.all():
+            return []
+        with self._at_work() as allowed:  # else one is at work
+            return self._recover() if allowed else []
+
+    def _recover(self) -> list[str]:
+        """What cannot be ended now, as on a full disk, must not keep anything else from being mended."""
+        try:
+            return recover(self.layout)
+        except ServingError as error:
+            logger.error("a killed publish is not ended yet: %s", error.message)
+            return []
 
     def _mend_stubs(self, client: grpc.InferenceServerClient) -> list[str]:
         stubs = find_stubs(self.layout)
@@ -192,12 +212,13 @@ class Healer:
             if not allowed or not self.layout.server_state.is_file():
                 return []
             endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
-            domains = LiveRepository(self.layout.live).domains()
             began = time.monotonic()
-            self.server.stop(drain_seconds=1)
+            self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
+            done = self._recover()
+            domains = LiveRepository(self.layout.live).domains()
             state = self.server.start(endpoints, domains)
             self.server.wait_until_ready(state, domains)
-        return [f"{reason}: server started afresh in {time.monotonic() - began:.1f} s"]
+        return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s"]
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:

