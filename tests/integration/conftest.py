@@ -15,7 +15,14 @@ import pytest
 from project import Project, new_project
 from tiny_encoders import save_encoder
 
-SMALL_PROJECTS = ("test_encoders", "test_fused", "test_healing", "test_lifecycle", "test_publish")
+SMALL_PROJECTS = (
+    "test_encoders",
+    "test_fused",
+    "test_healing",
+    "test_lifecycle",
+    "test_publish",
+    "test_publish_faults",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,6 +32,13 @@ TOLERANCE = 1e-3
 """Of a score; one from two releases is off by far more than that."""
 
 
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system
+        shutil.copy2(source, target)
+
+
 def _order(kind: int, number: int, length: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([kind, number]).permutation(length)
 
@@ -59,12 +66,12 @@ class Marker:
         for name, step in manifest.steps.items():
             own = {"tokenizer": 1, "encoder": encoder or number}.get(name, number)
             source, target = self.base.models / step.model, staged / "models" / step.model
-            shutil.copytree(source, target, copy_function=os.link)
+            shutil.copytree(source, target, copy_function=_link)
             (target / str(step.version)).rename(target / str(own))
             self._mark(target / str(own), number, encoder or number)
             steps[name] = Step(model=step.model, version=own, digest=f"{name} {own}")
         self._pin(staged, number, steps)
-        os.link(self.base.instructions, staged / self.base.instructions.name)
+        _link(self.base.instructions, staged / self.base.instructions.name)
         made = manifest.model_copy(
             update={
                 "release": number,

@@ -57,7 +57,7 @@ class Crashes:
 
     def __post_init__(self) -> None:
         store = self.layout.releases(self.project.domain)
-        store.mkdir(parents=True)
+        store.mkdir(parents=True, exist_ok=True)
         self.marker = Marker(self.base, store)
         self.askers = Askers(self.project.grpc_url, pause=0.05)
         self.number = 0
@@ -70,17 +70,22 @@ class Crashes:
 
     def new_release(self) -> int:
         """Every second one with an encoder of its own."""
+        number = self.new_number()
+        if number % 2 == 0:
+            self.encoder = number
+        return self.marker.make(number, encoder=self.encoder).number
+
+    def new_number(self) -> int:
+        """Numbers are never used twice."""
         self.number += 1
-        if self.number % 2 == 0:
-            self.encoder = self.number
-        return self.marker.make(self.number, encoder=self.encoder).number
+        return self.number
 
     def some_release(self) -> int:
         """Mostly a new one; at times one from before, whose folders may be gone from the live repository."""
         return self.new_release() if self.chooser.random() < 0.7 else self.chooser.randint(1, self.number)
 
-    def publisher(self, number: int) -> subprocess.Popen[str]:
-        """Start a publish, and return when it is past its imports."""
+    def publisher(self, number: int, *, started: bool = True) -> subprocess.Popen[str]:
+        """Start a publish, and return when it is past its imports, unless told otherwise."""
         process = subprocess.Popen(
             [*serving_command(self.project, "deploy"), "--release", str(number), "--no-watch"],
             cwd=ROOT,
@@ -90,7 +95,8 @@ class Crashes:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         assert process.stdout is not None
-        process.stdout.readline()
+        if started:
+            process.stdout.readline()
         return process
 
     def publish(self, number: int) -> None:
@@ -121,10 +127,8 @@ class Crashes:
         assert not failures, failures
 
     def _restart(self) -> None:
-        """Kill the server, and let the deploy of a release that was live before bring it up again."""
-        self.counts["server killed"] += 1
-        tree = process_tree.processes(self.layout.shared_memory_prefix)
-        next(one for one in tree if "tritonserver" in one.cmdline()[0]).kill()
+        """Kill the server, and do what the watcher does every two seconds."""
+        self.kill_server()
         done = subprocess.run(
             [sys.executable, "-c", RESTART, str(self.layout.var)],
             cwd=ROOT,
@@ -134,6 +138,11 @@ class Crashes:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+    def kill_server(self) -> None:
+        self.counts["server killed"] += 1
+        tree = process_tree.processes(self.layout.shared_memory_prefix)
+        next(one for one in tree if "tritonserver" in one.cmdline()[0]).kill()
 
     def run(self, instants: int, *, server_every: int = 5) -> None:
         """Kill so often, publish after each, and hold all that was answered against what must be."""
@@ -170,7 +179,6 @@ from serving.healing import Healer
 from serving.layout import Layout
 print(Healer(Layout(Path(sys.argv[1]))).look())
 """
-"""What the watcher does every two seconds."""
 
 
 def main() -> None:

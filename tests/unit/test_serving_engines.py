@@ -16,7 +16,15 @@ from engine_fakes import WIDTH, Engine, Memory, expected
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from serving_helpers import ROOT, Request, TritonModelException, build_release, install_triton, load_model_file, manifest_of
+from serving_helpers import (
+    ROOT,
+    Request,
+    TritonModelException,
+    build_release,
+    install_triton,
+    load_model_file,
+    manifest_of,
+)
 
 from serving.deploy import engine_warning
 from serving.engines.cuda import Cuda
