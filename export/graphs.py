@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,7 +62,13 @@ class EncoderGraphs:
 
 
 def build_encoder(
-    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, folder: Path
+    run: Run,
+    precision: Precision,
+    serving: ServingSettings,
+    settings: ExportSettings,
+    folder: Path,
+    *,
+    borrowed: Path | None = None,
 ) -> EncoderGraphs:
     """Export a run's encoder at a precision and verify every graph on the way.
 
@@ -71,12 +78,14 @@ def build_encoder(
         serving: for the length buckets.
         settings: how many texts calibrate and verify.
         folder: where the graphs are written.
+        borrowed: the graph of another domain, to be taken if it passes on this run's texts.
 
     Raises:
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
-    return _EncoderBuilder(run, serving, settings, folder).build(precision)
+    builder = _EncoderBuilder(run, serving, settings, folder)
+    return builder.build(precision) if borrowed is None else builder.borrow(borrowed, precision)
 
 
 class _EncoderBuilder:
@@ -109,6 +118,15 @@ class _EncoderBuilder:
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
         return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, tuple(reports), engine)
+
+    def borrow(self, graph: Path, precision: Precision) -> EncoderGraphs:
+        """Take a graph that was made for another domain, if it passes here."""
+        path = self.folder / f"encoder-{precision}.onnx"
+        shutil.copy2(graph, path)
+        with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
+            progress.set_postfix_str("verifying the other domain's encoder against torch")
+            report = self._verify(path, INT8_BUDGET if precision == "int8" else FP32_BUDGET)
+        return EncoderGraphs(path, self.buckets, self.hidden_size, self.model.tokenizer, (report,))
 
     def _gpu(self) -> GpuGraphs:
         return GpuGraphs(

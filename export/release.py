@@ -21,6 +21,7 @@ from export.item_index import held_out_requests, wants_index, write_items
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.report import VerificationReport
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.shared_steps import SHARED, borrowed_encoder, digest_of, name_by_content
 from export.tensorrt.engine import EngineFile
 from export.tensorrt.module import load_tensorrt
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
@@ -75,12 +76,14 @@ def export_release(run: Run, config: DomainConfig, layout: Layout, precision: Pr
     with _exclusive(folder):
         store = ReleaseStore(folder)
         previous = _previous(store)
-        fingerprint = _fingerprint(run, precision, serving, settings)
+        borrowed = borrowed_encoder(layout, settings.encoder_from, precision) if settings.encoder_from else None
+        fingerprint = _fingerprint(run, precision, serving, settings, borrowed)
         if previous is not None and previous.manifest.export_fingerprint == fingerprint:
             return Exported(previous, is_new=False)
         number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=".graphs-", dir=folder) as scratch:
-            graphs = _build_graphs(run, precision, serving, settings, Path(scratch), layout)
+            with _report_kept(run, precision, layout):
+                graphs = build_encoder(run, precision, serving, settings, Path(scratch), borrowed=borrowed)
             with new_folder(folder / str(number)) as staged:
                 builder = _ReleaseBuilder(run, serving, number, previous, staged)
                 manifest = builder.build(graphs, precision, fingerprint)
@@ -121,11 +124,11 @@ def _next_number(folder: Path, layout: Layout, domain: str) -> int:
     return max([*used, live.number if live else 0], default=0) + 1
 
 
-def _build_graphs(
-    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, scratch: Path, layout: Layout
-) -> EncoderGraphs:
+@contextmanager
+def _report_kept(run: Run, precision: Precision, layout: Layout) -> Iterator[None]:
+    """Keep the report of a verification that failed."""
     try:
-        return build_encoder(run, precision, serving, settings, scratch)
+        yield
     except VerificationError as error:
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,9 @@ def _build_graphs(
         raise VerificationError(error.report, kept_at=report) from None
 
 
-def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings) -> str:
+def _fingerprint(
+    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, borrowed: Path | None
+) -> str:
     """Of all that determines a release's content: the run, the settings, the code that makes it and that it ships."""
     digest = hashlib.sha256()
     for part in (
@@ -142,6 +147,7 @@ def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, setti
         precision,
         serving.model_dump_json(),
         settings.model_dump_json(),
+        sha256_of(borrowed) if borrowed else "",
         # An engine is of one machine: the same export elsewhere is another release.
         str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
     ):
@@ -177,14 +183,16 @@ class _ReleaseBuilder:
             self._fill(step, staged, graphs, configs)
             config = configs.step(step)
             (staged.parent / CONFIG_NAME).write_text(config, encoding="utf-8")
-            steps[step] = self._number_step(step, staged)
+            shared = self.serving.share_steps and step in SHARED and graphs.engine is None
+            steps[step] = name_by_content(step, staged.parent) if shared else self._number_step(step, staged)
         ensemble = self.models / run.domain
         (ensemble / str(self.number)).mkdir(parents=True)
         # Triton wants the folder; not every store keeps empty ones.
         (ensemble / str(self.number) / "release").write_text(f"{self.number}\n")
-        (ensemble / CONFIG_NAME).write_text(
-            configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
+        versions, models = (
+            {name: getattr(step, part) for name, step in steps.items()} for part in ("version", "model")
         )
+        (ensemble / CONFIG_NAME).write_text(configs.ensemble(versions, models), encoding="utf-8")
         page = graphs.markdown() + (f"\n{self.item_report.markdown()}" if self.item_report else "")
         (self.folder / "verification.md").write_text(page, encoding="utf-8")
         self._write_instructions()
@@ -256,12 +264,13 @@ class _ReleaseBuilder:
 
     def _number_step(self, step: str, staged: Path) -> Step:
         """Give a step its version: the previous release's if its content is the same, else this release's number."""
-        digest = _digest(staged.parent)
-        version = self.number
-        if self.previous is not None and (before := self.previous.manifest.steps.get(step)) and before.digest == digest:
+        digest = digest_of(staged.parent)
+        version, model = self.number, step_name(self.run.domain, step)
+        before = self.previous.manifest.steps.get(step) if self.previous is not None else None
+        if before is not None and (before.model, before.digest) == (model, digest):
             version = before.version
         staged.rename(staged.with_name(str(version)))
-        return Step(model=step_name(self.run.domain, step), version=version, digest=digest)
+        return Step(model=model, version=version, digest=digest)
 
     def _write_instructions(self) -> None:
         """A sample of the domain's real instructions, some with a history, for probes and load tests."""
@@ -287,10 +296,3 @@ def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
     variant = folder.parent / GPU_VARIANT
     variant.parent.mkdir()
     variant.write_text(configs.gpu_encoder(), encoding="utf-8")
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + sha256_of(path).encode())
-    return digest.hexdigest()

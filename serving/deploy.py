@@ -18,7 +18,7 @@ from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
-from .recovery import recover, unload_strays
+from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 
@@ -224,8 +224,9 @@ def _discard(repository: LiveRepository, release: Release) -> None:
 def _retire(server: Server, repository: LiveRepository, domain: str, before: LiveRelease | None) -> None:
     """Remove what is neither live nor one step away; the release is live, so this only frees disk and memory."""
     now = repository.live_release(domain)
+    keep = [one for one in (now, before) if one is not None]
     with contextlib.suppress(PublishError):
-        repository.retire(domain, [one for one in (now, before) if one is not None])
+        repository.retire(domain, keep, others=one_step_away(server.layout, repository, domain))
     if (state := server.state()) is not None:
         unload_strays(state, repository)
 

@@ -295,8 +295,13 @@ class LiveRepository:
                 self._retire_folder(self.folder / step.model / str(step.version))
             self.marks.remove(release.manifest.domain, release.number)
 
-    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> list[str]:
+    def retire(self, domain: str, keep: Iterable[LiveRelease], *, others: Iterable[LiveRelease] = ()) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
+
+        Args:
+            domain: whose release was published.
+            keep: of this domain.
+            others: releases of other domains whose steps are to stay.
 
         Returns:
             The models of which nothing is left, as when a domain was served in four steps before: a running server
@@ -310,7 +315,7 @@ class LiveRepository:
         needed.setdefault(domain, set()).update(release.number for release in kept)
         for other in self.domains():
             needed.setdefault(other, set(self._listed(other)))
-        for release in kept:
+        for release in (*kept, *others):
             for model, version in release.versions.items():
                 needed.setdefault(model, set()).add(version)
         with self._writing():

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 from .errors import ReleaseError, ServerError
 from .journal import Journal
 from .layout import Layout
-from .live_repository import LiveRepository
+from .live_repository import LiveRelease, LiveRepository
 from .probe import probe_release
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
@@ -102,6 +102,19 @@ def _reload(state: ServerState, models: list[str], repository: LiveRepository) -
                     client.load_model(model, client_timeout=120)
                 else:
                     client.unload_model(model, client_timeout=10)
+
+
+def one_step_away(layout: Layout, repository: LiveRepository, domain: str) -> list[LiveRelease]:
+    """What answered before the live release of each domain but one: their steps stay, so that they go back at once."""
+    found = []
+    for other in repository.domains():
+        live = repository.live_release(other)
+        number = Journal(layout.journal(other)).live_before(live.number) if live is not None else None
+        if other != domain and number is not None:
+            with contextlib.suppress(ReleaseError):
+                steps = ReleaseStore(layout.releases(other)).open(number).manifest.steps.values()
+                found.append(LiveRelease(number, {step.model: step.version for step in steps}))
+    return found
 
 
 def unload_strays(state: ServerState, repository: LiveRepository) -> list[str]:

@@ -12,8 +12,10 @@ must work. No request may fail but while the server is down.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -109,14 +111,16 @@ class Crashes:
         assert f"release {number} answers" in output, output
 
     def kill_while_publishing(self, *, with_server: bool) -> None:
-        process = self.publisher(self.some_release())
-        try:
-            process.wait(timeout=self.chooser.uniform(0, statistics.median(self.durations[2:] or self.durations)))
-            self.counts["publisher was done before"] += 1
-        except subprocess.TimeoutExpired:
+        while True:
+            process = self.publisher(self.some_release())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=self.chooser.uniform(0, statistics.median(self.durations[2:] or self.durations)))
             process.kill()
-            self.counts["publisher killed"] += 1
-        process.communicate()
+            process.communicate()
+            if process.returncode:
+                break  # else it was done before
+        assert process.returncode == -signal.SIGKILL, process.returncode
+        self.counts["publisher killed"] += 1
         if with_server:
             self._restart()
         start = len(self.askers.asked)

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from instructrec_client import Recommendations
 from marked_releases import Marker
 from project import Project, new_project
 from release_askers import Asked, Askers
@@ -37,8 +38,9 @@ WARM_UP = 8
 """Releases after which memory counts."""
 
 
-def ask(askers: Askers, callers: int, pipe: Connection) -> None:
+def ask(url: str, pause: float, expected: dict[str, Recommendations], callers: int, pipe: Connection) -> None:
     """In a process of its own: ask until told to stop, then hand over what was seen."""
+    askers = Askers(url, pause, expected)
     with askers.asking(threads=callers - callers // 2, tasks=callers // 2):
         pipe.send("asking")
         pipe.recv()
@@ -74,10 +76,11 @@ class Soak:
 
     def run(self, releases: int, *, callers: int = 16, pause: float = 0.25, flip_every: int = 10) -> None:
         deploy(self.layout, self.marker.make(1), self.endpoints)
-        askers = Askers(self.project.grpc_url, pause=pause)
+        askers = Askers(self.project.grpc_url)
         askers.learn()
         ours, theirs = multiprocessing.Pipe()
-        asking = multiprocessing.get_context("spawn").Process(target=ask, args=(askers, callers, theirs))
+        arguments = (self.project.grpc_url, pause, askers.expected, callers, theirs)
+        asking = multiprocessing.get_context("spawn").Process(target=ask, args=arguments)
         asking.start()
         try:
             assert ours.recv() == "asking"
@@ -100,8 +103,9 @@ class Soak:
         assert done.switch_seconds is not None
         self.switches.append(done.switch_seconds)
         print(
-            f"release {number}: published in {time.monotonic() - began:.1f} s, switched in {done.switch_seconds:.3f} s, "
-            f"{sum(self.memory[-1].values()) >> 20} MB, load {os.getloadavg()[0]:.1f}",
+            f"release {number}: published in {time.monotonic() - began:.1f} s, "
+            f"switched in {done.switch_seconds:.3f} s, {sum(self.memory[-1].values()) >> 20} MB, "
+            f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
 
@@ -164,9 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", type=int, default=100)
     parser.add_argument("--callers", type=int, default=16)
-    parser.add_argument(
-        "--pause", type=float, default=0.25, help="mean seconds between an answer and the next question"
-    )
+    parser.add_argument("--pause", type=float, default=0.25, help="mean seconds before the next question")
     parser.add_argument("--quiet", type=float, default=3.0, help="seconds between publishes")
     parser.add_argument("--serving", choices=["ensemble", "fused"], default="ensemble")
     parser.add_argument("--base", type=Path, help="a release folder; without it the sample catalogue is exported")
