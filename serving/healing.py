@@ -2,7 +2,8 @@
 
 Triton 2.51 never restarts a Python stub that died, and does not notice one that hangs: every request that needs it
 fails or waits, while all readiness endpoints say READY. Three looks tell what happened: is the server's process there,
-has each loaded step a stub that runs, and does each domain answer a real instruction.
+has each loaded step a stub that runs, and does each domain answer a real instruction. A fourth only tells: can feedback
+be stored. A publish that was killed is brought to an end first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .errors import ServerError, ServingError
+from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .probe import probe_release
@@ -115,12 +117,14 @@ class Healer:
         self.server = Server(layout)
         self._patience = patience
         self._silent = 0
+        self._without_feedback = False
 
     def look(self) -> list[str]:
         """Look once, and mend what is wrong.
 
         Returns:
-            What was done and why, a line each; nothing if all is well, or another command is at work on the server.
+            What was done and why, a line each, and whether feedback can be stored, when that changes; nothing if all is
+            well, or another command is at work on the server.
 
         Raises:
             ServingError: mending failed.
@@ -142,7 +146,7 @@ class Healer:
         silent = self._first_silent_domain(state)
         if silent is None:
             self._silent = 0
-            return []
+            return self._look_at_feedback(state)
         return self._count_silence(silent)
 
     def _end_killed_publishes(self) -> list[str]:
@@ -199,6 +203,23 @@ class Healer:
             except ServingError:
                 continue  # its files are gone from the store; that is no fault of the server
         return None
+
+    def _look_at_feedback(self, state: ServerState) -> list[str]:
+        """Say when events cannot be stored, and when they can again.
+
+        No more: the reason is mostly the store's (a full disk, a database that is down), and a new server would not
+        help. A dead or hung stub is mended as any other.
+        """
+        trouble = ""
+        if is_staged(self.layout):
+            try:
+                probe_feedback(state.endpoints.grpc_url, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+            except ServerError as error:
+                trouble = error.message
+        if bool(trouble) == self._without_feedback:
+            return []
+        self._without_feedback = bool(trouble)
+        return [trouble or "feedback can be stored again"]
 
     def _count_silence(self, reason: str) -> list[str]:
         self._silent += 1

@@ -22,6 +22,7 @@ SMALL_PROJECTS = (
     "test_lifecycle",
     "test_publish",
     "test_publish_faults",
+    "test_release_soak",
     "test_shared_steps",
 )
 

@@ -131,6 +131,17 @@ def test_a_truncated_and_a_changed_file_and_an_unreadable_manifest(crashes: Cras
     assert answers(crashes) == before
 
 
+def test_the_watcher_says_when_feedback_cannot_be_stored(crashes: Crashes) -> None:
+    healer = Healer(crashes.layout)
+    with grpc.InferenceServerClient(crashes.project.grpc_url) as client:
+        client.unload_model("feedback")
+        [said] = healer.look()
+        assert "takes no events" in said
+        assert healer.look() == []
+        client.load_model("feedback")
+        assert healer.look() == ["feedback can be stored again"]
+
+
 def test_two_publishes_at_once(crashes: Crashes) -> None:
     """One goes live; the other says that it has to wait, unless it came after."""
     both = [crashes.publisher(crashes.new_release(), started=False) for _ in range(2)]
