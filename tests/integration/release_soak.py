@@ -135,7 +135,7 @@ class Soak:
 
     def growth(self) -> float:
         """The last twenty releases' memory over the first twenty's."""
-        total = [sum(one.values()) for one in self.memory[WARM_UP:]]
+        total = [sum(one.values()) for one in self.memory[WARM_UP:] or self.memory]
         return float(np.mean(total[-20:]) / np.mean(total[:20]))
 
     def report(self) -> str:
@@ -159,7 +159,7 @@ class Soak:
             lines.append(f"flip: median {np.median(self.flips):.3f} s, longest {max(self.flips):.3f} s")
         lines.append(f"memory, last 20 to first 20 after {WARM_UP}: {self.growth():.3f}")
         for part in sorted(self.memory[-1]):
-            sizes = [one.get(part, 0) / 2**20 for one in self.memory[WARM_UP:]]
+            sizes = [one.get(part, 0) / 2**20 for one in self.memory[WARM_UP:] or self.memory]
             lines.append(f"  {part}: {np.mean(sizes[:20]):.1f} MB, then {np.mean(sizes[-20:]):.1f} MB")
         return "\n".join(lines)
 
