@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, Verifica
 from export.settings import ExportSettings, Precision, ServingSettings
 from export.speed import compare_speed
 from export.task import Task
+from export.tensorrt.engine import EngineFile
 from export.texts import calibration_texts, held_out_instructions
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
@@ -39,6 +41,8 @@ def build_encoder(
     origin: EncoderOrigin,
     folder: Path,
     var: Path,
+    *,
+    borrowed: Path | None = None,
 ) -> EncoderGraphs:
     """Export a run's encoder at a precision and verify every graph on the way.
 
@@ -50,12 +54,14 @@ def build_encoder(
         origin: what the graph is made of, for the manifest.
         folder: where the graphs are written.
         var: for the cache of torch's vectors.
+        borrowed: the graph of another domain, to be taken if it passes on this run's texts.
 
     Raises:
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
-    return _EncoderBuilder(run, serving, settings, folder, var).build(precision, origin)
+    builder = _EncoderBuilder(run, serving, settings, folder, var)
+    return builder.build(precision, origin) if borrowed is None else builder.borrow(borrowed, precision, origin)
 
 
 class _EncoderBuilder:
@@ -89,11 +95,25 @@ class _EncoderBuilder:
             elif precision != "fp32":
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
+        return self._graphs(path, reports, origin, engine)
+
+    def _graphs(
+        self, path: Path, reports: list[VerificationReport], origin: EncoderOrigin, engine: EngineFile | None = None
+    ) -> EncoderGraphs:
         # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
         self.cache.embed(self.model, self.texts, self.batch_size)
         tokenizer = self.folder / "tokenizer.json"
         self.model.tokenizer.save(str(tokenizer))
         return EncoderGraphs(path, self.buckets, self.hidden_size, tokenizer, tuple(reports), origin, engine)
+
+    def borrow(self, graph: Path, precision: Precision, origin: EncoderOrigin) -> EncoderGraphs:
+        """Take a graph that was made for another domain, if it passes here."""
+        path = self.folder / f"encoder-{precision}.onnx"
+        shutil.copy2(graph, path)
+        with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
+            progress.set_postfix_str("verifying the other domain's encoder against torch")
+            report = self._verify(path, INT8_BUDGET if precision == "int8" else FP32_BUDGET)
+        return self._graphs(path, [report], origin)
 
     def _gpu(self) -> GpuGraphs:
         return GpuGraphs(

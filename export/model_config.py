@@ -136,16 +136,22 @@ class ConfigWriter:
             (folder / f"history_{bucket}").write_bytes(bytes(4))  # one entry, "", which is padding
             (folder / f"top_k_{bucket}").write_bytes(np.array([10], dtype=np.int32).tobytes())
 
-    def ensemble(self, versions: dict[str, int]) -> str:
-        """The ensemble's config.pbtxt, with every step's version pinned."""
+    def ensemble(self, versions: dict[str, int], models: dict[str, str] | None = None) -> str:
+        """The ensemble's config.pbtxt, with every step's version pinned.
+
+        Args:
+            versions: by step.
+            models: the steps' names on the server, where they are not the domain's own.
+        """
         config = committed_config("ensemble")
         config.name = self.domain
         config.max_batch_size = self.settings.max_batch_size
         if self.settings.mode == "fused":
             self._make_one_step(config)
         for entry in config.ensemble_scheduling.step:
-            entry.model_version = versions[entry.model_name]
-            entry.model_name = step_name(self.domain, entry.model_name)
+            step = entry.model_name
+            entry.model_version = versions[step]
+            entry.model_name = (models or {}).get(step, step_name(self.domain, step))
         return format_config(config)
 
     @staticmethod

@@ -24,6 +24,7 @@ from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWrit
 from export.report import VerificationReport
 from export.reuse import encoder_origin, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.shared_steps import SHARED, borrowed_encoder, digest_of, name_by_content
 from export.task_results import measure_task
 from export.tensorrt.module import load_tensorrt
 from export.texts import held_out_texts
@@ -98,17 +99,18 @@ def export_release(
         store = ReleaseStore(folder)
         releases = _releases(store)
         previous = releases[0] if releases else None
-        fingerprint = _fingerprint(run, precision, serving, settings)
+        borrowed = borrowed_encoder(layout, settings.encoder_from, precision) if settings.encoder_from else None
+        fingerprint = _fingerprint(run, precision, serving, settings, borrowed)
         if previous is not None and previous.manifest.export_fingerprint == fingerprint:
             return Exported(previous, is_new=False)
         number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=".graphs-", dir=folder) as scratch:
-            origin = encoder_origin(run, precision, serving, settings, number)
+            origin = encoder_origin(run, precision, serving, settings, number, borrowed)
             graphs = None
             if reuse:
                 graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
             if graphs is None:
-                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout)
+                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, borrowed)
             with new_folder(folder / str(number)) as staged:
                 builder = _ReleaseBuilder(run, serving, number, releases, staged)
                 manifest = builder.build(graphs, precision, fingerprint, settings.task_instructions)
@@ -160,11 +162,12 @@ def _build_graphs(
     origin: EncoderOrigin,
     scratch: Path,
     layout: Layout,
+    borrowed: Path | None,
 ) -> EncoderGraphs:
     from export.graphs import build_encoder  # noqa: PLC0415 - loads torch, which a release that has it all does not need
 
     try:
-        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var)
+        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var, borrowed=borrowed)
     except VerificationError as error:
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,9 @@ def _build_graphs(
         raise VerificationError(error.report, kept_at=report) from None
 
 
-def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings) -> str:
+def _fingerprint(
+    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, borrowed: Path | None
+) -> str:
     """Of all that determines a release's content: the run, the settings, the code that makes it and that it ships."""
     digest = hashlib.sha256()
     for part in (
@@ -181,6 +186,7 @@ def _fingerprint(run: Run, precision: Precision, serving: ServingSettings, setti
         precision,
         serving.model_dump_json(),
         settings.model_dump_json(),
+        sha256_of(borrowed) if borrowed else "",
         # An engine is of one machine: the same export elsewhere is another release.
         str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
     ):
@@ -218,14 +224,16 @@ class _ReleaseBuilder:
             self._fill(step, staged, graphs, configs)
             config = configs.step(step)
             (staged.parent / CONFIG_NAME).write_text(config, encoding="utf-8")
-            steps[step] = self._number_step(step, staged)
+            shared = self.serving.share_steps and step in SHARED and graphs.engine is None
+            steps[step] = name_by_content(step, staged.parent) if shared else self._number_step(step, staged)
         ensemble = self.models / run.domain
         (ensemble / str(self.number)).mkdir(parents=True)
         # Triton wants the folder; not every store keeps empty ones.
         (ensemble / str(self.number) / "release").write_text(f"{self.number}\n")
-        (ensemble / CONFIG_NAME).write_text(
-            configs.ensemble({name: step.version for name, step in steps.items()}), encoding="utf-8"
+        versions, models = (
+            {name: getattr(step, part) for name, step in steps.items()} for part in ("version", "model")
         )
+        (ensemble / CONFIG_NAME).write_text(configs.ensemble(versions, models), encoding="utf-8")
         page = graphs.markdown() + (f"\n{self.item_report.markdown()}" if self.item_report else "")
         (self.folder / "verification.md").write_text(page, encoding="utf-8")
         reports = [report.model_dump(mode="json") for report in graphs.reports]
@@ -300,11 +308,12 @@ class _ReleaseBuilder:
 
     def _number_step(self, step: str, staged: Path) -> Step:
         """Give a step its version: that of an earlier release with the same content, else this release's number."""
-        digest = _digest(staged.parent)
+        digest, model = digest_of(staged.parent), step_name(self.run.domain, step)
         before = (release.manifest.steps.get(step) for release in self.releases)
-        version = next((one.version for one in before if one and one.digest == digest), self.number)
+        same = (one.version for one in before if one and (one.model, one.digest) == (model, digest))
+        version = next(same, self.number)
         staged.rename(staged.with_name(str(version)))
-        return Step(model=step_name(self.run.domain, step), version=version, digest=digest)
+        return Step(model=model, version=version, digest=digest)
 
     def _write_instructions(self) -> None:
         """A sample of the domain's real instructions, some with a history, for probes and load tests."""
@@ -340,10 +349,3 @@ def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:
     variant = folder.parent / GPU_VARIANT
     variant.parent.mkdir()
     variant.write_text(configs.gpu_encoder(), encoding="utf-8")
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + sha256_of(path).encode())
-    return digest.hexdigest()

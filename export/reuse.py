@@ -52,7 +52,12 @@ _REPORTS = TypeAdapter(tuple[VerificationReport, ...])
 
 
 def encoder_origin(
-    run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, number: int
+    run: Run,
+    precision: Precision,
+    serving: ServingSettings,
+    settings: ExportSettings,
+    number: int,
+    borrowed: Path | None = None,
 ) -> EncoderOrigin:
     """What a run's encoder graph is made of and how, as the manifest of release `number` has it.
 
@@ -65,6 +70,7 @@ def encoder_origin(
         EncoderSource(folder, weights_sha256(folder)).fingerprint,
         f"{record.pooling} {record.max_length} {precision} {serving.buckets_up_to(record.max_length)}",
         settings.model_dump_json(),
+        sha256_of(borrowed) if borrowed else "",
         *(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
         *(sha256_of(path) for path in ENCODER_CODE),
     ):

@@ -46,6 +46,8 @@ class ServingSettings(_Section):
         encoder_instances: encoder sessions side by side.
         encoder_threads: threads of each; instances × threads must not exceed the cores.
         topk: how the best items are found.
+        share_steps: whether tokenizer and encoder are named by their content, so that domains with equal ones serve
+            from one loaded copy (docs/serving.md).
     """
 
     mode: Mode = "ensemble"
@@ -55,6 +57,7 @@ class ServingSettings(_Section):
     encoder_instances: int = Field(default=1, ge=1, le=1024)
     encoder_threads: int = Field(default=1, ge=1, le=1024)
     topk: TopkSettings = TopkSettings()
+    share_steps: bool = False
 
     @field_validator("length_buckets")
     @classmethod
@@ -76,11 +79,14 @@ class ExportSettings(_Section):
         calibration_texts: how many texts the INT8 ranges are measured on, half instructions, half items.
         verification_texts: how many instructions a graph is held against torch on.
         task_instructions: on how many test instructions the release's results are kept, for later ones to be compared.
+        encoder_from: another domain, whose newest release's encoder graph is taken instead of making one; it is
+            verified on this domain's texts all the same.
     """
 
     calibration_texts: int = Field(default=256, ge=1)
     verification_texts: int = Field(default=256, ge=2)
     task_instructions: int = Field(default=1_000, ge=0)
+    encoder_from: str | None = None
 
 
 Section = TypeVar("Section", bound=_Section)

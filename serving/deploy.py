@@ -20,6 +20,7 @@ from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
+from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 
@@ -76,6 +77,7 @@ def deploy(
     """
     server = Server(layout)
     with server.lock():
+        recover(layout)
         release.manifest.verify(release.path)
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)
@@ -93,7 +95,10 @@ def deploy(
         if is_new:
             journal = Journal(layout.journal(release.manifest.domain))
             journal.write(release.number, before.number if before else None, verb, forced)
+        repository.confirm(release.manifest.domain)
         leave_to_live(repository, release.manifest.domain, release.number, deployment.endpoints.grpc_url)
+        if deployment.action != "unchanged":
+            _retire(server, repository, release.manifest.domain, before)
         return replace(deployment, warning=warning, forced=forced)
 
 
@@ -104,8 +109,11 @@ def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deploym
         ReleaseError: there is no such release, or the journal does not know what answered before.
         ServingError: as `deploy`.
     """
+    server = Server(layout)
+    with server.lock():
+        recover(layout)
     live = LiveRepository(layout.live).live_release(domain)
-    state = Server(layout).state()
+    state = server.state()
     if live is None or state is None:
         raise ServerError(f"no release of {domain} is live in {layout.var}, there is nothing to roll back")
     if number is None:
@@ -128,6 +136,9 @@ def _deploy(
     gates: Gates | None,
 ) -> Deployment:
     state = server.state()
+    if state is not None:
+        server.wait_until_up(state)
+        state = server.state()
     if state is None:
         stage_feedback(server.layout)
         return _start(server, repository, release, endpoints, with_engine)
@@ -163,9 +174,12 @@ def _start(
     server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
 ) -> Deployment:
     domain = release.manifest.domain
-    live = repository.live_release(domain)
-    repository.stage(release, variants=with_engine)
-    before = repository.switch(release)
+    try:
+        repository.stage(release, variants=with_engine)
+        before = repository.switch(release)
+    except BaseException:
+        _discard(repository, release)
+        raise
     domains = repository.domains()
     try:
         state = server.start(endpoints, domains)
@@ -174,9 +188,8 @@ def _start(
     except BaseException:
         server.stop(drain_seconds=1)
         repository.restore(domain, before)
-        repository.discard(release)
+        _discard(repository, release)
         raise
-    repository.retire(domain, _kept(repository, domain, live))
     load_canaries(repository, state.endpoints.grpc_url)
     return Deployment("started", state.endpoints, answer)
 
@@ -191,7 +204,11 @@ def _publish(
 ) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
-    changed = repository.stage(release, variants=with_engine)
+    try:
+        changed = repository.stage(release, variants=with_engine)
+    except BaseException:
+        _discard(repository, release)
+        raise
     if live is not None and live.number == release.number and not changed:
         try:
             return Deployment("unchanged", state.endpoints, probe_release(url, release))
@@ -199,27 +216,26 @@ def _publish(
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     log_start = server.log_size()
     with grpc.InferenceServerClient(url) as client:
-        before = None
+        before, switched = None, False
         try:
             load_steps(client, server, release, changed, log_start)
             if gates is not None and live is not None:
                 before_it = Release(server.layout.releases(domain) / str(live.number))
                 gates.check_answers(client, url, release, before_it)
             began = time.monotonic()
-            before = repository.switch(release)
+            before, switched = repository.switch(release), True
             _load(client, domain)
             answer = _first_answer(state, release)
             seconds = time.monotonic() - began
         except BaseException as error:
-            _go_back(client, repository, release, before)
+            if switched:
+                _go_back(client, repository, domain, before)
+            _discard(repository, release)
             if isinstance(error, GateError):
                 raise GateError(f"{error.message}; {_still(live)}") from None
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
-        for model in repository.retire(domain, _kept(repository, domain, live)):
-            with contextlib.suppress(InferenceServerException):  # the release is live; this only frees memory
-                client.unload_model(model, client_timeout=10)
     return Deployment("published", state.endpoints, answer, seconds)
 
 
@@ -247,15 +263,31 @@ def load_steps(
             raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
 
 
-def _go_back(
-    client: grpc.InferenceServerClient, repository: LiveRepository, release: Release, before: str | None
-) -> None:
-    """Let the release before answer again, and take the failed one out; what failed first is what is reported."""
-    if before is not None:
-        repository.restore(release.manifest.domain, before)
-        with contextlib.suppress(PublishError):
-            _load(client, release.manifest.domain)
-    repository.discard(release)
+def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, domain: str, before: str | None) -> None:
+    """Let the release before answer again; what failed first is what is reported."""
+    with contextlib.suppress(PublishError):
+        repository.restore(domain, before)
+        if before is not None:
+            _load(client, domain)
+        else:
+            with contextlib.suppress(InferenceServerException):
+                client.unload_model(domain, client_timeout=10)
+
+
+def _discard(repository: LiveRepository, release: Release) -> None:
+    """Take out a release that failed; where the disk is too full even for that, the next command does (`recover`)."""
+    with contextlib.suppress(PublishError):
+        repository.discard(release)
+
+
+def _retire(server: Server, repository: LiveRepository, domain: str, before: LiveRelease | None) -> None:
+    """Remove what is neither live nor one step away; the release is live, so this only frees disk and memory."""
+    now = repository.live_release(domain)
+    keep = [one for one in (now, before) if one is not None]
+    with contextlib.suppress(PublishError):
+        repository.retire(domain, keep, others=one_step_away(server.layout, repository, domain))
+    if (state := server.state()) is not None:
+        unload_strays(state, repository)
 
 
 def _ready(client: grpc.InferenceServerClient, model: str, version: int) -> bool:
@@ -282,12 +314,6 @@ def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-
-
-def _kept(repository: LiveRepository, domain: str, before: LiveRelease | None) -> list[LiveRelease]:
-    """The releases whose files stay: what is live now, and what was live before it, one step away."""
-    now = repository.live_release(domain)
-    return [release for release in (now, before) if release is not None]
 
 
 def _still(live: LiveRelease | None) -> str:

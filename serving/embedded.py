@@ -128,18 +128,28 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     """Lay out Triton's backend directory: its Python backend with the stub beside it, and our Python-based backends.
 
     Returns:
-        The directory, made anew, so that it always is of this version.
+        The directory, made anew, so that it always is of this version, unless there is no room for that.
+
+    Raises:
+        PreflightError: it cannot be written, and there is none from before.
     """
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a start that was killed
+        remove(left)
     staged = folder.with_name(f".{folder.name}-{os.getpid()}")
-    remove(staged)
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(installation.python_backend, staged / "python", ignore=ignore)
-    shutil.copy2(installation.stub, staged / "python")
-    for backend in (SERVING / "backends").iterdir():
-        if (backend / "model.py").is_file():
-            shutil.copytree(backend, staged / backend.name, ignore=ignore)
-            shutil.copytree(SERVING / "steps", staged / backend.name / "steps", ignore=ignore)
-            shutil.copytree(SERVING / "engines", staged / backend.name / "engines", ignore=ignore)
+    try:
+        shutil.copytree(installation.python_backend, staged / "python", ignore=ignore)
+        shutil.copy2(installation.stub, staged / "python")
+        for backend in (SERVING / "backends").iterdir():
+            if (backend / "model.py").is_file():
+                shutil.copytree(backend, staged / backend.name, ignore=ignore)
+                shutil.copytree(SERVING / "steps", staged / backend.name / "steps", ignore=ignore)
+                shutil.copytree(SERVING / "engines", staged / backend.name / "engines", ignore=ignore)
+    except (shutil.Error, OSError) as error:
+        remove(staged)
+        if folder.is_dir():  # on a full disk, what served until now serves on
+            return folder
+        raise PreflightError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
     remove(folder)
     staged.rename(folder)
     return folder

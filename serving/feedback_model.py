@@ -76,7 +76,8 @@ def publish_feedback(layout: Layout, url: str) -> None:
     changed = stage_feedback(layout)
     try:
         with grpc.InferenceServerClient(url) as client:
-            if changed or not client.is_model_ready(MODEL, client_timeout=10):
+            # By its version: a deploy that was killed may have staged one that it did not load.
+            if changed or not client.is_model_ready(MODEL, str(_pinned(layout.live / MODEL)), client_timeout=10):
                 client.load_model(MODEL, client_timeout=120)
     except InferenceServerException as error:
         if changed and before is not None:

@@ -2,12 +2,14 @@
 
 Triton 2.51 never restarts a Python stub that died, and does not notice one that hangs: every request that needs it
 fails or waits, while all readiness endpoints say READY. Three looks tell what happened: is the server's process there,
-has each loaded step a stub that runs, and does each domain answer a real instruction.
+has each loaded step a stub that runs, and does each domain answer a real instruction. A fourth only tells: can feedback
+be stored. A publish that was killed is brought to an end first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +22,17 @@ from tritonclient.utils import InferenceServerException
 from . import process_tree
 from .canary.ensemble import load_canaries
 from .errors import ServerError, ServingError
+from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .probe import probe_release
+from .recovery import recover
 from .releases import ReleaseStore
 from .server import Server, ServerState
 
 PROBE_TIMEOUT_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
@@ -115,12 +121,14 @@ class Healer:
         self.server = Server(layout)
         self._patience = patience
         self._silent = 0
+        self._without_feedback = False
 
     def look(self) -> list[str]:
         """Look once, and mend what is wrong.
 
         Returns:
-            What was done and why, a line each; nothing if all is well, or another command is at work on the server.
+            What was done and why, a line each, and whether feedback can be stored, when that changes; nothing if all is
+            well, or another command is at work on the server.
 
         Raises:
             ServingError: mending failed.
@@ -128,7 +136,9 @@ class Healer:
         state = self.server.state()
         if state is None:
             return self._restart("tritonserver is gone") if self.layout.server_state.is_file() else []
-        done: list[str] = []
+        done = self._end_killed_publishes()
+        if done:
+            return done
         try:
             with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
                 done += self._mend_stubs(client)
@@ -140,8 +150,22 @@ class Healer:
         silent = self._first_silent_domain(state)
         if silent is None:
             self._silent = 0
-            return []
+            return self._look_at_feedback(state)
         return self._count_silence(silent)
+
+    def _end_killed_publishes(self) -> list[str]:
+        if not LiveRepository(self.layout.live).marks.all():
+            return []
+        with self._at_work() as allowed:  # else one is at work
+            return self._recover() if allowed else []
+
+    def _recover(self) -> list[str]:
+        """What cannot be ended now, as on a full disk, must not keep anything else from being mended."""
+        try:
+            return recover(self.layout)
+        except ServingError as error:
+            logger.error("a killed publish is not ended yet: %s", error.message)
+            return []
 
     def _mend_stubs(self, client: grpc.InferenceServerClient) -> list[str]:
         stubs = find_stubs(self.layout)
@@ -184,6 +208,23 @@ class Healer:
                 continue  # its files are gone from the store; that is no fault of the server
         return None
 
+    def _look_at_feedback(self, state: ServerState) -> list[str]:
+        """Say when events cannot be stored, and when they can again.
+
+        No more: the reason is mostly the store's (a full disk, a database that is down), and a new server would not
+        help. A dead or hung stub is mended as any other.
+        """
+        trouble = ""
+        if is_staged(self.layout):
+            try:
+                probe_feedback(state.endpoints.grpc_url, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+            except ServerError as error:
+                trouble = error.message
+        if bool(trouble) == self._without_feedback:
+            return []
+        self._without_feedback = bool(trouble)
+        return [trouble or "feedback can be stored again"]
+
     def _count_silence(self, reason: str) -> list[str]:
         self._silent += 1
         if self._silent < self._patience:
@@ -196,14 +237,15 @@ class Healer:
             if not allowed or not self.layout.server_state.is_file():
                 return []
             endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
-            domains = LiveRepository(self.layout.live).domains()
             began = time.monotonic()
-            self.server.stop(drain_seconds=1)
+            self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
+            done = self._recover()
+            domains = LiveRepository(self.layout.live).domains()
             state = self.server.start(endpoints, domains)
             self.server.wait_until_ready(state, domains)
             refused = load_canaries(LiveRepository(self.layout.live), state.endpoints.grpc_url)
         without = f", without {', '.join(refused)}" if refused else ""
-        return [f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
+        return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:

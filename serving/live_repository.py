@@ -18,9 +18,10 @@ from tritonclient.grpc import model_config_pb2
 
 from .embedded import join_lengths
 from .errors import PublishError
-from .files import remove, rename_into_place, sha256_of, write_atomically
+from .files import make_folder, remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
 from .releases import Release
+from .unfinished import Marks
 
 CONFIG_NAME = "config.pbtxt"
 VARIANTS_FOLDER = "configs"
@@ -82,6 +83,7 @@ class LiveRepository:
     def __init__(self, folder: Path) -> None:
         """Take the folder that Triton reads; it need not exist yet."""
         self.folder = folder
+        self.marks = Marks(folder)
 
     def domains(self) -> list[str]:
         """The domains that are live."""
@@ -98,6 +100,10 @@ class LiveRepository:
             for name, config in configs.items()
             if config.platform == "ensemble" and (with_canaries or CANARY_OF not in config.parameters)
         )
+
+    def holds(self, model: str) -> bool:
+        """Whether there is a model of this name."""
+        return (self.folder / model / CONFIG_NAME).is_file()
 
     def live_release(self, domain: str) -> LiveRelease | None:
         """What a domain's ensemble pins now, or None before its first release."""
@@ -133,6 +139,7 @@ class LiveRepository:
         """
         with self._writing():
             self._remove_leftovers()
+            self._mark(release)
             pinned = self._pinned()
             steps = release.manifest.steps.values()
             changed = [
@@ -140,16 +147,34 @@ class LiveRepository:
                 for step in steps
                 if self._stage_step(release, step, pinned.get(step.model, set()), variants=variants)
             ]
-            self._stage_folder(release.models / release.manifest.domain / str(release.number), release.manifest.domain)
+            self._stage_folder(release, release.manifest.domain, release.number)
         return changed
+
+    def _mark(self, release: Release) -> None:
+        """Say that a publish has begun, before anything of it is there; `confirm` or `discard` ends it."""
+        domain = release.manifest.domain
+        live = self.live_release(domain)
+        if live is None or live.number != release.number:
+            config = self.folder / domain / CONFIG_NAME
+            self.marks.add(domain, release.number, config.read_bytes() if config.is_file() else None)
+
+    def confirm(self, domain: str) -> None:
+        """End a domain's publish: the release that its ensemble pins has answered, and that is written down.
+
+        Raises:
+            PublishError: the folder cannot be written.
+        """
+        with self._writing():
+            self.marks.remove(domain)
 
     def _stage_step(self, release: Release, step: Step, pinned: set[int], *, variants: bool) -> bool:
         source = release.models / step.model
-        copied = self._stage_folder(source / str(step.version), step.model)
+        copied = self._stage_folder(release, step.model, step.version)
         for extra in source.glob("*/*"):  # warm-up data, which lies beside the versions
             if extra.is_file() and extra.parent.name != VARIANTS_FOLDER and not extra.parent.name.isdecimal():
-                self._replace_if_changed(self.folder / step.model / extra.parent.name / extra.name, extra.read_bytes())
-        config = parse_config((source / CONFIG_NAME).read_text(encoding="utf-8"))
+                parts = (step.model, extra.parent.name, extra.name)
+                self._replace_if_changed(self.folder.joinpath(*parts), release.model_file(*parts))
+        config = parse_config(release.model_file(step.model, CONFIG_NAME).decode())
         versions = pinned | {step.version}
         listed = self._listed(step.model)
         if not copied and versions <= listed:
@@ -158,22 +183,23 @@ class LiveRepository:
         config.version_policy.specific.versions.extend(sorted(versions))
         join_lengths(config)
         changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
-        changed |= self._stage_variants(source if variants else None, self.folder / step.model, sorted(versions))
+        changed |= self._stage_variants(release, step.model, sorted(versions), fitting=variants)
         return changed or copied
 
-    def _stage_variants(self, source: Path | None, model: Path, versions: list[int]) -> bool:
+    def _stage_variants(self, release: Release, model: str, versions: list[int], *, fitting: bool) -> bool:
         """Bring a step's config variants in, and take those out that it does not have.
 
         Triton loads all versions with one config; so a variant stays out as long as a version that is still needed
         lacks the file that it names (an engine, beside a release without one).
         """
         variants = {}
-        for path in (source / VARIANTS_FOLDER).glob("*.pbtxt") if source else ():
-            config = parse_config(path.read_text(encoding="utf-8"))
-            if all((model / str(version) / config.default_model_filename).is_file() for version in versions):
+        folder, changed = self.folder / model / VARIANTS_FOLDER, False
+        names = [path.name for path in (release.models / model / VARIANTS_FOLDER).glob("*.pbtxt")] if fitting else []
+        for name in names:
+            config = parse_config(release.model_file(model, VARIANTS_FOLDER, name).decode())
+            if all((folder.parent / str(version) / config.default_model_filename).is_file() for version in versions):
                 config.version_policy.specific.versions.extend(versions)
-                variants[path.name] = format_config(config).encode()
-        folder, changed = model / VARIANTS_FOLDER, False
+                variants[name] = format_config(config).encode()
         for path in folder.glob("*.pbtxt"):
             if path.name not in variants:
                 path.unlink()
@@ -190,11 +216,12 @@ class LiveRepository:
             return set()
         return set(read_config(path).version_policy.specific.versions)
 
-    def _stage_folder(self, source: Path, model: str) -> bool:
-        """Copy one version folder in, unless it is there; it appears whole or not at all."""
-        final = self.folder / model / source.name
+    def _stage_folder(self, release: Release, model: str, version: int) -> bool:
+        """Copy one version folder in, unless it is there; it appears whole, as the manifest has it, or not at all."""
+        source, final = release.models / model / str(version), self.folder / model / str(version)
+        expected = release.manifest.digests_below(source.relative_to(release.path).as_posix())
         if final.is_dir():
-            if contents(final) != contents(source):
+            if contents(final) != expected:
                 raise PublishError(
                     f"{final} holds other files than {source}: was the folder of releases removed? "
                     "Run `make clean`, or export once more"
@@ -202,7 +229,13 @@ class LiveRepository:
             return False
         incoming = final.with_name(f"{INCOMING}{source.name}")
         try:
+            make_folder(incoming.parent)
             shutil.copytree(source, incoming)
+            if contents(incoming) != expected:
+                raise PublishError(
+                    f"what was copied from {source} does not have the sha256 of the manifest: the file was changed "
+                    "meanwhile, or a disk fails"
+                )
             rename_into_place(incoming, final)
         except BaseException:
             remove(incoming)
@@ -229,7 +262,7 @@ class LiveRepository:
         domain = release.manifest.domain
         path = self.folder / domain / CONFIG_NAME
         before = path.read_text(encoding="utf-8") if path.is_file() else None
-        config = parse_config((release.models / domain / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = parse_config(release.model_file(domain, CONFIG_NAME).decode())
         config.version_policy.specific.versions.append(release.number)
         with self._writing():
             self._replace_if_changed(path, format_config(config).encode())
@@ -243,10 +276,13 @@ class LiveRepository:
         """
         path = self.folder / domain / CONFIG_NAME
         with self._writing():
-            if config is None:
-                path.unlink(missing_ok=True)
-            else:
+            kept = next((one for one in self.marks.find(domain) if config is not None and one.before == config), None)
+            if kept is not None:
+                kept.put_back(path)
+            elif config is not None:
                 write_atomically(path, config.encode())
+            else:
+                path.unlink(missing_ok=True)
 
     def discard(self, release: Release) -> None:
         """Take out a staged release that failed, so that a server started later does not stumble over it.
@@ -270,9 +306,15 @@ class LiveRepository:
                     else:
                         each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
+            self.marks.remove(release.manifest.domain, release.number)
 
-    def retire(self, domain: str, keep: Iterable[LiveRelease]) -> list[str]:
+    def retire(self, domain: str, keep: Iterable[LiveRelease], *, others: Iterable[LiveRelease] = ()) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
+
+        Args:
+            domain: whose release was published.
+            keep: of this domain.
+            others: releases of other domains whose steps are to stay.
 
         Returns:
             The models of which nothing is left, as when a domain was served in four steps before: a running server
@@ -286,7 +328,7 @@ class LiveRepository:
         needed.setdefault(domain, set()).update(release.number for release in kept)
         for other in self.ensembles():
             needed.setdefault(other, set(self._listed(other)))
-        for release in kept:
+        for release in (*kept, *others):
             for model, version in release.versions.items():
                 needed.setdefault(model, set()).add(version)
         with self._writing():
@@ -313,7 +355,7 @@ class LiveRepository:
             remove(retired)
 
     def _remove_leftovers(self) -> None:
-        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*", f"{RETIRED}*"):
+        for pattern in (f"*/{INCOMING}*", f"*/{RETIRED}*", f"{RETIRED}*", ".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
             for path in self.folder.glob(pattern):
                 remove(path)
 

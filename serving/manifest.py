@@ -118,6 +118,8 @@ class Manifest(BaseModel):
             raise ReleaseError(f"{path}: {where}: {first['msg']}; export the release again") from None
         except ValueError as error:
             raise ReleaseError(f"{path}: not JSON ({error}); export the release again") from None
+        except OSError as error:
+            raise ReleaseError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def write(self, release_folder: Path) -> None:
         """Write the manifest into a release folder, in one step."""
@@ -133,7 +135,11 @@ class Manifest(BaseModel):
         for name, expected in self.files.items():
             if name not in present:
                 raise ReleaseError(f"{release_folder}: {name} is missing; export the release again")
-            if sha256_of(release_folder / name) != expected:
+            try:
+                digest = sha256_of(release_folder / name)
+            except OSError as error:
+                raise ReleaseError(f"{release_folder}: {name} cannot be read: {error.strerror or error}") from None
+            if digest != expected:
                 raise ReleaseError(
                     f"{release_folder}: {name} does not have the sha256 of the manifest; export the release again"
                 )
@@ -142,6 +148,11 @@ class Manifest(BaseModel):
             raise ReleaseError(
                 f"{release_folder}: {extra[0]} is not in the manifest; remove it or export the release again"
             )
+
+    def digests_below(self, folder: str) -> dict[str, str]:
+        """The sha256 of every file below a folder of the release, by path relative to that folder."""
+        start = f"{folder}/"
+        return {name[len(start) :]: digest for name, digest in self.files.items() if name.startswith(start)}
 
 
 def files_below(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,21 @@ class Release:
     def models(self) -> Path:
         """Its models, one folder each."""
         return self.path / MODELS_FOLDER
+
+    def model_file(self, *parts: str) -> bytes:
+        """A file below `models`, read once and held against the manifest, so that what is used is what was verified.
+
+        Raises:
+            ReleaseError: it is missing, or not what the manifest says.
+        """
+        path = self.models.joinpath(*parts)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ReleaseError(f"{path} cannot be read: {error.strerror or error}") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.files.get(path.relative_to(self.path).as_posix()):
+            raise ReleaseError(f"{path} does not have the sha256 of the manifest; export the release again")
+        return content
 
     @property
     def instructions(self) -> Path:

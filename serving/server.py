@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
-from .errors import PublishError, ServerError
+from .errors import PreflightError, PublishError, ServerError
 from .feedback_model import MODEL, is_staged
 from .files import write_atomically
 from .layout import Layout
@@ -111,8 +111,44 @@ class Server:
             started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             endpoints=endpoints,
         )
-        write_atomically(self.layout.server_state, state.model_dump_json(indent=1).encode() + b"\n")
+        self._write_state(state.model_dump_json(indent=1).encode() + b"\n")
         return state
+
+    def _write_state(self, content: bytes) -> None:
+        """Write down what was started; where the disk is full, over what was written of the server before.
+
+        Raises:
+            PreflightError: it cannot be written, so the server was killed again: nobody would know of it.
+        """
+        path = self.layout.server_state
+        try:
+            write_atomically(path, content)
+        except OSError as full:
+            try:
+                with path.open("r+b") as stream:
+                    stream.write(content)
+                    stream.truncate()
+            except OSError:
+                process_tree.sweep(self.layout.shared_memory_prefix)
+                raise PreflightError(f"cannot write {path}: {full.strerror or full}") from None
+
+    def wait_until_up(self, state: ServerState, *, timeout_seconds: float = 60.0) -> None:
+        """Wait while a server is still starting, as when the command that started it was killed; or until it ended.
+
+        Raises:
+            ServerError: it runs and does not even say that it lives.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+            while self.state() is not None:
+                with contextlib.suppress(InferenceServerException):
+                    if client.is_server_live(client_timeout=5):
+                        return
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"the server runs but does not answer: {self.first_error()}; run `make stop deploy`"
+                    )
+                time.sleep(0.1)
 
     def wait_until_ready(self, state: ServerState, domains: list[str], *, timeout_seconds: float = 120.0) -> None:
         """Wait until the server says that its ensembles are ready, their warm-up included.
@@ -137,11 +173,12 @@ class Server:
             f"(log: {self.layout.server_log})"
         )
 
-    def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5) -> str:
+    def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5, forget: bool = True) -> str:
         """Stop the server: requests in flight are answered, then nothing of it is left.
 
         Args:
             drain_seconds: how long to wait before the server is killed.
+            forget: whether it was meant to stop, so that the watcher goes too.
 
         Returns:
             What was done, in words.
@@ -167,7 +204,8 @@ class Server:
         self._reap(state.pid if state else None)
         if left := process_tree.processes(prefix):
             raise ServerError(f"process {left[0].pid} cannot be killed; the machine may need a restart")
-        self.layout.server_state.unlink(missing_ok=True)
+        if forget:
+            self.layout.server_state.unlink(missing_ok=True)
         leftovers = (
             f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
         )

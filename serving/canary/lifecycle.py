@@ -17,6 +17,7 @@ from ..journal import Journal
 from ..layout import Layout
 from ..live_repository import LiveRepository
 from ..probe import ProbeAnswer, probe_release
+from ..recovery import recover
 from ..releases import Release, ReleaseStore
 from ..server import Server, ServerState
 from .ensemble import Canary, new_canary, read_canary, remove_canary, with_share, write_canary
@@ -59,6 +60,7 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
         raise ServingError(f"the share of the people is a number from 0 to 1, not {share:g}; SHARE=0.1 is one in ten")
     domain, server = release.manifest.domain, Server(layout)
     with server.lock():
+        recover(layout)
         state, repository = _running(server, domain)
         live = _live_number(repository, domain)
         before = read_canary(repository, domain)
@@ -100,7 +102,9 @@ def _put_up(
         load_steps(client, server, release, changed, server.log_size())
         gates.check_answers(client, url, release, live_release)
         canary = new_canary(release, share, gates.failed)
-        return canary, _switch_on(repository, client, state, canary, release)
+        answer = _switch_on(repository, client, state, canary, release)
+        repository.confirm(domain)  # its steps are pinned by the canary now
+        return canary, answer
     except BaseException as error:
         remove_canary(repository, domain, client)
         _unstage(server.layout, repository, client, release)
@@ -157,6 +161,7 @@ def _unstage(layout: Layout, repository: LiveRepository, client: grpc.InferenceS
     domain = release.manifest.domain
     live = repository.live_release(domain)
     if live is not None and Journal(layout.journal(domain)).live_before(live.number) == release.number:
+        repository.confirm(domain)
         return
     try:
         steps = list(release.manifest.steps.values())

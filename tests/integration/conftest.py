@@ -24,6 +24,9 @@ SMALL_PROJECTS = (
     "test_healing",
     "test_lifecycle",
     "test_publish",
+    "test_publish_faults",
+    "test_release_soak",
+    "test_shared_steps",
 )
 
 

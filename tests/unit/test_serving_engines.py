@@ -16,7 +16,15 @@ from engine_fakes import WIDTH, Engine, Memory, expected
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from serving_helpers import ROOT, Request, TritonModelException, build_release, install_triton, load_model_file
+from serving_helpers import (
+    ROOT,
+    Request,
+    TritonModelException,
+    build_release,
+    install_triton,
+    load_model_file,
+    manifest_of,
+)
 
 from serving.deploy import engine_warning
 from serving.engines.cuda import Cuda
@@ -93,7 +101,8 @@ def engine_release(folder: Path, number: int = 1) -> Release:
         'name: "shop_encoder"\nbackend: "tensorrt"\ndefault_model_filename: "model.plan"\nmax_batch_size: 32\n'
     )
     (encoder / str(number) / "model.plan").write_bytes(b"engine")
-    release.manifest.model_copy(update={"engine": BUILT}).write(release.path)
+    made = manifest_of(release.path, "shop", number, release.manifest.steps)
+    made.model_copy(update={"engine": BUILT}).write(release.path)
     return Release(release.path)
 
 

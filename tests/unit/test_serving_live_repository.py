@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_helpers import build_release, content_of
+from live_repository_helpers import ENCODER_KEPT, Crash, check_whole, crash_at, full, listed, publish
+from serving_helpers import build_release
 
 from serving.errors import PublishError
-from serving.live_repository import LiveRelease, LiveRepository, parse_config
+from serving.live_repository import LiveRelease, LiveRepository
 from serving.releases import Release
-
-ENCODER_KEPT = {
-    1: {"encoder": (1, "e1"), "topk": (1, "t1")},
-    2: {"encoder": (1, "e1"), "topk": (2, "t2")},
-    3: {"encoder": (3, "e3"), "topk": (3, "t3")},
-}
-
-
-def publish(repository: LiveRepository, release: Release) -> list[str]:
-    """What a deploy does to the folder; keeps what was live before, one step away."""
-    domain = release.manifest.domain
-    before = repository.live_release(domain)
-    changed = repository.stage(release)
-    repository.switch(release)
-    now = repository.live_release(domain)
-    repository.retire(domain, [one for one in (now, before) if one is not None])
-    return changed
-
-
-def check_whole(repository: LiveRepository, releases: dict[int, Release], domain: str = "shop") -> int:
-    """What the ensemble pins is there, complete, listed by each step's config, and of one release; returns which."""
-    live = repository.live_release(domain)
-    assert live is not None
-    release = releases[live.number]
-    assert live.versions == {step.model: step.version for step in release.manifest.steps.values()}
-    for model, version in {**live.versions, domain: live.number}.items():
-        folder = repository.folder / model
-        assert content_of(folder / str(version)) == content_of(release.models / model / str(version)), model
-        assert version in listed(repository, model)
-    return live.number
-
-
-def listed(repository: LiveRepository, model: str) -> list[int]:
-    config = parse_config((repository.folder / model / "config.pbtxt").read_text())
-    return list(config.version_policy.specific.versions)
 
 
 def versions(repository: LiveRepository, model: str) -> set[int]:
@@ -175,45 +139,6 @@ def test_any_sequence_of_releases_keeps_what_is_pinned(tmp_path_factory, plan, j
         previous = number
 
 
-class Crash(BaseException):
-    """Nothing handles it, as nothing handles a power cut."""
-
-
-def crash_at(monkeypatch: pytest.MonkeyPatch, stop: int, *, done: bool) -> Callable[[], int]:
-    """Let the operation number `stop` on the file system be the last; with `done`, after it happened, else half-way."""
-    count = 0
-
-    def wrap(owner: Any, name: str, half: Callable[..., None]) -> None:
-        real = getattr(owner, name)
-
-        def operation(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            number = count  # an operation on a folder holds others
-            if number == stop and not done:
-                half(*arguments)
-                raise Crash
-            result = real(*arguments, **options)
-            if number == stop:
-                raise Crash
-            return result
-
-        monkeypatch.setattr(owner, name, operation)
-
-    def half_copied(source: str | Path, target: str | Path, *_: Any) -> None:
-        Path(target).mkdir(parents=True)
-        shutil.copy2(next(path for path in Path(source).rglob("*") if path.is_file()), target)
-
-    def half_removed(folder: str | Path, *_: Any) -> None:
-        os.unlink(next(path for path in Path(folder).rglob("*") if path.is_file()))  # noqa: PTH108 - Path's is wrapped
-
-    wrap(shutil, "copytree", half_copied)
-    wrap(shutil, "rmtree", half_removed)
-    for name in ("rename", "replace", "unlink"):
-        wrap(Path, name, lambda *_: None)
-    return lambda: count
-
-
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2), (3, 1)])
 def test_a_crash_between_any_two_operations_leaves_a_whole_repository(tmp_path, monkeypatch, done, first, second):
@@ -255,10 +180,6 @@ def test_a_release_half_removed_by_a_crash_comes_back_whole(tmp_path, monkeypatc
             return
 
 
-def full(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.parametrize(
     ("owner", "name"), [(shutil, "copytree"), (shutil, "copyfile"), (os, "fsync"), (Path, "rename"), (Path, "replace")]
 )
@@ -292,7 +213,7 @@ def test_a_full_disk_is_not_left_fuller(repository, releases, monkeypatch):
         patch.setattr(Path, "rename", full)
         with pytest.raises(PublishError):
             repository.stage(releases[3])
-    assert not [path for path in repository.folder.rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in repository.folder.rglob(".*")] == [".publishing-shop-3"]
 
 
 def test_a_release_made_anew_under_an_old_number_is_not_mixed_with_the_old(tmp_path, repository):
@@ -336,6 +257,7 @@ def test_steps_that_no_release_has_any_more_go_when_they_are_two_steps_away(tmp_
     before = repository.live_release("shop")
     repository.stage(made[2])
     repository.switch(made[2])
+    repository.confirm("shop")
     now = repository.live_release("shop")
     assert repository.retire("shop", [now, before]) == ["shop_encoder", "shop_topk"]
     assert {path.name for path in repository.folder.iterdir()} == {
