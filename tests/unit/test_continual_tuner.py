@@ -17,6 +17,9 @@ from training.run import Run
 
 LENIENT = ("continual.budget=100",)
 
+STIFF = "continual.penalties=[0.003]"
+"""Eight validation texts are too few to choose by how stiff a head has to be."""
+
 
 def runs_of(shop: Shop) -> list[Path]:
     return sorted((shop.var / "runs" / "shop").iterdir())
@@ -88,9 +91,11 @@ def test_what_was_gone_back_from_is_not_learned_again(taught_shop: Shop, monkeyp
     third = taught_shop.tuner().turn().release
     assert third is not None
     assert best_label(taught_shop, third, "I want a kicks") == "Shoes"
-    assert best_label(taught_shop, third, "I want a drip") == best_label(
-        taught_shop, taught_shop.release, "I want a drip"
-    )
+    remembered = (
+        taught_shop.var / "runs" / taught_shop.run.domain / third.manifest.run_id / "feedback.jsonl"
+    ).read_text()
+    assert "kicks" in remembered
+    assert "drip" not in remembered
 
 
 def test_a_later_turn_does_not_forget_what_an_earlier_one_learned(
@@ -98,7 +103,7 @@ def test_a_later_turn_does_not_forget_what_an_earlier_one_learned(
 ) -> None:
     for phrase, item in (("drip", "id-hat1"), ("kicks", "id-shoe1"), ("fit", "id-shirt1")):
         taught_shop.send(40, phrase, item)
-        release = taught_shop.tuner().turn().release
+        release = taught_shop.tuner(STIFF).turn().release
         assert release is not None
         taught_shop.make_live(release, monkeypatch)
     wanted = {"drip": "Hats", "kicks": "Shoes", "fit": "Shirts", "hat": "Hats"}

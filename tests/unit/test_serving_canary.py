@@ -42,6 +42,7 @@ def put_in(repository: LiveRepository, release: Release, *, canary: bool = False
         write_canary(repository, new_canary(release, 0.1, ("task",)), release)
     else:
         repository.switch(release)
+    repository.confirm(release.manifest.domain)
 
 
 def versions(repository: LiveRepository, model: str) -> set[str]:
