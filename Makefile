@@ -124,7 +124,7 @@ catalogue: setup  ## Bring new, changed and removed items of DATA into a release
 
 deploy: setup  ## Make the newest release (or RELEASE=n) live, and ask it for a recommendation
 	@ls -d $(VAR)/releases/$(DOMAIN)/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory export
-	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS) --config $(CONFIG) $(if $(filter yes,$(FORCE)),--force) $(if $(filter no,$(WATCH)),--no-watch) $(SET)
+	@$(PY) -m serving deploy --domain $(DOMAIN) --var $(VAR) $(if $(RELEASE),--release $(RELEASE)) $(ENDPOINTS) $(if $(wildcard $(CONFIG)),--config $(CONFIG)) $(if $(filter yes,$(FORCE)),--force) $(if $(filter no,$(WATCH)),--no-watch) $(SET)
 	@$(MAKE) --no-print-directory recommend
 	@echo
 	@echo 'Ask more:  make recommend TEXT="a warm winter jacket for my son" K=5      Stop:  make stop'

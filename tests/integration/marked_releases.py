@@ -20,7 +20,7 @@ import onnx
 from instructrec_client import Recommendations
 from onnx import helper, numpy_helper
 
-from export.onnx_graph import VECTOR, export_head
+from export.head_graph import VECTOR, export_head
 from serving.files import sha256_of
 from serving.live_repository import format_config, parse_config
 from serving.manifest import Step, files_below

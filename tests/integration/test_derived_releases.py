@@ -161,7 +161,7 @@ def test_a_graph_that_does_not_do_for_the_run_is_made_anew(
     strict = reuse.FP32_BUDGET.model_copy(update={"top_k_overlap": 1.1})
     monkeypatch.setitem(reuse.BUDGETS, "fp32", strict)
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise VerificationError(reuse.VerificationReport(graph="anew", texts=1, shapes=(), checks=()))
 
     monkeypatch.setattr("export.graphs.build_encoder", refused)
