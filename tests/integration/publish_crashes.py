@@ -89,7 +89,7 @@ class Crashes:
     def publisher(self, number: int, *, started: bool = True) -> subprocess.Popen[str]:
         """Start a publish, and return when it is past its imports, unless told otherwise."""
         process = subprocess.Popen(
-            [*serving_command(self.project, "deploy"), "--release", str(number), "--no-watch"],
+            [*serving_command(self.project, "deploy"), "--release", str(number), "--no-watch", "--force"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -146,7 +146,9 @@ class Crashes:
     def kill_server(self) -> None:
         self.counts["server killed"] += 1
         tree = process_tree.processes(self.layout.shared_memory_prefix)
-        next(one for one in tree if "tritonserver" in one.cmdline()[0]).kill()
+        server = next(one for one in tree if "tritonserver" in one.cmdline()[0])
+        server.kill()
+        server.wait(10)
 
     def run(self, instants: int, *, server_every: int = 5) -> None:
         """Kill so often, publish after each, and hold all that was answered against what must be."""

@@ -75,7 +75,7 @@ class Soak:
         self.endpoints = Endpoints(grpc_port=ports[0], http_port=ports[1], metrics_port=ports[2])
 
     def run(self, releases: int, *, callers: int = 16, pause: float = 0.25, flip_every: int = 10) -> None:
-        deploy(self.layout, self.marker.make(1), self.endpoints)
+        deploy(self.layout, self.marker.make(1), self.endpoints, gates=None)
         askers = Askers(self.project.grpc_url)
         askers.learn()
         ours, theirs = multiprocessing.Pipe()
@@ -98,7 +98,7 @@ class Soak:
         time.sleep(self.quiet_seconds)
         self.memory.append(self._memory())
         began = time.monotonic()
-        done = deploy(self.layout, release, self.endpoints)
+        done = deploy(self.layout, release, self.endpoints, gates=None)
         self.publishes.append((began, time.monotonic()))
         assert done.switch_seconds is not None
         self.switches.append(done.switch_seconds)

@@ -177,11 +177,11 @@ def test_a_full_disk(crashes: Crashes) -> None:
     for share in (0.0, 0.02, 0.3, 0.6, 0.9):
         with room_for(crashes.project.var, int(share * needed)):
             with pytest.raises(PublishError, match="No space left on device"):
-                deploy(crashes.layout, release, endpoints(crashes.project))
+                deploy(crashes.layout, release, endpoints(crashes.project), gates=None)
             assert answers(crashes) == before
     with room_for(crashes.project.var, 0):
         crashes.kill_server()
         assert "server started afresh" in Healer(crashes.layout).look()[-1]
         assert answers(crashes) == before
-    assert deploy(crashes.layout, release, endpoints(crashes.project)).answer.release == str(release.number)
+    assert deploy(crashes.layout, release, endpoints(crashes.project), gates=None).answer.release == str(release.number)
     assert answers(crashes) == str(release.number)
