@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+
+from training.convex_head import least_cross_entropy, one_hot
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -96,15 +97,13 @@ def update_head(
         return old
     labels, width = old.weight.shape
     replay_weights = replay.weights * max(1.0, replay_ratio * total / max(float(replay.weights.sum()), 1e-12))
-    vectors = _with_constant(np.concatenate([new.vectors, replay.vectors]))
+    vectors = np.concatenate([new.vectors, replay.vectors])
     weights = np.concatenate([new.weights, replay_weights])
-    weights = weights / weights.sum()
     centre, begin = _joined(old), _joined(start or old)
-    targets = np.zeros((len(vectors), labels))
-    targets[np.arange(len(vectors)), np.concatenate([new.label_ids, replay.label_ids])] = 1
+    targets = one_hot(np.concatenate([new.label_ids, replay.label_ids]), labels)
     importance = np.ones_like(centre)
     if len(replay):
-        old_vectors = vectors[len(new) :]
+        old_vectors = _with_constant(replay.vectors)
         probabilities = _softmax(old_vectors.astype(np.float64) @ centre.T)
         targets[len(new) :] *= 1 - anchor.distillation
         targets[len(new) :] += anchor.distillation * probabilities
@@ -114,24 +113,8 @@ def update_head(
             importance += anchor.fisher * information / max(float(information.mean()), 1e-300)
     pull = anchor.penalty * importance
 
-    weights, targets = weights.astype(np.float32)[:, None], targets.astype(np.float32)
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        # The products in float32, at half the time; what is summed up, in float64.
-        head = flat.reshape(centre.shape)
-        logits = vectors @ head.astype(np.float32).T
-        logits -= logits.max(axis=1, keepdims=True)
-        exponentials = np.exp(logits)
-        sums = exponentials.sum(axis=1, keepdims=True)
-        losses = np.log(sums[:, 0]) - (targets * logits).sum(axis=1)
-        gradient = ((weights * (exponentials / sums - targets)).T @ vectors).astype(np.float64)
-        change = head - centre
-        gradient += pull * change
-        value = float(weights[:, 0].astype(np.float64) @ losses) + 0.5 * float((pull * change**2).sum())
-        return value, gradient.ravel()
-
-    found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
-    head = found.x.reshape(centre.shape).astype(np.float32)
+    found = least_cross_entropy(vectors, targets, weights, centre=centre, pull=pull, start=begin, iterations=iterations)
+    head = found.astype(np.float32)
     return HeadWeights(np.ascontiguousarray(head[:, :width]), np.ascontiguousarray(head[:, width]))
 
 

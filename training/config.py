@@ -149,6 +149,9 @@ class TrainingConfig(Section):
     weight_decays: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         default=(0.0, 0.1), min_length=1, description="each is tried, the best on validation is kept"
     )
+    ridge_penalties: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(1e-4, 1e-5, 1e-6), description="of logistic regressions that are tried beside; empty: none"
+    )
     items_per_label: int = Field(default=20, ge=0, description="catalogue items a label that are head examples too")
     item_weight: float = Field(default=0.3, gt=0, allow_inf_nan=False, description="weight of such an example")
     untaught_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.config import TrainingConfig
+from training.convex_head import best_temperature, least_cross_entropy, one_hot
 from training.dataset import Item
 from training.score import CatalogueSide, Vectors
 
@@ -53,13 +54,21 @@ Observe = Callable[[HeadEpoch], object]  # called after each epoch
 
 @dataclass(frozen=True)
 class TunedHead:
-    """`weight` [K, H] and `bias` [K], and how they were found."""
+    """`weight` [K, H] and `bias` [K], and how they were found: by `epochs` of a descent, or with a `ridge_penalty`."""
 
     weight: Vectors
     bias: Vectors
     epochs: int
     weight_decay: float
     validation_loss: float
+    ridge_penalty: float | None = None
+
+    @property
+    def found_by(self) -> str:
+        """How it was found, in words."""
+        if self.ridge_penalty is not None:
+            return f"with ridge penalty {self.ridge_penalty:g}"
+        return f"after {self.epochs} epochs with weight decay {self.weight_decay}"
 
 
 def equally_weighted(vectors: Vectors, label_ids: npt.NDArray[np.int64], weight: float = 1.0) -> HeadExamples:
@@ -154,7 +163,7 @@ def tune_weighted_head(
     start: StartHead | None = None,
     observe: Observe | None = None,
 ) -> TunedHead:
-    """The best of the heads tuned with each of the config's `untaught_weights`; else as `tune_head`.
+    """The best of the heads of `tune_head` and `tune_ridge_heads` with each of the config's `untaught_weights`.
 
     `people` are instructions with labels of people's own, `untaught` are the items and instructions whose weight is
     multiplied. Without one of `people` or without `validation` that weight stays: only people's own instructions tell
@@ -165,7 +174,42 @@ def tune_weighted_head(
         weighted = (untaught.weights.astype(np.float64) * factor).astype(np.float32)
         train = joined(people, replace(untaught, weights=weighted))
         heads.append(tune_head(train, validation if held else train, centroids, config, start, observe, factor))
+        if held and len(people.label_ids):  # their temperature is of people's words that they have not learned
+            heads.extend(tune_ridge_heads(train, validation, len(centroids), config))
     return min(heads, key=lambda head: head.validation_loss)
+
+
+def tune_ridge_heads(
+    train: HeadExamples, validation: HeadExamples, labels: int, config: TrainingConfig
+) -> list[TunedHead]:
+    """A multinomial logistic regression for each of the config's `ridge_penalties`.
+
+    It is pulled to zero, not to the labels' centroids, and solved to its optimum, not stopped early: where there are
+    labelled instructions enough, it tells labels apart that look alike to the centroids. The pull makes its
+    probabilities too even; so each head is divided by the temperature that suits `validation` best before they are
+    compared.
+
+    Args:
+        train: what is learned from.
+        validation: at least one example.
+        labels: K.
+        config: with `class_balance` labels weigh the same.
+    """
+    if config.class_balance:
+        train = balanced(train)
+    targets = one_hot(train.label_ids, labels)
+    centre = np.zeros((labels, train.vectors.shape[1] + 1))
+    heads, found = [], centre
+    for penalty in sorted(config.ridge_penalties, reverse=True):  # each starts where a stiffer one ended
+        found = least_cross_entropy(
+            train.vectors, targets, train.weights, centre=centre, pull=penalty, start=found, iterations=config.epochs
+        )
+        logits = validation.vectors.astype(np.float64) @ found[:, :-1].T + found[:, -1]
+        temperature, loss = best_temperature(logits, validation.label_ids)
+        head = (found / temperature).astype(np.float32)
+        weight, bias = np.ascontiguousarray(head[:, :-1]), np.ascontiguousarray(head[:, -1])
+        heads.append(TunedHead(weight, bias, 0, 0.0, loss, penalty))
+    return heads
 
 
 def _tune(

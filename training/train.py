@@ -205,7 +205,7 @@ def tune_instruction_head(
     untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
     others = "items and synthetic or pseudo-labelled instructions" if embedded.dataset.augmentation else "item texts"
     say(
-        f"head: best after {head.epochs} epochs with weight decay {head.weight_decay}, "
+        f"head: best {head.found_by}, "
         f"validation loss {head.validation_loss:.3f}; {untaught} of {len(embedded.dataset.labels)} labels have no "
         f"training instruction and are learned from {others} alone"
     )
@@ -248,6 +248,7 @@ def _measure(
         "head": {
             "epochs": head.epochs,
             "weight_decay": head.weight_decay,
+            "ridge_penalty": head.ridge_penalty,
             "validation_loss": head.validation_loss,
         },
         "score_weights": {"loss": fit.loss, "examples": fit.examples},
