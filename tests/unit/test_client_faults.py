@@ -333,7 +333,7 @@ def test_no_sequence_of_faults_outlives_the_deadline_or_the_retries(total, retri
         assert isinstance(fault, ServerUnavailable)
         assert 0 < pause <= LONGEST_PAUSE
         clock.now += pause
-        assert clock.now < 100.0 + total
+        assert clock.now <= 100.0 + total  # equal where the sum is rounded; the pause is the smaller one
         pauses += 1
     assert pauses <= retries
 
