@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from tiny_encoders import save_encoder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -98,3 +100,29 @@ def free_ports(count: int) -> list[int]:
 
 def new_project(var: Path) -> Project:
     return Project(var, *free_ports(3))
+
+
+def with_encoder(project: Project, folder: Path, seed: int) -> Project:
+    """The project with an encoder of its own."""
+    folder.mkdir()
+    settings = (
+        f"encoder.name={save_encoder('bert', folder, seed=seed)}",
+        "encoder.sha256=null",
+        "encoder.max_length=64",
+        "training.epochs=5",
+        "export.verification_texts=48",
+        "serving.length_buckets=[16,64]",
+        # How little random weights know, and how busy this machine is, keeps no release back.
+        "gates.accuracy_margin=1",
+        "gates.ndcg_margin=1",
+        "gates.latency_ratio=50",
+    )
+    return replace(project, settings=settings)
+
+
+def copy_of(project: Project, var: Path) -> Project:
+    """A second project with the same runs and releases, hard-linked, and no server."""
+    copied = replace(new_project(var), settings=project.settings)
+    for folder in ("releases", "runs"):
+        shutil.copytree(project.var / folder, copied.var / folder, copy_function=os.link)
+    return copied

@@ -9,9 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import copy_of
 from instructrec_client import Client, InstructRecError
-from project import Project
+from project import Project, copy_of
 
 from serving import process_tree, watcher
 from serving.layout import Layout
