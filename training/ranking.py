@@ -145,8 +145,8 @@ def _fit(
             gradient = gradient + importance @ gradients / total
         return loss, gradient
 
-    # A term that is the same for all items changes nothing: its weight starts, and so stays, at 0. The ridge is too weak
-    # to pull it there against the rounding of the loss.
+    # A term that is the same for all items changes nothing: its weight starts, and so stays, at 0. The ridge is too
+    # weak to pull it there against the rounding of the loss.
     start = np.any([np.ptp(terms, axis=2).any(axis=1) for terms, *_ in chunks], axis=0).astype(np.float64)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_WEIGHT)] * len(start))
     weights = np.zeros(len(active))
