@@ -180,7 +180,7 @@ bench: running  ## Measure the live service against its own encoder and a plain 
 		--release "$$release" --rounds $(ROUNDS) --seconds $(BENCH_SECONDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
-	@$(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .

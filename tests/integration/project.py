@@ -46,7 +46,7 @@ class Project:
     def metrics_url(self) -> str:
         return f"127.0.0.1:{self.metrics_port}"
 
-    def make(self, *arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def make(self, *arguments: str, check: bool = True, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Run `make` with this project's variables, as a person would, and keep what it prints."""
         variables = {
             "VAR": self.var,
