@@ -1,26 +1,9 @@
-"""Which tests share a worker when several run at once (`make test`).
+"""Which tests share a worker when several run at once (`make test`): those of a file, and all that take the one server.
 
-What takes long to make, a server above all, is made once: the tests that take it run in one worker, one after the
-other. All other tests go wherever there is room.
+What takes long to make is so made once. `deployed` comes first, for it takes longest.
 """
 
 import pytest
-
-SHARED = (
-    # Servers (integration/).
-    "deployed",
-    "small",
-    "live",
-    "taking",
-    "postgresql",
-    # Exported graphs (unit/).
-    "minilm",
-    "graphs",
-    "exported",
-    "fp32",
-    "fp16",
-)
-"""Fixtures that are made once; of several that a test takes, the first counts."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,7 +12,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    takes_server = {item: "deployed" in getattr(item, "fixturenames", ()) for item in items}
+    items.sort(key=lambda item: not takes_server[item])
     for item in items:
-        taken = getattr(item, "fixturenames", ())
-        if shared := next((fixture for fixture in SHARED if fixture in taken), None):
-            item.add_marker(pytest.mark.xdist_group(shared))
+        item.add_marker(pytest.mark.xdist_group("deployed" if takes_server[item] else item.path.stem))

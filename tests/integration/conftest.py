@@ -2,14 +2,32 @@
 
 There are two kinds of project. `deployed` is what a person gets from the two commands; its server is shared. Tests that
 start, harm and stop servers take small projects, which differ in nothing but the encoder: it has a few kilobytes and
-random weights. Each kind has a worker of its own, so that both run at once (tests/conftest.py).
+random weights.
 """
 
-from collections.abc import Iterator
+import fcntl
+import os
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from project import Project, copy_of, new_project, with_encoder
+
+Made = TypeVar("Made")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` makes in an empty folder: the first worker that comes calls it, the others wait for the result."""
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    result = root / f"{name}.pickle"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.is_file():
+            (root / name).mkdir()
+            result.write_bytes(pickle.dumps(make(root / name)))
+        return pickle.loads(result.read_bytes())  # noqa: S301 - written above
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +49,13 @@ def server(deployed: tuple[Project, str]) -> Project:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project with release 1, that others are copied from."""
-    folder = tmp_path_factory.mktemp("small")
-    project = with_encoder(new_project(folder / "var"), folder / "encoder", seed=0)
-    project.make("export", "PRECISION=fp32")
-    return project
+
+    def make(folder: Path) -> Project:
+        project = with_encoder(new_project(folder / "var"), folder / "encoder", seed=0)
+        project.make("export", "PRECISION=fp32")
+        return project
+
+    return made_once(tmp_path_factory, "small", make)
 
 
 @pytest.fixture
@@ -57,9 +78,12 @@ def own_server(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="session")
 def two_releases(small: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """A project whose second release has another encoder with the same tokenizer; and what its export printed."""
-    folder = tmp_path_factory.mktemp("two")
-    project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
-    return project, project.make("export", "PRECISION=fp32").stdout
+
+    def make(folder: Path) -> tuple[Project, str]:
+        project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
+        return project, project.make("export", "PRECISION=fp32").stdout
+
+    return made_once(tmp_path_factory, "two_releases", make)
 
 
 @pytest.fixture
