@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from project import Project, copy_of, new_project, with_encoder
+from project import ROOT, Project, copy_of, new_project, run_command, with_encoder
+
+from export.__main__ import main as export
+from training.cli import main as train
 
 Made = TypeVar("Made")
 
@@ -46,13 +49,20 @@ def server(deployed: tuple[Project, str]) -> Project:
     return deployed[0]
 
 
+def exported(project: Project) -> str:
+    """What `make export` does, and what it prints."""
+    where = ("--config", ROOT / "configs/ecommerce.yaml", "--data", ROOT / "data", "--var", project.var)
+    printed = run_command(train, "train", *where, *project.settings)
+    return printed + run_command(export, *where, "--precision", "fp32", *project.settings)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project with release 1, that others are copied from."""
 
     def make(folder: Path) -> Project:
         project = with_encoder(new_project(folder / "var"), folder / "encoder", seed=0)
-        project.make("export", "PRECISION=fp32")
+        exported(project)
         return project
 
     return made_once(tmp_path_factory, "small", make)
@@ -81,7 +91,7 @@ def two_releases(small: Project, tmp_path_factory: pytest.TempPathFactory) -> tu
 
     def make(folder: Path) -> tuple[Project, str]:
         project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
-        return project, project.make("export", "PRECISION=fp32").stdout
+        return project, exported(project)
 
     return made_once(tmp_path_factory, "two_releases", make)
 

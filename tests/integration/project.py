@@ -8,7 +8,9 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from tiny_encoders import save_encoder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,6 +79,13 @@ class Project:
         if check and done.returncode != 0:
             pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
+
+
+def run_command(command: click.Command, *arguments: object) -> str:
+    """Run one of the project's command lines in this process, which has torch loaded, and return what it prints."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def free_ports(count: int) -> list[int]:
