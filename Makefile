@@ -75,9 +75,12 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) PRECISION=$(PRECISION) SERVING ENGINE VAR=$(VAR) HOST=$(HOST) GRPC_PORT=$(GRPC_PORT)"
-	@echo "           HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) TEXT HISTORY K=$(K) RELEASE SHARE=$(SHARE) FORCE TO BEFORE AFTER WATCH=$(WATCH) RUN SHRINK REUSE=$(REUSE) SINCE EVERY EVENTS=$(EVENTS) USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
-	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT) SET"
+	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON)"
+	@echo "           HOST=$(HOST) GRPC_PORT=$(GRPC_PORT) HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) WATCH=$(WATCH)"
+	@echo "           TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER FORCE SHARE=$(SHARE) RUN REUSE=$(REUSE) SHRINK"
+	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
+	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT)"
+	@echo "What each means: README.md, the comments at the top of the Makefile, and docs/"
 
 setup: $(INSTALLED)  ## Create the virtual environment and install everything (done by the other verbs when needed)
 
@@ -180,8 +183,7 @@ bench: running  ## Measure the live service against its own encoder and a plain 
 		--release "$$release" --rounds $(ROUNDS) --seconds $(BENCH_SECONDS) --output-dir $(VAR)/bench
 
 test: setup  ## Run all tests, those against the real server included
-	@$(PY) -m pytest tests/unit --numprocesses 2
-	@$(PY) -m pytest tests/integration --numprocesses 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .

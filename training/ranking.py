@@ -13,7 +13,7 @@ DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CHUNK = 64  # examples scored at once
 MAX_SCORES = 20_000_000  # example-item pairs that a fit holds, 80 MB a term; more examples are drawn from, not used up
 MAX_WEIGHT = 1_000.0  # keeps a fit finite where the data could be told apart without error
-RIDGE = 1e-5  # pulls a weight that changes nothing to 0
+RIDGE = 1e-5  # pulls a weight that changes next to nothing towards 0
 
 Floats = npt.NDArray[np.float64]
 Cells = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -145,7 +145,9 @@ def _fit(
             gradient = gradient + importance @ gradients / total
         return loss, gradient
 
-    start = np.ones(int(active.sum()))
+    # A term that is the same for all items changes nothing: its weight starts, and so stays, at 0. The ridge is too
+    # weak to pull it there against the rounding of the loss.
+    start = np.any([np.ptp(terms, axis=2).any(axis=1) for terms, *_ in chunks], axis=0).astype(np.float64)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_WEIGHT)] * len(start))
     weights = np.zeros(len(active))
     weights[active] = found.x / scale

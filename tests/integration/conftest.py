@@ -2,43 +2,35 @@
 
 There are two kinds of project. `deployed` is what a person gets from the two commands; its server is shared. Tests that
 start, harm and stop servers take small projects, which differ in nothing but the encoder: it has a few kilobytes and
-random weights. Each kind has a worker of its own, so that both run at once.
+random weights.
 """
 
+import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
-from project import Project, new_project
-from tiny_encoders import save_encoder
+from project import ROOT, Project, copy_of, new_project, run_command, with_encoder
 
-SMALL_PROJECTS = (
-    "test_canary",
-    "test_continual",
-    "test_derived_releases",
-    "test_encoders",
-    "test_fused",
-    "test_healing",
-    "test_lifecycle",
-    "test_publish",
-    "test_publish_faults",
-    "test_release_soak",
-    "test_shared_steps",
-)
+from export.__main__ import main as export
+from training.cli import main as train
+
+Made = TypeVar("Made")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): the tests of a group share a worker and its fixtures")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        group = "small projects" if item.path.stem in SMALL_PROJECTS else "shared server"
-        item.add_marker(pytest.mark.xdist_group(group))
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` makes in an empty folder: the first worker that comes calls it, the others wait for the result."""
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    result = root / f"{name}.pickle"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.is_file():
+            (root / name).mkdir()
+            result.write_bytes(pickle.dumps(make(root / name)))
+        return pickle.loads(result.read_bytes())  # noqa: S301 - written above
 
 
 @pytest.fixture(scope="session")
@@ -57,39 +49,23 @@ def server(deployed: tuple[Project, str]) -> Project:
     return deployed[0]
 
 
-def with_encoder(project: Project, folder: Path, seed: int) -> Project:
-    """The project with an encoder of its own."""
-    folder.mkdir()
-    settings = (
-        f"encoder.name={save_encoder('bert', folder, seed=seed)}",
-        "encoder.sha256=null",
-        "encoder.max_length=64",
-        "training.epochs=5",
-        "export.verification_texts=48",
-        "serving.length_buckets=[16,64]",
-        # How little random weights know, and how busy this machine is, keeps no release back.
-        "gates.accuracy_margin=1",
-        "gates.ndcg_margin=1",
-        "gates.latency_ratio=50",
-    )
-    return replace(project, settings=settings)
+def exported(project: Project) -> str:
+    """What `make export` does, and what it prints."""
+    where = ("--config", ROOT / "configs/ecommerce.yaml", "--data", ROOT / "data", "--var", project.var)
+    printed = run_command(train, "train", *where, *project.settings)
+    return printed + run_command(export, *where, "--precision", "fp32", *project.settings)
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project with release 1, that others are copied from."""
-    folder = tmp_path_factory.mktemp("small")
-    project = with_encoder(new_project(folder / "var"), folder / "encoder", seed=0)
-    project.make("export", "PRECISION=fp32")
-    return project
 
+    def make(folder: Path) -> Project:
+        project = with_encoder(new_project(folder / "var"), folder / "encoder", seed=0)
+        exported(project)
+        return project
 
-def copy_of(project: Project, var: Path) -> Project:
-    """A second project with the same runs and releases, hard-linked, and no server."""
-    copied = replace(new_project(var), settings=project.settings)
-    for folder in ("releases", "runs"):
-        shutil.copytree(project.var / folder, copied.var / folder, copy_function=os.link)
-    return copied
+    return made_once(tmp_path_factory, "small", make)
 
 
 @pytest.fixture
@@ -112,9 +88,12 @@ def own_server(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="session")
 def two_releases(small: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """A project whose second release has another encoder with the same tokenizer; and what its export printed."""
-    folder = tmp_path_factory.mktemp("two")
-    project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
-    return project, project.make("export", "PRECISION=fp32").stdout
+
+    def make(folder: Path) -> tuple[Project, str]:
+        project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
+        return project, exported(project)
+
+    return made_once(tmp_path_factory, "two_releases", make)
 
 
 @pytest.fixture

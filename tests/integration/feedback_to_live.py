@@ -84,8 +84,10 @@ def following(project: Project, events: int) -> Iterator[subprocess.Popen[str]]:
         process.wait(timeout=60)
 
 
-def teach(project: Project, phrase: str, label: str, *, follow: bool = False, patience: float = 240) -> Timing:
-    """Send 200 events, have them learned, and ask until the answer's first items are of the label."""
+def teach(
+    project: Project, phrase: str, label: str, *, follow: bool = False, patience: float = 240, pause: float = 0.02
+) -> Timing:
+    """Send 200 events, have them learned, and ask every `pause` seconds until the first items are of the label."""
     asked = ASKED.format(phrase)
     events = events_of(phrase, items_of(project, label))
     before = labels_answered(project, asked)
@@ -99,7 +101,7 @@ def teach(project: Project, phrase: str, label: str, *, follow: bool = False, pa
         while (after := labels_answered(project, asked))[:3] != (label,) * 3:
             if not running() or time.monotonic() > began + patience:
                 return after, float("inf")
-            time.sleep(0.02)
+            time.sleep(pause)
         return after, time.monotonic() - began
 
     if follow:

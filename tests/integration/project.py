@@ -2,12 +2,16 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+from tiny_encoders import save_encoder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,7 +48,7 @@ class Project:
     def metrics_url(self) -> str:
         return f"127.0.0.1:{self.metrics_port}"
 
-    def make(self, *arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def make(self, *arguments: str, check: bool = True, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Run `make` with this project's variables, as a person would, and keep what it prints."""
         variables = {
             "VAR": self.var,
@@ -77,6 +81,13 @@ class Project:
         return done
 
 
+def run_command(command: click.Command, *arguments: object) -> str:
+    """Run one of the project's command lines in this process, which has torch loaded, and return what it prints."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on now, below those that the kernel gives to outgoing connections.
 
@@ -98,3 +109,29 @@ def free_ports(count: int) -> list[int]:
 
 def new_project(var: Path) -> Project:
     return Project(var, *free_ports(3))
+
+
+def with_encoder(project: Project, folder: Path, seed: int) -> Project:
+    """The project with an encoder of its own."""
+    folder.mkdir()
+    settings = (
+        f"encoder.name={save_encoder('bert', folder, seed=seed)}",
+        "encoder.sha256=null",
+        "encoder.max_length=64",
+        "training.epochs=5",
+        "export.verification_texts=48",
+        "serving.length_buckets=[16,64]",
+        # How little random weights know, and how busy this machine is, keeps no release back.
+        "gates.accuracy_margin=1",
+        "gates.ndcg_margin=1",
+        "gates.latency_ratio=50",
+    )
+    return replace(project, settings=settings)
+
+
+def copy_of(project: Project, var: Path) -> Project:
+    """A second project with the same runs and releases, hard-linked, and no server."""
+    copied = replace(new_project(var), settings=project.settings)
+    for folder in ("releases", "runs"):
+        shutil.copytree(project.var / folder, copied.var / folder, copy_function=os.link)
+    return copied

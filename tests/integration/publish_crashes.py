@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from marked_releases import Marker
-from project import ROOT, Project
+from project import ROOT, Project, new_project, with_encoder
 from release_askers import Askers
 
 from serving import process_tree
@@ -188,9 +188,6 @@ print(Healer(Layout(Path(sys.argv[1]))).look())
 
 
 def main() -> None:
-    from conftest import with_encoder  # noqa: PLC0415
-    from project import new_project  # noqa: PLC0415
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instants", type=int, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ def keep_asking(project: Project, stop: threading.Event, seen: Counter[str]) -> 
                 seen[split.recommend("a blue shirt", user_id=PEOPLE[turn % len(PEOPLE)], k=3).release] += 1
             except InstructRecError as error:
                 seen[f"failed: {error}"] += 1
+            time.sleep(0.02)
 
 
 def send_feedback(project: Project, clicks: dict[str, int], run: str) -> dict[str, set[str]]:

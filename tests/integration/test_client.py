@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -108,10 +107,8 @@ def test_any_text_within_the_limits_is_answered(client, text):
 
 @pytest.mark.parametrize("text", ["x" * 16_385, "word " * 200_000])
 def test_a_text_over_the_limit_is_refused_by_the_server(client, text):
-    start = time.monotonic()
     with pytest.raises(InvalidRequest, match="the server refused the request"):
         client.recommend(text)
-    assert time.monotonic() - start < 5
     check(client.recommend(TEXT), 10)
 
 

@@ -13,13 +13,13 @@ def test_feedback_becomes_answers(own_project: Project) -> None:
     assert project.make("tune").stdout == "no feedback since event 0: nothing to learn\n"
     asked = labels_answered(project, ASKED.format("drip"))
 
-    told = teach(project, "drip", "Watches")
+    told = teach(project, "drip", "Watches", pause=0.5)
     assert told.after != asked, told.output
     assert told.after[:3] == ("Watches",) * 3, told.output
     assert "release 2 answers" in told.output
     assert "nothing to learn" in project.make("tune").stdout, "it is said once"
 
-    followed = teach(project, "stompers", "Boots", follow=True)
+    followed = teach(project, "stompers", "Boots", follow=True, pause=0.5)
     assert followed.after[:3] == ("Boots",) * 3, followed.output
     assert "release 3 answers" in followed.output
     assert followed.output.rstrip().endswith("stopped")

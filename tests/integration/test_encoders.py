@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 from instructrec_client import Client, Recommendations
-from project import Project, new_project
+from project import Project, new_project, run_command
 from tiny_encoders import MULTILINGUAL, save_encoder
 
 from export.__main__ import main as export
@@ -78,12 +77,6 @@ def write_data(folder: Path) -> None:
     ]
     write_rows(folder / "items.csv", items)
     write_rows(folder / "asks.csv", asks)
-
-
-def run_command(command: object, *arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

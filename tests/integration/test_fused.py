@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import copy_of
-from project import Project
+from project import Project, copy_of
 from tritonclient import grpc
 from wire import Answer, request, send_together
 

@@ -2,16 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import copy_of
 from instructrec_client import Client, InstructRecError
-from project import Project
+from project import Project, copy_of
 
 from serving import process_tree, watcher
 from serving.layout import Layout
@@ -19,6 +17,7 @@ from serving.layout import Layout
 
 @pytest.fixture(scope="module")
 def watched(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A server with a watcher; the last test stops it."""
     project = replace(copy_of(small, tmp_path_factory.mktemp("watched") / "var"), watch="yes")
     project.make("deploy")
     yield project
@@ -47,6 +46,13 @@ def seconds_until_answered(project: Project, seen: Counter[str], *, at_most: flo
     return time.monotonic() - began
 
 
+def wait_until(so: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("victim", "signal", "reason"),
     [
@@ -63,26 +69,15 @@ def test_what_breaks_is_mended(watched: Project, victim: str, signal: str, reaso
     record_property("seconds", seconds_until_answered(watched, seen))
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     log = Layout(watched.var).watcher_log
-    deadline = time.monotonic() + 20  # the line is written when the reload is done, the first answer may come before
-    while reason not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert reason in log.read_text()
+    # It is written when the reload is done, and the first answer may come before.
+    wait_until(lambda: reason in log.read_text())
     assert "mends what breaks" in watched.make("status").stdout
 
 
-def test_a_server_that_was_stopped_stays_stopped_and_the_watcher_goes(small: Project, tmp_path: Path) -> None:
-    project = replace(copy_of(small, tmp_path / "var"), watch="yes")
-    layout = Layout(project.var)
-    try:
-        project.make("deploy")
-        deadline = time.monotonic() + 20
-        while not watcher.is_watching(layout) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert watcher.is_watching(layout)
-    finally:
-        project.make("stop")
-    deadline = time.monotonic() + 20
-    while watcher.is_watching(layout) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not watcher.is_watching(layout)
+def test_a_server_that_was_stopped_stays_stopped_and_the_watcher_goes(watched: Project) -> None:
+    watched.make("deploy")
+    layout = Layout(watched.var)
+    wait_until(lambda: watcher.is_watching(layout))
+    watched.make("stop")
+    wait_until(lambda: not watcher.is_watching(layout))
     assert process_tree.processes(layout.shared_memory_prefix) == []

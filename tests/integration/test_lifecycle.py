@@ -7,10 +7,11 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
-from project import Project
+from project import Project, copy_of
 from wire import request, send_together
 
 from serving import process_tree
@@ -49,51 +50,60 @@ def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_stop_leaves_nothing_and_deploy_starts_again(own_server: Project, own_project: Project) -> None:
-    assert "answers at" in own_project.make("deploy").stdout
-    assert "stopped" in own_project.make("stop").stdout
-    assert nothing_is_left(own_project)
+@pytest.fixture(scope="module")
+def harmed(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project whose server the tests stop and kill; each deploys first, which is quick where the server runs."""
+    project = copy_of(small, tmp_path_factory.mktemp("harmed") / "var")
+    yield project
+    project.make("stop", check=False)
+
+
+def test_stop_leaves_nothing_and_deploy_starts_again(own_server: Project, harmed: Project) -> None:
+    assert "answers at" in harmed.make("deploy").stdout
+    assert "stopped" in harmed.make("stop").stdout
+    assert nothing_is_left(harmed)
     assert "answers a real instruction" in own_server.make("status").stdout, "another project's server was harmed"
-    assert "no server was running" in own_project.make("stop").stdout
-    one_error_line(own_project.make("status", check=False))
-    assert "answers at" in own_project.make("deploy").stdout
+    assert "no server was running" in harmed.make("stop").stdout
+    one_error_line(harmed.make("status", check=False))
+    assert "answers at" in harmed.make("deploy").stdout
 
 
-@pytest.mark.parametrize("victim", ["server", "encoder", "topk", "hung encoder"])
-def test_stop_after_a_kill_leaves_nothing(own_project: Project, victim: str) -> None:
-    own_project.make("deploy")
-    if victim == "server":
-        tritonserver(own_project).kill()
-    elif victim.startswith("hung"):
-        stub(own_project, "encoder").suspend()
-        tritonserver(own_project).kill()
-    else:
-        stub(own_project, victim).kill()
-        assert "does not answer" in one_error_line(own_project.make("status", check=False))
-    own_project.make("stop")
-    assert nothing_is_left(own_project)
-
-
-def test_deploy_cleans_up_after_a_killed_server_by_itself(own_project: Project) -> None:
-    own_project.make("deploy")
-    tritonserver(own_project).kill()
-    assert "answers at" in own_project.make("deploy").stdout
-    assert len(tree(own_project)) == 6
-
-
-def test_stop_answers_what_is_in_flight(own_project: Project) -> None:
-    own_project.make("deploy")
+def test_stop_answers_what_is_in_flight(harmed: Project) -> None:
+    harmed.make("deploy")
     requests = [request([b"a blue shirt for the office " * 500] * 16) for _ in range(48)]  # seconds of work
     answers = []
-    sender = threading.Thread(target=lambda: answers.extend(send_together(own_project.grpc_url, "ecommerce", requests)))
+    sender = threading.Thread(target=lambda: answers.extend(send_together(harmed.grpc_url, "ecommerce", requests)))
     sender.start()
     time.sleep(0.4)  # some are in flight, some answered
     assert sender.is_alive()
-    stopping = own_project.make("stop")
+    stopping = harmed.make("stop")
     sender.join()
     assert "stopped" in stopping.stdout
     statuses = {answer.status for answer in answers}
     assert statuses == {"OK"}, statuses
+
+
+def test_deploy_cleans_up_after_a_killed_server_by_itself(harmed: Project) -> None:
+    harmed.make("deploy")
+    tritonserver(harmed).kill()
+    assert "answers at" in harmed.make("deploy").stdout
+    assert len(tree(harmed)) == 6
+
+
+def test_stop_after_a_killed_stub_leaves_nothing(harmed: Project) -> None:
+    harmed.make("deploy")
+    stub(harmed, "topk").kill()
+    assert "does not answer" in one_error_line(harmed.make("status", check=False))
+    harmed.make("stop")
+    assert nothing_is_left(harmed)
+
+
+def test_stop_after_a_killed_server_leaves_nothing_of_a_stub_that_hangs(harmed: Project) -> None:
+    harmed.make("deploy")
+    stub(harmed, "encoder").suspend()
+    tritonserver(harmed).kill()
+    harmed.make("stop")
+    assert nothing_is_left(harmed)
 
 
 def test_a_port_in_use_is_one_clear_line(own_project: Project) -> None:

@@ -57,7 +57,7 @@ def test_a_lax_sla_is_met(load):
 
 
 def test_an_impossible_sla_is_missed(load):
-    done, folder = load({"p50_ms": 0.001, "max_error_rate": 0.0})
+    done, folder = load({"p50_ms": 0.001, "max_error_rate": 0.0}, "--duration", "2")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "SLA missed" in done.stdout
     criteria = json.loads((folder / "report.json").read_text())["closed_loop_verdict"]["criteria"]

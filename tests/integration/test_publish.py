@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -23,6 +24,7 @@ def keep_asking(project: Project, stop: threading.Event, seen: Counter[str]) -> 
                 seen[answer.release] += 1
                 if answer.model_version != answer.release:
                     seen[f"mixed: {answer.model_version} and {answer.release}"] += 1
+            time.sleep(0.01)
 
 
 def test_publish_and_roll_back_under_load(own_two_releases: Project, two_releases: tuple[Project, str]) -> None:

@@ -9,9 +9,15 @@ import pytest
 from project import ROOT, Project
 
 README = (ROOT / "README.md").read_text()
-# Run by other means: the two commands by the fixtures and by CI; the others need a person's own data, or would undo the
-# test's own server.
-ELSEWHERE = {"make export deploy", "make test", "make export deploy DATA=../datasets", "make stop"}
+# Run by other means: the two commands by the fixtures and by CI, the benchmark by test_benchmark.py; the others need a
+# person's own data, or would undo the test's own server.
+ELSEWHERE = {
+    "make export deploy",
+    "make test",
+    "make bench ROUNDS=1",
+    "make export deploy DATA=../datasets",
+    "make stop",
+}
 # A whole tuning takes minutes; how good one gets is not for a test of commands.
 TUNING = "encoder_tuning.method=lora"
 QUICK = f"{TUNING} encoder_tuning.epochs=1 encoder_tuning.items_per_label=1 encoder_tuning.ranking_weight=0"

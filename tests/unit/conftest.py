@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,12 @@ hypothesis.settings.load_profile("without deadline")
 COLOURS = ("blue", "red", "green", "black")
 LABELS = ("Shirts", "Shoes", "Hats", "Bags")
 WORDS = ("i", "want", "to", "buy", "a", "the", "for", "with", "show", "me", "shirt", "shoe", "hat", "bag", *COLOURS)
+
+
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing cuts the power here, so nothing has to reach the disk, which takes longer than all else in some tests."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

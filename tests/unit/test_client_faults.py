@@ -47,13 +47,19 @@ def one_item(rows):
     return response
 
 
+HOLD = "hold"
+"""A step of the script: no answer until the test is over."""
+PATIENCE = 60
+"""Seconds that a busy machine may take for what an idle one does at once."""
+
+
 class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Plays its script, one step a request: a status to fail with, or seconds to wait. Afterwards it answers."""
+    """Plays its script, one step a request: a status to fail with, seconds to wait or `HOLD`. Afterwards it answers."""
 
     def __init__(self, script):
         self.script = list(script)
         self.seconds_left, self.server_timeouts, self.rows = [], [], []
-        self.entered = threading.Event()
+        self.entered, self.over = threading.Event(), threading.Event()
         self.ready = True
 
     def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
@@ -66,7 +72,10 @@ class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(*step)
         if isinstance(step, service_pb2.ModelInferResponse):
             return step
-        time.sleep(step)
+        if step == HOLD:
+            self.over.wait(PATIENCE)
+        else:
+            time.sleep(step)
         return one_item(self.rows[-1])
 
     def ModelReady(self, request, context):  # noqa: N802
@@ -86,6 +95,7 @@ def serving(*script, port=0):
     try:
         yield playing, f"127.0.0.1:{port}"
     finally:
+        playing.over.set()
         server.stop(None).wait()
 
 
@@ -116,23 +126,23 @@ def test_an_unavailable_server_is_asked_again(ask, fault):
 @both
 def test_one_deadline_covers_all_attempts(ask):
     with serving(UNAVAILABLE, UNAVAILABLE) as (playing, url):
-        ask(url, timeout=2.0)
+        ask(url, timeout=20.0)
     # Compared in what the server was told: gRPC rounds the deadline that it sends itself.
     first, second, third = playing.server_timeouts
-    assert 2e6 >= first > second > third > 1e6
+    assert 20e6 >= first > second > third > 10e6
     assert first - second >= FIRST_PAUSE / 2 * 1e6
     assert second - third >= FIRST_PAUSE * 1e6
-    assert max(playing.seconds_left) < 2.1
+    assert max(playing.seconds_left) < 20.1
 
 
 @both
 def test_the_server_is_told_the_time_left_in_microseconds(ask):
     with serving() as (playing, url):
-        ask(url, timeout=Timeout(1.5))
+        ask(url, timeout=Timeout(30))
         ask(url)
-    assert 1.3e6 < playing.server_timeouts[0] <= 1.5e6
-    assert 4.5 < playing.seconds_left[1] < 5.1
-    assert 4.5e6 < playing.server_timeouts[1] <= 5e6
+    assert 25e6 < playing.server_timeouts[0] <= 30e6
+    assert 1 < playing.seconds_left[1] < 5.1
+    assert 1e6 < playing.server_timeouts[1] <= 5e6
 
 
 @both
@@ -168,28 +178,25 @@ def test_every_other_status_is_final_and_typed(ask, status, error):
 
 @both
 def test_a_slow_server_ends_in_deadline_exceeded(ask):
-    start = time.monotonic()
-    with serving(1.0) as (playing, url):
+    with serving(HOLD) as (playing, url):
         with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.2 s"):
             ask(url, timeout=0.2)
-        assert time.monotonic() - start < 0.9
-    assert len(playing.seconds_left) == 1
+        assert not playing.over.is_set()
+    assert len(playing.rows) <= 1
 
 
 @both
 def test_a_deadline_that_would_pass_in_a_pause_ends_the_call_at_once(ask):
     with serving(*[UNAVAILABLE] * 1000) as (playing, url), pytest.raises(DeadlineExceeded) as raised:
-        ask(url, settings={"retries": 1000}, timeout=0.3)
+        ask(url, settings={"retries": 1000}, timeout=0.6)
     assert isinstance(raised.value.__cause__, ServerUnavailable)
     assert 2 <= len(playing.seconds_left) <= 10
 
 
 @both
 def test_nobody_listens(ask):
-    start = time.monotonic()
     with pytest.raises(ServerUnavailable, match=r"127\.0\.0\.1:1 is unavailable .*check the address"):
-        ask("127.0.0.1:1")
-    assert time.monotonic() - start < 2
+        ask("127.0.0.1:1", timeout=PATIENCE)
 
 
 @both
@@ -213,7 +220,7 @@ def test_a_request_too_large_to_send_is_an_invalid_request(ask):
 @both
 def test_a_large_batch_travels_in_several_requests_under_one_deadline(ask):
     with serving(0.2, 0.2) as (playing, url):
-        assert len(ask(url, "recommend_batch", ["a shirt"] * 70, timeout=3)) == 70
+        assert len(ask(url, "recommend_batch", ["a shirt"] * 70, timeout=30)) == 70
     assert playing.rows == [32, 32, 6]
     assert playing.server_timeouts[2] < playing.server_timeouts[0] - 0.4e6
 
@@ -249,54 +256,54 @@ def test_a_closed_client_says_so():
 
 
 def test_closing_ends_calls_under_way():
-    with serving(3.0) as (playing, url), ThreadPoolExecutor(1) as pool:
-        client = Client(url)
-        start = time.monotonic()
+    with serving(HOLD) as (playing, url), ThreadPoolExecutor(1) as pool:
+        client = Client(url, timeout=PATIENCE)
         under_way = pool.submit(client.recommend, "a shirt")
-        assert playing.entered.wait(2)
+        assert playing.entered.wait(PATIENCE)
         client.close()
         with pytest.raises(ClientClosed):
-            under_way.result(2)
-        assert time.monotonic() - start < 2
+            under_way.result()
+        assert not playing.over.is_set()
 
 
 def test_closing_ends_awaited_calls_under_way():
     async def scenario(playing, url):
-        client = AsyncClient(url)
+        client = AsyncClient(url, timeout=PATIENCE)
         under_way = asyncio.create_task(client.recommend("a shirt"))
-        assert await asyncio.to_thread(playing.entered.wait, 2)
+        assert await asyncio.to_thread(playing.entered.wait, PATIENCE)
         await client.close()
         with pytest.raises(ClientClosed):
-            await asyncio.wait_for(under_way, 2)
+            await under_way
+        assert not playing.over.is_set()
 
-    with serving(3.0) as (playing, url):
+    with serving(HOLD) as (playing, url):
         asyncio.run(scenario(playing, url))
 
 
 def test_a_cancelled_task_stays_cancelled():
     async def scenario(playing, url):
-        async with AsyncClient(url) as client:
+        async with AsyncClient(url, timeout=PATIENCE) as client:
             under_way = asyncio.create_task(client.recommend("a shirt"))
-            assert await asyncio.to_thread(playing.entered.wait, 2)
+            assert await asyncio.to_thread(playing.entered.wait, PATIENCE)
             under_way.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await under_way
 
-    with serving(1.0) as (playing, url):
+    with serving(HOLD) as (playing, url):
         asyncio.run(scenario(playing, url))
 
 
 def test_a_connected_client_finds_a_server_that_comes_back():
     with ThreadPoolExecutor(1) as pool:
         with serving() as (_, url):
-            client = Client(url, retries=20)
+            client = Client(url, retries=1_000, timeout=PATIENCE)
             client.recommend("a shirt")
         with client:
             under_way = pool.submit(client.recommend, "a shirt")
             time.sleep(0.3)
             assert not under_way.done()
             with serving(port=int(url.rpartition(":")[2])):
-                assert under_way.result(5)[0].title == "title"
+                assert under_way.result()[0].title == "title"
 
 
 class Clock:
@@ -333,7 +340,7 @@ def test_no_sequence_of_faults_outlives_the_deadline_or_the_retries(total, retri
         assert isinstance(fault, ServerUnavailable)
         assert 0 < pause <= LONGEST_PAUSE
         clock.now += pause
-        assert clock.now < 100.0 + total
+        assert clock.now <= 100.0 + total  # equal where the sum is rounded; the pause is the smaller one
         pauses += 1
     assert pauses <= retries
 

@@ -19,7 +19,7 @@ from serving.releases import Release
 
 
 @pytest.fixture
-def deployed(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[int]:
+def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[int]:
     """The releases that were made live, on a server that is only said to run."""
     found: list[int] = []
 
@@ -65,30 +65,30 @@ def stop_when(so: Callable[[], bool]) -> None:
 
 
 def test_enough_events_make_a_release_live(
-    taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     taught_shop.send(30, "drip", "id-shoe1")
-    follow(taught_shop, lambda: bool(deployed), events=30)
-    assert deployed == [2]
+    follow(taught_shop, lambda: bool(published), events=30)
+    assert published == [2]
     assert "release 2 answers, switched in 0.10 s" in caplog.text
     assert caplog.messages[-1] == "stopped"
 
 
-def test_too_few_events_wait(taught_shop: Shop, deployed: list[int]) -> None:
+def test_too_few_events_wait(taught_shop: Shop, published: list[int]) -> None:
     taught_shop.send(30, "drip", "id-shoe1")
     looked = time.monotonic()
     follow(taught_shop, lambda: time.monotonic() > looked + 1, events=31)
-    assert deployed == []
+    assert published == []
 
 
-def test_time_alone_makes_it_tune(taught_shop: Shop, deployed: list[int]) -> None:
+def test_time_alone_makes_it_tune(taught_shop: Shop, published: list[int]) -> None:
     taught_shop.send(30, "drip", "id-shoe1")
-    follow(taught_shop, lambda: bool(deployed), every=1)
-    assert deployed == [2]
+    follow(taught_shop, lambda: bool(published), every=1)
+    assert published == [2]
 
 
 def test_a_failed_publication_is_logged_and_the_loop_goes_on(
-    taught_shop: Shop, deployed: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    taught_shop: Shop, published: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise PublishError("release 2 is not live: no memory")
@@ -100,19 +100,19 @@ def test_a_failed_publication_is_logged_and_the_loop_goes_on(
 
 
 def test_no_feedback_is_no_reason_to_end(
-    taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     follow(taught_shop, lambda: "there is no feedback yet" in caplog.text, every=1)
     assert caplog.messages[-1] == "stopped"
 
 
-def test_a_refusal_is_logged(taught_shop: Shop, deployed: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_logged(taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture) -> None:
     for word in ("hat", "shirt"):
         taught_shop.send(60, word, "id-shoe1", person=lambda number: f"person {number}")
     settings = taught_shop.tuner("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
     taught_shop.tuner = lambda: settings  # type: ignore[method-assign]
     follow(taught_shop, lambda: "refused: " in caplog.text, events=60)
-    assert deployed == []
+    assert published == []
 
 
 def test_without_a_server_there_is_nothing_to_follow(taught_shop: Shop) -> None:

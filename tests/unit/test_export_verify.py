@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel
+from tiny_encoders import words_model
 
 from export.agreement import top_k_agreement
 from export.errors import ExportError, VerificationError
@@ -47,21 +45,7 @@ LOOSE = INT8_BUDGET.model_copy(  # random weights lose more than trained ones
 
 @pytest.fixture(scope="module")
 def model() -> InstructionModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-    )
-    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(100)}, unk_token="w0"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    model = InstructionModel(BertModel(config), tokenizer, "mean", max_length=16, labels=4)
-    torch.nn.init.normal_(model.head.weight)
-    return model
+    return words_model()
 
 
 @pytest.fixture(scope="module")

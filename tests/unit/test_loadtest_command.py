@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,8 @@ def run(files, *arguments, config="x.yaml", instructions="x.jsonl"):
     )
 
 
-def test_an_unreachable_server_is_one_line_at_once(files):
-    start = time.monotonic()
+def test_an_unreachable_server_is_one_line_before_any_load(files):
     done = run(files, "--duration", "30")
-    assert time.monotonic() - start < 10
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: 127.0.0.1:1 is unavailable")
     assert done.stderr.count("\n") == 1

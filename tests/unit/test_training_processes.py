@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LAUNCH = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m")
 
 
-PATIENCE = 240  # seconds; an idle machine needs ten
+PATIENCE = 280  # seconds; an idle machine needs ten
 
 
 class Training:
