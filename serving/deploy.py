@@ -19,6 +19,7 @@ from .gates.gates import Gates
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
+from .priority import new_children_stand_back, standing_back
 from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
@@ -78,7 +79,7 @@ def deploy(
     server = Server(layout)
     with server.lock():
         recover(layout)
-        release.manifest.verify(release.path)
+        standing_back(lambda: release.manifest.verify(release.path))
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)
         before = repository.live_release(release.manifest.domain)
@@ -205,7 +206,7 @@ def _publish(
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
     try:
-        changed = repository.stage(release, variants=with_engine)
+        changed = standing_back(lambda: repository.stage(release, variants=with_engine))
     except BaseException:
         _discard(repository, release)
         raise
@@ -254,13 +255,17 @@ def load_steps(
     Raises:
         PublishError: a step does not get ready.
     """
-    for step in release.manifest.steps.values():
-        # Also those that an earlier deploy staged and, killed, did not load.
-        if step.model in changed or not _ready(client, step.model, step.version):
-            _load(client, step.model)
-        if not _ready(client, step.model, step.version):
-            reason = server.first_error(since=log_start)
-            raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+    state = server.state()
+    if state is None:
+        raise PublishError(f"the server has ended: {server.first_error(since=log_start)}")
+    with new_children_stand_back(state.pid):
+        for step in release.manifest.steps.values():
+            # Also those that an earlier deploy staged and, killed, did not load.
+            if step.model in changed or not _ready(client, step.model, step.version):
+                _load(client, step.model)
+            if not _ready(client, step.model, step.version):
+                reason = server.first_error(since=log_start)
+                raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
 
 
 def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, domain: str, before: str | None) -> None:
@@ -313,7 +318,7 @@ def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
         except ServerError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.02)
 
 
 def _still(live: LiveRelease | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from .embedded import join_lengths
+from .embedded import join_lengths, shorten_warm_up
 from .errors import PublishError
 from .files import make_folder, remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
@@ -182,6 +182,7 @@ class LiveRepository:
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
         join_lengths(config)
+        shorten_warm_up(config)
         changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
         changed |= self._stage_variants(release, step.model, sorted(versions), fitting=variants)
         return changed or copied
