@@ -75,7 +75,9 @@ class Soak:
         self.endpoints = Endpoints(grpc_port=ports[0], http_port=ports[1], metrics_port=ports[2])
 
     def run(self, releases: int, *, callers: int = 16, pause: float = 0.25, flip_every: int = 10) -> None:
-        deploy(self.layout, self.marker.make(1), self.endpoints, gates=None)
+        # All of them beforehand: making one takes a core, which is no part of publishing it.
+        made = [self.marker.make(n, encoder=n - n % 4 or 1) for n in range(1, releases + 2)]
+        deploy(self.layout, made[0], self.endpoints, gates=None)
         askers = Askers(self.project.grpc_url)
         askers.learn()
         ours, theirs = multiprocessing.Pipe()
@@ -84,17 +86,16 @@ class Soak:
         asking.start()
         try:
             assert ours.recv() == "asking"
-            for number in range(2, releases + 2):
-                self._publish(number)
-                if number % flip_every == 0:
+            for release in made[1:]:
+                self._publish(release)
+                if release.number % flip_every == 0:
                     self._flip()
         finally:
             ours.send("stop")
             self.asked = ours.recv()
             asking.join()
 
-    def _publish(self, number: int) -> None:
-        release = self.marker.make(number, encoder=number - number % 4 or 1)
+    def _publish(self, release: Release) -> None:
         time.sleep(self.quiet_seconds)
         self.memory.append(self._memory())
         began = time.monotonic()
@@ -103,7 +104,7 @@ class Soak:
         assert done.switch_seconds is not None
         self.switches.append(done.switch_seconds)
         print(
-            f"release {number}: published in {time.monotonic() - began:.1f} s, "
+            f"release {release.number}: published in {time.monotonic() - began:.1f} s, "
             f"switched in {done.switch_seconds:.3f} s, {sum(self.memory[-1].values()) >> 20} MB, "
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
