@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 from instructrec_client import Recommendations
 from marked_releases import Marker
 from project import Project, new_project
@@ -124,7 +125,10 @@ class Soak:
         """The proportional set size of each part of the serving tree, in bytes."""
         found: dict[str, int] = defaultdict(int)
         for process in process_tree.processes(self.layout.shared_memory_prefix):
-            command = process.cmdline()
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:  # of a release that has just gone
+                continue
             stub = "stub" in Path(command[0]).name
             part = Path(command[1]).relative_to(self.layout.live).parts[0] if stub else "tritonserver"
             found[part] += process_tree.proportional_memory_bytes([process])
