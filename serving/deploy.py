@@ -20,7 +20,6 @@ from .gates.gates import Gates
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
-from .priority import new_children_stand_back, standing_back
 from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
@@ -80,7 +79,7 @@ def deploy(
     server = Server(layout)
     with server.lock():
         recover(layout)
-        standing_back(lambda: release.manifest.verify(release.path))
+        release.manifest.verify(release.path)
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)
         before = repository.live_release(release.manifest.domain)
@@ -207,7 +206,7 @@ def _publish(
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live = repository.live_release(domain)
     try:
-        changed = standing_back(lambda: repository.stage(release, variants=with_engine))
+        changed = repository.stage(release, variants=with_engine)
     except BaseException:
         _discard(repository, release)
         raise
@@ -257,20 +256,17 @@ def load_steps(
         PublishError: a step does not get ready.
         ServerError: the release does not answer.
     """
-    state, loaded = server.state(), False
-    if state is None:
-        raise PublishError(f"the server has ended: {server.first_error(since=log_start)}")
-    with new_children_stand_back(state.pid):
-        for step in release.manifest.steps.values():
-            # Also those that an earlier deploy staged and, killed, did not load.
-            if step.model in changed or not _ready(client, step.model, step.version):
-                _load(client, step.model)
-                loaded = True
-            if not _ready(client, step.model, step.version):
-                reason = server.first_error(since=log_start)
-                raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
-        if loaded:
-            answer_beforehand(client, release)
+    loaded = False
+    for step in release.manifest.steps.values():
+        # Also those that an earlier deploy staged and, killed, did not load.
+        if step.model in changed or not _ready(client, step.model, step.version):
+            _load(client, step.model)
+            loaded = True
+        if not _ready(client, step.model, step.version):
+            reason = server.first_error(since=log_start)
+            raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+    if loaded:
+        answer_beforehand(client, release)
 
 
 def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, domain: str, before: str | None) -> None:

@@ -16,7 +16,6 @@ from .errors import ReleaseError, ServerError
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
-from .priority import bring_forward
 from .probe import probe_release
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
@@ -43,8 +42,6 @@ def recover(layout: Layout) -> list[str]:
         if state is not None:
             server.wait_until_up(state)
             state = server.state()  # it may have ended meanwhile, of the very release
-        if state is not None:
-            bring_forward(state.pid)  # the stubs that it was loading
         if state is not None and _answers(layout, state, one):
             _write_down(layout, repository, one)
             done.append(f"the publish of {one.domain} release {one.number} was killed after it answered: kept")

@@ -17,7 +17,6 @@ from ..gates.settings import CanarySettings
 from ..journal import Journal
 from ..layout import Layout
 from ..live_repository import LiveRepository
-from ..priority import standing_back
 from ..probe import ProbeAnswer, probe_release
 from ..recovery import recover
 from ..releases import Release, ReleaseStore
@@ -97,11 +96,10 @@ def _put_up(
 ) -> tuple[Canary, ProbeAnswer]:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live_release = Release(server.layout.releases(domain) / str(live))
-    standing_back(lambda: release.manifest.verify(release.path))
+    release.manifest.verify(release.path)
     try:
         gates.check_files(release, live_release)
-        variants = engine_warning(release) is None
-        changed = standing_back(lambda: repository.stage(release, variants=variants))
+        changed = repository.stage(release, variants=engine_warning(release) is None)
         load_steps(client, server, release, changed, server.log_size())
         gates.check_answers(client, url, release, live_release)
         canary = new_canary(release, share, gates.failed)
