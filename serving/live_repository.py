@@ -178,7 +178,7 @@ class LiveRepository:
         versions = pinned | {step.version}
         listed = self._listed(step.model)
         if not copied and versions <= listed:
-            # Triton reloads all versions of a model if its config changes: an old one may stay until the step changes.
+            # An old version may stay until the step changes: nothing asks it, and taking it out is one load more.
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
         join_lengths(config)
@@ -245,7 +245,7 @@ class LiveRepository:
 
     @staticmethod
     def _replace_if_changed(path: Path, content: bytes) -> bool:
-        """Leave an unchanged file alone: Triton reloads a model, all its versions, if any file of it looks newer."""
+        """Leave an unchanged file alone: where one beside the versions looks newer, Triton reloads all of them."""
         if path.is_file() and path.read_bytes() == content:
             return False
         write_atomically(path, content)

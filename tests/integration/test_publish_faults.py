@@ -13,11 +13,12 @@ from publish_crashes import Crashes
 from release_askers import Askers
 from tritonclient import grpc
 
+from serving import process_tree
 from serving.deploy import deploy
 from serving.embedded import Endpoints
 from serving.errors import PublishError
 from serving.files import sha256_of
-from serving.healing import Healer
+from serving.healing import Healer, find_stubs
 from serving.journal import Journal
 from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
@@ -89,15 +90,56 @@ def test_the_watcher_ends_a_killed_publish(crashes: Crashes, killed: str) -> Non
     assert Healer(layout).look() == []
 
 
-def broken_release(crashes: Crashes) -> Release:
-    """Its files are what its manifest says, and Triton cannot load its top-k step."""
+def test_all_dead_versions_of_a_step_are_mended_at_once(crashes: Crashes) -> None:
+    """The live release's and that of the one before, which a rollback goes to."""
+    crashes.publish(crashes.new_release())
+    before = find_stubs(crashes.layout).running
+    dead = [
+        process
+        for process in process_tree.processes(crashes.layout.shared_memory_prefix)
+        if "/ecommerce_head/" in " ".join(process.cmdline()[:2])
+    ]
+    for process in dead:
+        process.kill()
+    done = Healer(crashes.layout).look()
+    assert len(done) == len(dead) >= 2
+    assert all("ecommerce_head" in line and "is dead: loaded anew" in line for line in done)
+    assert find_stubs(crashes.layout).running == before
+    assert answers(crashes) == str(crashes.number)
+
+
+RAISES = "raise RuntimeError('this release is broken')\n"
+FAILS = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("broken")) for _ in requests]
+"""
+
+
+def broken_release(crashes: Crashes, content: str = RAISES) -> Release:
+    """Its files are what its manifest says, and its top-k step cannot be loaded, or does not answer."""
     made = crashes.marker.make(crashes.new_number(), encoder=crashes.encoder)
     code = made.models / "ecommerce_topk" / str(made.number) / "model.py"
     code.unlink()
-    code.write_text("raise RuntimeError('this release is broken')\n")
+    code.write_text(content)
     name, digest = code.relative_to(made.path).as_posix(), sha256_of(code)
     made.manifest.model_copy(update={"files": {**made.manifest.files, name: digest}}).write(made.path)
     return Release(made.path)
+
+
+def test_a_release_that_does_not_answer_is_never_switched_to(crashes: Crashes) -> None:
+    before = answers(crashes)
+    broken = broken_release(crashes, FAILS)
+    asking = Askers(crashes.project.grpc_url, expected=crashes.askers.expected)
+    with (
+        asking.asking(threads=1, tasks=1),
+        pytest.raises(PublishError, match=f"ecommerce_candidate does not answer: broken; release {before} still"),
+    ):
+        deploy(crashes.layout, broken, endpoints(crashes.project), gates=None)
+    assert not asking.failures()
+    assert answers(crashes) == before
+    shutil.rmtree(broken.path)
 
 
 def test_a_server_does_not_stumble_over_what_a_killed_publish_left(crashes: Crashes) -> None:
