@@ -99,6 +99,7 @@ class Follower:
             logger.info("%s (%.1f s)", turn.line, time.monotonic() - began)
             if turn.release is not None:
                 self._make_live(turn.release)
+                self.tuner.prepare()  # now, so that the next feedback need not wait for it
         except RefusedError as error:
             logger.warning("%s", error.message)
         except click.ClickException as error:  # every room's errors: the next turn may fare better

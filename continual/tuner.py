@@ -22,6 +22,7 @@ from training.config import DomainConfig
 from training.derived_run import derive_run
 from training.errors import RunError
 from training.run import Run
+from training.run_listing import derived_from
 
 from .errors import ContinualError, RefusedError
 from .evaluation import Comparison, compare_heads, reason_against
@@ -207,8 +208,6 @@ class Tuner:
 
     def _derived(self, skill: OldSkill, trial: Trial) -> Run | None:
         """The run of this very turn, if it was killed after writing it."""
-        from training.plan import derived_from  # noqa: PLC0415 - loads pandas
-
         for run in derived_from(skill.run, self.layout.var / "runs" / self.config.domain):
             origin = run.manifest.derived_from
             if origin is None or origin.run_id != skill.run.run_id or origin.reason != REASON:

@@ -14,6 +14,7 @@ from serving.layout import Layout
 from training.config import DomainConfig
 from training.config_loading import load_config
 from training.run import Run
+from training.run_listing import derived_from
 
 
 @click.command(help=__doc__)
@@ -96,7 +97,7 @@ def _named(path: Path, config: DomainConfig) -> Run:
 
 def _trained(config: DomainConfig, config_path: Path, data: Path, var: Path) -> tuple[Run, list[Run]]:
     """The run that was trained of config and data, and the runs that were derived from it since, newest first."""
-    from training.plan import derived_from, existing_run, make_plan  # noqa: PLC0415 - loads pandas
+    from training.plan import existing_run, make_plan  # noqa: PLC0415 - loads pandas
 
     plan = make_plan(config, data, var)
     run = existing_run(plan)

@@ -18,8 +18,8 @@ from serving.releases import Release, ReleaseStore
 from training.catalogue_update import update_catalogue
 from training.config_loading import load_config
 from training.options import config_option, data_option, overrides_argument, var_option
-from training.plan import newest_run
 from training.run import Run
+from training.run_listing import newest_run
 
 
 @click.command(help=__doc__)

@@ -1,33 +1,43 @@
 """How much feedback a server takes, and what that does to recommendations: `python -m loadtest.feedback_bench`.
 
-First events alone, as many as go through, in requests of several sizes. Then recommendations at a steady rate, in turns
-with and without feedback beside them; a machine's speed drifts, so only the ratio of neighbouring turns means anything.
+First events alone, as many as go through, in requests of several sizes: from the Python client, and as bytes that were
+serialised before, which tells what the server takes where the senders are elsewhere. Then recommendations at a steady
+rate, in turns with and without feedback beside them; a machine's speed drifts, so only the ratio of neighbouring turns
+means anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import multiprocessing
+import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
+import grpc
 import numpy as np
 from instructrec_client import AsyncClient, Feedback
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from tritonclient.grpc import service_pb2
 
 from loadtest.open_loop import arrivals, ask_server, run_open_loop
 from loadtest.workload import Query, read_workload
 
+TEXTS = ("event", "item_id", "request_id", "user_id", "instruction", "release")
 SIZES = {1: 64, 32: 8, 256: 4}
 """Events a request, and how many such requests are in flight."""
 DEADLINE_S = 30.0
+Send = Callable[[int], Awaitable[None]]
+"""Sends one request, the events from a number on; returns when they are acknowledged."""
 
 
 class Throughput(BaseModel):
@@ -35,6 +45,7 @@ class Throughput(BaseModel):
 
     Attributes:
         events: in a request.
+        serialised: whether requests were sent as bytes that were there before.
         in_flight: requests at once.
         per_second: events acknowledged a second.
         p50_ms: until a request was acknowledged.
@@ -44,6 +55,7 @@ class Throughput(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     events: int
+    serialised: bool
     in_flight: int
     per_second: float
     p50_ms: float
@@ -79,25 +91,69 @@ def _event(query: Query) -> Feedback:
     return Feedback("click", "sku-1", user_id="somebody", instruction=query.text, request_id="bench", release="1")
 
 
-async def _closed_loop(url: str, domain: str, queries: list[Query], size: int, seconds: float) -> Throughput:
-    """Send events as fast as they are acknowledged."""
-    times: list[float] = []
-    start = time.perf_counter()
+@asynccontextmanager
+async def _client_sender(url: str, domain: str, queries: list[Query], size: int) -> AsyncIterator[Send]:
     async with AsyncClient(url, domain=domain, timeout=DEADLINE_S) as client:
 
-        async def sender(first: int) -> None:
-            number = first
+        async def send(number: int) -> None:
+            await client.feedback_batch([_event(queries[(number + row) % len(queries)]) for row in range(size)])
+
+        yield send
+
+
+@asynccontextmanager
+async def _serialised_sender(url: str, domain: str, queries: list[Query], size: int) -> AsyncIterator[Send]:
+    """Sends one request's bytes again and again, with other event ids in them."""
+    placeholder = b"#" * 12
+    content = _serialised(domain, [_event(queries[row % len(queries)]) for row in range(size)], placeholder)
+    run = secrets.token_bytes(2).hex().encode()
+    async with grpc.aio.insecure_channel(url) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+        async def send(number: int) -> None:
+            response = await call(content.replace(placeholder, run + b"%08d" % number), timeout=DEADLINE_S)
+            [stored] = service_pb2.ModelInferResponse.FromString(response).raw_output_contents
+            if not np.frombuffer(stored, "<i4").all():
+                raise click.ClickException("an event of this measurement was in the store before")
+
+        yield send
+
+
+def _serialised(domain: str, events: list[Feedback], prefix: bytes) -> bytes:
+    """A request as it goes over the wire (docs/feedback.md); its event ids are the prefix and the row."""
+    request = service_pb2.ModelInferRequest(model_name="feedback")
+    texts = {name: [getattr(one, name).encode() for one in events] for name in TEXTS}
+    texts["event_id"] = [prefix + b"-%d" % row for row in range(len(events))]
+    texts["domain"] = [domain.encode()] * len(events)
+    for name, cells in texts.items():
+        request.inputs.add(name=name, datatype="BYTES", shape=(len(events), 1))
+        request.raw_input_contents.append(b"".join(len(cell).to_bytes(4, "little") + cell for cell in cells))
+    request.inputs.add(name="timestamp", datatype="INT64", shape=(len(events), 1))
+    request.raw_input_contents.append(np.array([one.timestamp * 1_000 for one in events], "<i8").tobytes())
+    return bytes(request.SerializeToString())
+
+
+async def _closed_loop(
+    url: str, domain: str, queries: list[Query], size: int, seconds: float, *, serialised: bool = False
+) -> Throughput:
+    """Send events as fast as they are acknowledged."""
+    times: list[float] = []
+    numbers = itertools.count(0, size)
+    async with (_serialised_sender if serialised else _client_sender)(url, domain, queries, size) as send:
+        start = time.perf_counter()
+
+        async def sender() -> None:
             while time.perf_counter() - start < seconds:
-                events = [_event(queries[(number + row) % len(queries)]) for row in range(size)]
-                number += size
                 sent = time.perf_counter()
-                await client.feedback_batch(events)
+                await send(next(numbers))
                 times.append((time.perf_counter() - sent) * 1_000)
 
-        await asyncio.gather(*(sender(first) for first in range(SIZES[size])))
-    per_second = len(times) * size / (time.perf_counter() - start)
+        await asyncio.gather(*(sender() for _ in range(SIZES[size])))
+        per_second = len(times) * size / (time.perf_counter() - start)
     p50, p99 = np.percentile(times, [50, 99])
-    return Throughput(events=size, in_flight=SIZES[size], per_second=per_second, p50_ms=p50, p99_ms=p99)
+    return Throughput(
+        events=size, serialised=serialised, in_flight=SIZES[size], per_second=per_second, p50_ms=p50, p99_ms=p99
+    )
 
 
 def _send_at_rate(url: str, domain: str, queries: list[Query], rate: float, seconds: float) -> None:
@@ -162,11 +218,13 @@ def measure_harm(
 
 
 def measure_throughput(url: str, domain: str, queries: list[Query], rounds: int, seconds: float) -> list[Throughput]:
-    """Measure each size of request in turn, for several rounds."""
-    results: dict[int, list[Throughput]] = {size: [] for size in SIZES}
+    """Measure each size of request in turn, from the client and serialised, for several rounds."""
+    results: dict[tuple[bool, int], list[Throughput]] = {
+        (serialised, size): [] for serialised in (False, True) for size in SIZES
+    }
     for _ in tqdm(range(rounds), desc="events", unit="round"):
-        for size, found in results.items():
-            found.append(asyncio.run(_closed_loop(url, domain, queries, size, seconds)))
+        for (serialised, size), found in results.items():
+            found.append(asyncio.run(_closed_loop(url, domain, queries, size, seconds, serialised=serialised)))
     return [sorted(found, key=lambda one: one.per_second)[len(found) // 2] for found in results.values()]
 
 
@@ -193,10 +251,11 @@ def main(
     queries = read_workload(instructions)
     asyncio.run(_closed_loop(url, f"{domain}-bench", queries, 32, 1.0))
     throughput = measure_throughput(url, f"{domain}-bench", queries, rounds, seconds)
-    table = Table("events a request", "in flight", "events/s", "p50 ms", "p99 ms", box=None, pad_edge=False)
+    table = Table("sent by", "events a request", "in flight", "events/s", "p50 ms", "p99 ms", box=None, pad_edge=False)
     for one in throughput:
         figures = (f"{one.per_second:.0f}", f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}")
-        table.add_row(f"{one.events}", f"{one.in_flight}", *figures)
+        sender = "serialised before" if one.serialised else "Python client"
+        table.add_row(sender, f"{one.events}", f"{one.in_flight}", *figures)
     Console().print(table)
     harm = measure_harm(url, domain, queries, (recommend_rate, feedback_rate), rounds, seconds)
     click.echo(

@@ -11,6 +11,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .canary.ensemble import leave_to_live, load_canaries
+from .candidate import answer_beforehand
 from .embedded import Endpoints
 from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
 from .errors import GateError, PublishError, ReleaseError, ServerError, ServingError
@@ -242,7 +243,7 @@ def _publish(
 def load_steps(
     client: grpc.InferenceServerClient, server: Server, release: Release, changed: list[str], log_start: int
 ) -> None:
-    """Have a running server load what a release pins, beside what it has.
+    """Have a running server load what a release pins, beside what it has, and give its first answers.
 
     Args:
         client: of the server.
@@ -253,14 +254,19 @@ def load_steps(
 
     Raises:
         PublishError: a step does not get ready.
+        ServerError: the release does not answer.
     """
+    loaded = False
     for step in release.manifest.steps.values():
         # Also those that an earlier deploy staged and, killed, did not load.
         if step.model in changed or not _ready(client, step.model, step.version):
             _load(client, step.model)
+            loaded = True
         if not _ready(client, step.model, step.version):
             reason = server.first_error(since=log_start)
             raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
+    if loaded:
+        answer_beforehand(client, release)
 
 
 def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, domain: str, before: str | None) -> None:
@@ -313,7 +319,7 @@ def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
         except ServerError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.02)
 
 
 def _still(live: LiveRelease | None) -> str:

@@ -24,6 +24,8 @@ MINIMUM_SHARED_MEMORY_BYTES = 64 << 20
 """A Python stub takes 1 MB at first and grows by what its tensors need; a full /dev/shm kills stubs without a word."""
 EXIT_TIMEOUT_SECONDS = 30
 """How long a stopping server waits for requests in flight."""
+WARM_UP_ROWS = 8
+"""The most rows of a warm-up sample on the embedded server."""
 
 
 PYTHON_BASED_BACKENDS = frozenset(path.parent.name for path in (SERVING / "backends").glob("*/model.py"))
@@ -39,6 +41,17 @@ def join_lengths(config: model_config_pb2.ModelConfig) -> None:
     if config.backend in PYTHON_BASED_BACKENDS:
         for tensor in config.input:
             tensor.allow_ragged_batch = -1 in tensor.dims
+
+
+def shorten_warm_up(config: model_config_pb2.ModelConfig) -> None:
+    """Warm a CPU step up with a few rows instead of the largest batch.
+
+    Our own steps compute a large batch in parts of a few hundred tokens, so eight rows touch all that 32 would; and a
+    step that gets ready beside a live one takes a core away from callers for as long as it is warmed up. The native
+    backends run a batch in one piece, so that releases do not say this.
+    """
+    for sample in config.model_warmup:
+        sample.batch_size = min(sample.batch_size, WARM_UP_ROWS)
 
 
 class Endpoints(BaseModel):

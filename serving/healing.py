@@ -9,9 +9,10 @@ be stored. A publish that was killed is brought to an end first.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,17 +94,20 @@ def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> frozense
     )
 
 
-def reload_step(client: grpc.InferenceServerClient, layout: Layout, place: StubPlace) -> None:
-    """Give a step new stubs. Triton reloads a model only if a file of it looks newer, so one is touched first.
+def reload_step(client: grpc.InferenceServerClient, layout: Layout, model: str, versions: Iterable[int]) -> None:
+    """Give versions of a step new stubs.
+
+    Triton reloads a version only if a file in its folder looks newer, so one of each is touched first.
 
     Raises:
         InferenceServerException: Triton refuses.
     """
-    for path in sorted((layout.live / place.model / str(place.version)).iterdir()):
-        if path.is_file():
-            path.touch()
-            break
-    client.load_model(place.model, client_timeout=60)
+    for version in versions:
+        for path in sorted((layout.live / model / str(version)).iterdir()):
+            if path.is_file():
+                path.touch()
+                break
+    client.load_model(model, client_timeout=60)
 
 
 class Healer:
@@ -180,17 +184,17 @@ class Healer:
             stubs = find_stubs(self.layout)
             dead = sorted(loaded_steps(client, self.layout) - stubs.running - set(stubs.stopped))
             process_tree.kill(stubs.stopped.values())
-            reloaded: set[str] = set()
-            for place, reason in [
-                *((one, "hangs") for one in sorted(stubs.stopped)),
-                *((one, "is dead") for one in dead),
-            ]:
+            reasons = {**dict.fromkeys(dead, "is dead"), **dict.fromkeys(stubs.stopped, "hangs")}
+            for model, places in itertools.groupby(sorted(reasons), key=lambda place: place.model):
+                versions = [place.version for place in places]
                 began = time.monotonic()
-                if place.model not in reloaded:  # a load gives every version of the model new stubs
-                    reload_step(client, self.layout, place)
-                    reloaded.add(place.model)
+                reload_step(client, self.layout, model, versions)
                 seconds = time.monotonic() - began
-                done.append(f"a stub of {place.model} version {place.version} {reason}: loaded anew in {seconds:.1f} s")
+                done += [
+                    f"a stub of {model} version {version} {reasons[StubPlace(model, version)]}: "
+                    f"loaded anew in {seconds:.1f} s"
+                    for version in versions
+                ]
         return done
 
     def _first_silent_domain(self, state: ServerState) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from .embedded import join_lengths
+from .embedded import join_lengths, shorten_warm_up
 from .errors import PublishError
 from .files import make_folder, remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
@@ -178,10 +178,11 @@ class LiveRepository:
         versions = pinned | {step.version}
         listed = self._listed(step.model)
         if not copied and versions <= listed:
-            # Triton reloads all versions of a model if its config changes: an old one may stay until the step changes.
+            # An old version may stay until the step changes: nothing asks it, and taking it out is one load more.
             versions = listed
         config.version_policy.specific.versions.extend(sorted(versions))
         join_lengths(config)
+        shorten_warm_up(config)
         changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
         changed |= self._stage_variants(release, step.model, sorted(versions), fitting=variants)
         return changed or copied
@@ -244,7 +245,7 @@ class LiveRepository:
 
     @staticmethod
     def _replace_if_changed(path: Path, content: bytes) -> bool:
-        """Leave an unchanged file alone: Triton reloads a model, all its versions, if any file of it looks newer."""
+        """Leave an unchanged file alone: where one beside the versions looks newer, Triton reloads all of them."""
         if path.is_file() and path.read_bytes() == content:
             return False
         write_atomically(path, content)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from training.errors import RunError
 from training.history_config import HistoryConfig
 from training.run import Run
 from training.run_encoder import encoder_of_run, open_run
+from training.run_listing import run_manifests
 
 RECIPE_VERSION = 3  # raise it when the same inputs would give another run
 
@@ -91,38 +91,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
 
 def existing_run(plan: Plan) -> Run | None:
     """The newest whole run that was trained with the plan's fingerprint, None if there is none."""
-    for path, manifest in _manifests(plan.runs):
+    for path, manifest in run_manifests(plan.runs):
         if manifest.get("derived_from") is None and manifest.get("fingerprint") == plan.fingerprint:
             with contextlib.suppress(RunError):  # damaged by someone: as good as none, a new run stands beside it
                 return Run.open(path)
     return None
-
-
-def derived_from(run: Run, runs: Path) -> list[Run]:
-    """The runs below `runs` that were derived from `run`, also by way of others, newest first."""
-    parents = {run.run_id}
-    found = []
-    for path, manifest in reversed(list(_manifests(runs))):  # oldest first: a parent is older than what it led to
-        origin = manifest.get("derived_from")
-        if isinstance(origin, dict) and origin.get("run_id") in parents:
-            with contextlib.suppress(RunError):
-                found.append(Run.open(path))
-                parents.add(found[-1].run_id)
-    return found[::-1]
-
-
-def newest_run(runs: Path) -> Run | None:
-    """The newest whole run of a domain's folder `runs`, trained or derived; None if there is none."""
-    for path, _ in _manifests(runs):
-        with contextlib.suppress(RunError):
-            return Run.open(path)
-    return None
-
-
-def _manifests(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folders of runs and what `run.json` says, newest first, unchecked: there may be hundreds to look through."""
-    for path in sorted(runs.glob("[!.]*/run.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            manifest = json.loads(path.read_bytes())
-            if isinstance(manifest, dict):
-                yield path.parent, manifest

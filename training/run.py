@@ -107,6 +107,10 @@ class RunContent:
     history_vectors: npt.NDArray[np.float32] | None = None
 
 
+_catalogues: dict[tuple[int, int, int], tuple[Item, ...]] = {}
+"""The catalogue that was read last, by its file: a derived run's is a hard link to its parent's."""
+
+
 class Run:
     """A finished run, opened for reading."""
 
@@ -165,7 +169,15 @@ class Run:
     @cached_property
     def _items(self) -> tuple[Item, ...]:
         """Kept, because an export asks for them several times, and a large catalogue takes a second to read."""
-        return tuple(Item(**row) for row in self._rows("catalogue.jsonl"))
+        try:
+            status = (self.path / "catalogue.jsonl").stat()
+        except OSError as error:
+            raise RunError(f"{self.path}: catalogue.jsonl cannot be read ({error.strerror}); train again") from None
+        identity = status.st_dev, status.st_ino, status.st_mtime_ns
+        if identity not in _catalogues:
+            _catalogues.clear()
+            _catalogues[identity] = tuple(Item(**row) for row in self._rows("catalogue.jsonl"))
+        return _catalogues[identity]
 
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """The item vectors, float32 [N, H], each of length 1; row i belongs to line i of the catalogue."""

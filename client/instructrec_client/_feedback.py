@@ -53,6 +53,7 @@ FEEDBACK_INPUTS = {
 FEEDBACK_OUTPUTS = {"stored": ("INT32", (1,))}
 """Likewise of the output."""
 TEXTS = ("event_id", "event", "item_id", "request_id", "user_id", "instruction", "release")
+OPTIONAL_TEXTS = ("request_id", "user_id", "instruction", "release")
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,22 @@ def _check_number(value: float, name: str) -> None:
 
 
 def encode_feedback(domain: str, events: Sequence[Feedback]) -> Iterator[FeedbackRequest]:
-    """Yield the requests for events that were checked, at most `MAX_FEEDBACK_ROWS` each."""
+    """Yield the requests for events that were checked, at most `MAX_FEEDBACK_ROWS` each.
+
+    What is optional and in no event of a request is left out of it: every tensor costs the server and this client some
+    20 microseconds.
+    """
     for start in range(0, len(events), MAX_FEEDBACK_ROWS):
         rows = events[start : start + MAX_FEEDBACK_ROWS]
         cells: dict[str, list[Any]] = {name: [getattr(one, name).encode() for one in rows] for name in TEXTS}
         cells["domain"] = [domain.encode()] * len(rows)
         cells["value"] = [1.0 if one.value is None else one.value for one in rows]
         cells["timestamp"] = [round(one.timestamp * 1_000) for one in rows]
-        yield FeedbackRequest([_column(name, cells[name]) for name in FEEDBACK_INPUTS], len(rows))
+        empty = {name for name in OPTIONAL_TEXTS if not any(cells[name])}
+        if all(one.value is None for one in rows):
+            empty.add("value")
+        given = [name for name in FEEDBACK_INPUTS if name not in empty]
+        yield FeedbackRequest([_column(name, cells[name]) for name in given], len(rows))
 
 
 def _column(name: str, cells: list[Any]) -> InferInput:

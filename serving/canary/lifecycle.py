@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ..candidate import sample_texts
 from ..deploy import Deployment, deploy, engine_warning, load_steps
 from ..errors import GateError, PublishError, ReleaseError, ServerError, ServingError
 from ..gates.gates import Gates
-from ..gates.latency import compare_latency, sample_texts
+from ..gates.latency import compare_latency
 from ..gates.settings import CanarySettings
 from ..journal import Journal
 from ..layout import Layout
@@ -190,7 +191,7 @@ def judge(layout: Layout, domain: str, settings: CanarySettings) -> tuple[Canary
     # Counted first, so that the requests that measure latency are not among them.
     requests = count_requests(url, domain, live), count_requests(url, canary.model, canary.release)
     found = compare_latency(
-        url, domain, canary.model, sample_texts(release), settings.latency_ratio, pairs=VERDICT_PAIRS
+        url, domain, canary.model, sample_texts(release, VERDICT_PAIRS), settings.latency_ratio, pairs=VERDICT_PAIRS
     )
     judgements = [judge_errors(*requests, settings), judge_latency(found, *requests)]
     if settings.event is not None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from google.protobuf import json_format
 from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
 
-from ..errors import GateError, PublishError, ReleaseError
+from ..candidate import candidate, sample_texts
+from ..errors import GateError, ReleaseError
 from ..evidence import Evidence, TaskResults
-from ..live_repository import CONFIG_NAME, parse_config
 from ..releases import Release
-from .latency import compare_latency, sample_texts
+from .latency import PAIRS, compare_latency
 from .settings import GateSettings
 from .task import NotComparableError, compare_task
 
@@ -80,17 +77,14 @@ class Gates:
     def check_answers(self, client: grpc.InferenceServerClient, url: str, release: Release, live: Release) -> None:
         """Judge by answers, once all steps are loaded and before the switch.
 
-        The release answers under a name of its own, `<domain>_candidate`, which Triton gets over the wire: the live
-        repository holds nothing of it, and a server that starts anew does not know it.
-
         Raises:
             GateError: the release did not pass, and is not forced.
             PublishError: it cannot be loaded.
             ServerError: it does not answer.
         """
         domain = release.manifest.domain
-        with _candidate(client, release) as name:
-            found = compare_latency(url, domain, name, sample_texts(release), self._settings.latency_ratio)
+        with candidate(client, release) as name:
+            found = compare_latency(url, domain, name, sample_texts(release, PAIRS), self._settings.latency_ratio)
         if found is None:
             words = f"release {live.number} does not answer, so there is nothing to compare the time of an answer with"
             self._add(Finding("latency", True, words), release)
@@ -130,28 +124,6 @@ def _results_of(live: Release) -> TaskResults | None:
     except ReleaseError:
         return None
     return evidence.task if evidence else None
-
-
-@contextmanager
-def _candidate(client: grpc.InferenceServerClient, release: Release) -> Iterator[str]:
-    """Have the server answer for a release whose steps are loaded, under a name that nobody else asks."""
-    domain = release.manifest.domain
-    config = parse_config((release.models / domain / CONFIG_NAME).read_text(encoding="utf-8"))
-    config.name = f"{domain}_candidate"
-    config.version_policy.specific.versions.append(release.number)
-    try:
-        client.load_model(
-            config.name,
-            config=json_format.MessageToJson(config, preserving_proto_field_name=True),
-            files={f"file:{release.number}/release": f"{release.number}\n".encode()},
-            client_timeout=30,
-        )
-        yield config.name
-    except InferenceServerException as error:
-        raise PublishError(f"Triton refuses {config.name}: {error.message()}") from None
-    finally:
-        with suppress(InferenceServerException):
-            client.unload_model(config.name, client_timeout=10)
 
 
 def summary(findings: Sequence[Finding]) -> list[str]:

@@ -6,7 +6,6 @@ distributed): is the ratio above the budget in significantly more, or significan
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 
 from tritonclient import grpc
 
+from ..candidate import WARM_UPS
 from ..errors import ServerError
 from ..probe import ask
-from ..releases import Release
 
 PAIRS = 24
-WARM_UPS = 3
 LEVEL = 0.01
 """So improbable the pairs must be under a ratio that is just the budget."""
 PATIENCE_SECONDS = 1.0
@@ -117,26 +115,6 @@ def compare_latency(
                 if turn >= 0:
                     times[model].append(answer.milliseconds)
     return LatencyComparison(tuple(times[live]), tuple(times[candidate]), budget)
-
-
-def sample_texts(release: Release, count: int = PAIRS) -> list[str]:
-    """The first of a release's own instructions.
-
-    Raises:
-        ServerError: it has none.
-    """
-    texts: list[str] = []
-    try:
-        with release.instructions.open(encoding="utf-8") as stream:
-            for line in stream:
-                texts.append(str(json.loads(line)["text"]))
-                if len(texts) == count:
-                    break
-    except (OSError, ValueError, KeyError):
-        texts = []
-    if not texts:
-        raise ServerError(f"{release.instructions} has no instruction to measure with; export the release again")
-    return texts
 
 
 def _chance(successes: int, trials: int) -> float:

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 from instructrec_client import Recommendations
 from marked_releases import Marker
 from project import Project, new_project
@@ -75,7 +76,9 @@ class Soak:
         self.endpoints = Endpoints(grpc_port=ports[0], http_port=ports[1], metrics_port=ports[2])
 
     def run(self, releases: int, *, callers: int = 16, pause: float = 0.25, flip_every: int = 10) -> None:
-        deploy(self.layout, self.marker.make(1), self.endpoints, gates=None)
+        # All of them beforehand: making one takes a core, which is no part of publishing it.
+        made = [self.marker.make(n, encoder=n - n % 4 or 1) for n in range(1, releases + 2)]
+        deploy(self.layout, made[0], self.endpoints, gates=None)
         askers = Askers(self.project.grpc_url)
         askers.learn()
         ours, theirs = multiprocessing.Pipe()
@@ -84,17 +87,16 @@ class Soak:
         asking.start()
         try:
             assert ours.recv() == "asking"
-            for number in range(2, releases + 2):
-                self._publish(number)
-                if number % flip_every == 0:
+            for release in made[1:]:
+                self._publish(release)
+                if release.number % flip_every == 0:
                     self._flip()
         finally:
             ours.send("stop")
             self.asked = ours.recv()
             asking.join()
 
-    def _publish(self, number: int) -> None:
-        release = self.marker.make(number, encoder=number - number % 4 or 1)
+    def _publish(self, release: Release) -> None:
         time.sleep(self.quiet_seconds)
         self.memory.append(self._memory())
         began = time.monotonic()
@@ -103,7 +105,7 @@ class Soak:
         assert done.switch_seconds is not None
         self.switches.append(done.switch_seconds)
         print(
-            f"release {number}: published in {time.monotonic() - began:.1f} s, "
+            f"release {release.number}: published in {time.monotonic() - began:.1f} s, "
             f"switched in {done.switch_seconds:.3f} s, {sum(self.memory[-1].values()) >> 20} MB, "
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
@@ -123,7 +125,10 @@ class Soak:
         """The proportional set size of each part of the serving tree, in bytes."""
         found: dict[str, int] = defaultdict(int)
         for process in process_tree.processes(self.layout.shared_memory_prefix):
-            command = process.cmdline()
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:  # of a release that has just gone
+                continue
             stub = "stub" in Path(command[0]).name
             part = Path(command[1]).relative_to(self.layout.live).parts[0] if stub else "tritonserver"
             found[part] += process_tree.proportional_memory_bytes([process])

@@ -3,21 +3,24 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from project import Project, new_project
 from publish_crashes import Crashes
 from release_askers import Askers
 from tritonclient import grpc
 
+from serving import process_tree
 from serving.deploy import deploy
 from serving.embedded import Endpoints
 from serving.errors import PublishError
 from serving.files import sha256_of
-from serving.healing import Healer
+from serving.healing import Healer, find_stubs
 from serving.journal import Journal
 from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
@@ -89,15 +92,59 @@ def test_the_watcher_ends_a_killed_publish(crashes: Crashes, killed: str) -> Non
     assert Healer(layout).look() == []
 
 
-def broken_release(crashes: Crashes) -> Release:
-    """Its files are what its manifest says, and Triton cannot load its top-k step."""
+def head_stubs(crashes: Crashes) -> list[psutil.Process]:
+    tree = process_tree.processes(crashes.layout.shared_memory_prefix)
+    return [process for process in tree if "/ecommerce_head/" in " ".join(process.info["cmdline"][:2])]
+
+
+def test_all_dead_versions_of_a_step_are_mended_at_once(crashes: Crashes) -> None:
+    """The live release's and that of the one before, which a rollback goes to."""
+    crashes.publish(crashes.new_release())
+    deadline = time.monotonic() + 30
+    while len(dead := head_stubs(crashes)) > 2 and time.monotonic() < deadline:  # older ones are still being unloaded
+        time.sleep(0.1)
+    before = find_stubs(crashes.layout).running
+    for process in dead:
+        process.kill()
+    done = Healer(crashes.layout).look()
+    assert len(done) == len(dead) == 2
+    assert all("ecommerce_head" in line and "is dead: loaded anew" in line for line in done)
+    assert find_stubs(crashes.layout).running == before
+    assert answers(crashes) == str(crashes.number)
+
+
+RAISES = "raise RuntimeError('this release is broken')\n"
+FAILS = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("broken")) for _ in requests]
+"""
+
+
+def broken_release(crashes: Crashes, content: str = RAISES) -> Release:
+    """Its files are what its manifest says, and its top-k step cannot be loaded, or does not answer."""
     made = crashes.marker.make(crashes.new_number(), encoder=crashes.encoder)
     code = made.models / "ecommerce_topk" / str(made.number) / "model.py"
     code.unlink()
-    code.write_text("raise RuntimeError('this release is broken')\n")
+    code.write_text(content)
     name, digest = code.relative_to(made.path).as_posix(), sha256_of(code)
     made.manifest.model_copy(update={"files": {**made.manifest.files, name: digest}}).write(made.path)
     return Release(made.path)
+
+
+def test_a_release_that_does_not_answer_is_never_switched_to(crashes: Crashes) -> None:
+    before = answers(crashes)
+    broken = broken_release(crashes, FAILS)
+    asking = Askers(crashes.project.grpc_url, expected=crashes.askers.expected)
+    with (
+        asking.asking(threads=1, tasks=1),
+        pytest.raises(PublishError, match=f"ecommerce_candidate does not answer: .*broken; release {before} still"),
+    ):
+        deploy(crashes.layout, broken, endpoints(crashes.project), gates=None)
+    assert not asking.failures()
+    assert answers(crashes) == before
+    shutil.rmtree(broken.path)
 
 
 def test_a_server_does_not_stumble_over_what_a_killed_publish_left(crashes: Crashes) -> None:
@@ -172,7 +219,9 @@ def test_a_full_disk(crashes: Crashes) -> None:
     if not os.path.ismount(crashes.project.var):
         pytest.skip("no file system of a set size can be mounted here, which takes root")
     before = answers(crashes)
-    release = ReleaseStore(crashes.layout.releases("ecommerce")).open(crashes.new_release())
+    number = crashes.new_release()
+    number = number if number % 2 == 0 else crashes.new_release()  # with an encoder of its own, which needs the room
+    release = ReleaseStore(crashes.layout.releases("ecommerce")).open(number)
     needed = sum(path.stat().st_size for path in release.models.rglob("*") if path.is_file())
     for share in (0.0, 0.02, 0.3, 0.6, 0.9):
         with room_for(crashes.project.var, int(share * needed)):

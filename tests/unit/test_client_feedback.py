@@ -76,7 +76,7 @@ EVENT = st.builds(
     Feedback,
     event=st.sampled_from(["impression", "click", "add", "purchase", "rating"]),
     item_id=TEXT,
-    value=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    value=st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False),
     user_id=TEXT,
     instruction=TEXT,
     request_id=TEXT,
@@ -93,10 +93,8 @@ def test_encode_loses_nothing(events, times):
     assert [one.rows for one in requests[:-1]] == [MAX_FEEDBACK_ROWS] * (len(requests) - 1)
     columns = {name: [] for name in FEEDBACK_INPUTS}
     for one in requests:
-        assert {tensor.name(): tensor.datatype() for tensor in one.inputs} == {
-            name: datatype for name, (datatype, _) in FEEDBACK_INPUTS.items()
-        }
         for tensor in one.inputs:
+            assert tensor.datatype() == FEEDBACK_INPUTS[tensor.name()][0]
             assert list(tensor.shape()) == [one.rows, 1]
             raw = tensor._get_content()
             dtypes = {"FP32": np.float32, "INT64": np.int64}
@@ -108,7 +106,21 @@ def test_encode_loses_nothing(events, times):
     assert columns.pop("domain") == ["shop"] * len(many)
     assert columns.pop("timestamp") == [round(one.timestamp * 1_000) for one in many]
     for name, cells in columns.items():
-        assert cells == [getattr(one, name) for one in many], name
+        given = [getattr(one, name) for one in many]
+        if cells:
+            assert cells == [1.0 if cell is None else cell for cell in given], name
+        else:  # left out, and so the server's default
+            assert not any(cell or cell == 0.0 for cell in given), name
+
+
+def test_what_no_event_of_a_request_has_is_left_out_of_it():
+    def names(*events):
+        [request] = encode_feedback("shop", events)
+        return {tensor.name() for tensor in request.inputs}
+
+    least = {"event_id", "domain", "event", "item_id", "timestamp"}
+    assert names(CLICK, CLICK) == least
+    assert names(CLICK, Feedback("rating", "sku-1", value=0.0, user_id="u")) == least | {"value", "user_id"}
 
 
 @pytest.mark.parametrize(

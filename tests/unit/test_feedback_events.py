@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from instructrec_client import Feedback
 from instructrec_client._feedback import (
     FEEDBACK_EVENTS,
     FEEDBACK_INPUTS,
@@ -18,12 +19,15 @@ from instructrec_client._feedback import (
 )
 from serving_helpers import ROOT, Request, build_release, content_of, install_triton
 from test_model_repository import described
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor
 
 from export.model_config import committed_config
 from feedback.errors import InvalidEventError
 from feedback.events import KINDS, MAX_INSTRUCTION_BYTES, OPTIONAL, REQUIRED, read_events
 from feedback.location import KEY_VARIABLE, URL_VARIABLE, Location
 from feedback.reader import FeedbackReader
+from loadtest.feedback_bench import _serialised
 from serving import feedback_model
 from serving.feedback_model import MODEL, stage_feedback
 from serving.layout import Layout
@@ -109,6 +113,22 @@ def test_a_bad_row_is_named_with_its_field_and_without_its_text(kind, rows):
 def test_what_is_required_is_named(name):
     with pytest.raises(InvalidEventError, match=f"input {name} is missing"):
         read(**{name: None})
+
+
+def test_the_bytes_that_the_benchmark_sends_are_events():
+    sent = [Feedback("click", f"sku-{n}", user_id="u", instruction="a blue shirt", release="3") for n in range(2)]
+    request = service_pb2.ModelInferRequest.FromString(_serialised("shop", sent, b"id"))
+    content = zip(request.inputs, request.raw_input_contents, strict=True)
+    cells = {
+        one.name: np.frombuffer(raw, "<i8") if one.datatype == "INT64" else deserialize_bytes_tensor(raw)
+        for one, raw in content
+    }
+    events = read_events(cells.get)
+    assert [(one.event_id, one.item_id) for one in events] == [("id-0", "sku-0"), ("id-1", "sku-1")]
+    assert {(one.domain, one.user_id, one.instruction, one.release) for one in events} == {
+        ("shop", "u", "a blue shirt", "3")
+    }
+    assert [one.timestamp for one in events] == [int(one.timestamp * 1_000) for one in sent]
 
 
 def test_what_is_optional_may_be_left_out():

@@ -13,7 +13,16 @@ import pytest
 from pydantic import ValidationError
 from serving_helpers import content_of
 
-from serving.embedded import Endpoints, Installation, assemble_backends, check_machine, join_lengths, server_command
+from serving.embedded import (
+    WARM_UP_ROWS,
+    Endpoints,
+    Installation,
+    assemble_backends,
+    check_machine,
+    join_lengths,
+    server_command,
+    shorten_warm_up,
+)
 from serving.errors import PreflightError
 from serving.layout import Layout
 from serving.live_repository import parse_config
@@ -191,3 +200,9 @@ def test_models_of_our_backends_take_requests_of_all_lengths_together():
         config = parse_config(f'backend: "{backend}" {lines}')
         join_lengths(config)
         assert [tensor.allow_ragged_batch for tensor in config.input] == ragged, backend
+
+
+def test_a_warm_up_is_no_longer_than_it_has_to_be():
+    config = parse_config('model_warmup { name: "one" batch_size: 1 } model_warmup { name: "most" batch_size: 32 }')
+    shorten_warm_up(config)
+    assert [sample.batch_size for sample in config.model_warmup] == [1, WARM_UP_ROWS]

@@ -16,8 +16,9 @@ from training.config_loading import load_config
 from training.dataset import Instruction
 from training.derived_run import derive_run
 from training.errors import RunError
-from training.plan import derived_from, existing_run, make_plan, newest_run
+from training.plan import existing_run, make_plan
 from training.run import Run
+from training.run_listing import derived_from, newest_run
 
 
 @pytest.fixture
