@@ -54,7 +54,16 @@ class Endpoints(BaseModel):
     @property
     def grpc_url(self) -> str:
         """`host:port` of the gRPC service, as a client on this machine reaches it."""
-        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.grpc_port}"  # noqa: S104 - compared, not bound
+        return f"{self._reached}:{self.grpc_port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """`host:port` of the metrics, as a step on this machine reaches them."""
+        return f"{self._reached}:{self.metrics_port}"
+
+    @property
+    def _reached(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True)

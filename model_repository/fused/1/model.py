@@ -8,6 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release, never another's
 
+from steps.admission import Admission
 from steps.batching import answer_batch, tensor
 from steps.encoder_engine import open_engine
 from steps.ranking import Ranked
@@ -34,6 +35,7 @@ class TritonPythonModel:
         )
         self.head = Head.open(folder)
         self.recommender = Recommender(folder, args["model_name"], args["model_version"])
+        self.admission = Admission(int(settings["max_queue_size"]), {args["model_name"]})
         self.encoder.encode(["warm up"])
         if settings["engine"] == "openvino":  # each shape that it meets anew costs 3 to 30 ms
             self.encoder.warm_up(rows=(1, 2, 4, 8), lengths=(16, 32, 48, 64))
@@ -43,9 +45,10 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own k items, or with an error of its own."""
-        responses = answer_batch(requests, self._read, self._recommend, self.recommender.tensors)
+        refusals, admitted = self.admission.split(requests)
+        responses = answer_batch(admitted, self._read, self._recommend, self.recommender.tensors)
         self.recommender.report()
-        return responses
+        return refusals + responses
 
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))
