@@ -36,9 +36,11 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
         text = path.read_text(encoding="utf-8")
         before = read_yaml(text)
         edited = _edited(text.splitlines(), settings)
+        if edited.count(f"\n{SECTION}:") + edited.startswith(f"{SECTION}:") != 1:
+            raise TypeError(f"`{SECTION}:` is not on a line of its own")
         expected = before | {SECTION: (before.get(SECTION) or {}) | dict(settings)}
         after = read_yaml(edited)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise SweepError(f"{path} cannot be changed ({str(error).splitlines()[0]}); {by_hand}") from None
     if after != _plain(expected):
         raise SweepError(f"{path}: its `{SECTION}:` section cannot be changed line by line; {by_hand}")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ._errors import ClientClosed
 from ._retry import Attempts
+from ._throttle import Throttle
 from ._timeout import Deadline, Timeout
 from ._transport import ChannelArgs, Endpoint, Tls
 
@@ -56,6 +57,7 @@ class BaseClient:
         self._domain = domain
         self._timeout = Timeout.of(timeout)
         self._retries = retries
+        self._throttle = Throttle()
         self._closed = False
         self._lock = threading.Lock()  # guards _closed and the connection
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from .limits import METRICS_VARIABLE
+from .limits import METRICS_VARIABLE, QUEUE_FULL
 
 DEFAULT_ADDRESS = "127.0.0.1:8002"
 LOOK_EVERY_SECONDS = 0.2
@@ -26,8 +26,7 @@ BLIND_SECONDS = 30.0
 PATIENCE_SECONDS = 0.2
 PENDING = re.compile(rb'^nv_inference_pending_request_count\{model="([^"]*)",[^}]*\} ([0-9]+)', re.MULTILINE)
 STEPS = ("tokenizer", "encoder", "head", "topk")
-REFUSAL = "Exceeds maximum queue size: too many requests wait already, send less at once or add servers"
-"""Begins as Triton's own refusal does, by which callers know it."""
+REFUSAL = f"{QUEUE_FULL}: too many requests wait already, send less at once or add servers"
 
 
 def read_pending(models: Collection[str]) -> int:

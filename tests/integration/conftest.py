@@ -23,10 +23,12 @@ SMALL_PROJECTS = (
     "test_fused",
     "test_healing",
     "test_lifecycle",
+    "test_overload",
     "test_publish",
     "test_publish_faults",
     "test_release_soak",
     "test_shared_steps",
+    "test_sweep",
 )
 
 
