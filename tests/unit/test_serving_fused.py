@@ -97,7 +97,13 @@ def load_fused(tmp_path: Path, encoder_file: Path, **changes: str) -> Any:
     shutil.copy2(tokenizer_file(), folder / "tokenizer.json")
     write_catalogue(folder)
     Head(*head()).write(folder)
-    parameters = {"engine": "onnxruntime", "intra_op_thread_count": "1", "max_length": "32", "length_multiple": "1"}
+    parameters = {
+        "engine": "onnxruntime",
+        "intra_op_thread_count": "1",
+        "max_length": "32",
+        "length_multiple": "1",
+        "max_queue_size": "0",
+    }
     return load("fused", folder, parameters | changes)
 
 
@@ -117,7 +123,7 @@ def answer_in_steps(tmp_path: Path, encoder_file: Path, requests: list[Request])
         (tmp_path / step).mkdir()
     shutil.copy2(tokenizer_file(), tmp_path / "tokenizer" / "tokenizer.json")
     write_catalogue(tmp_path / "topk")
-    tokenizer = load("tokenizer", tmp_path / "tokenizer", {"length_buckets": "16,32"})
+    tokenizer = load("tokenizer", tmp_path / "tokenizer", {"length_buckets": "16,32", "max_queue_size": "0"})
     topk = load("topk", tmp_path / "topk", {})
     encoder = OnnxRuntimeEngine(encoder_file)
     weight, bias = head()
