@@ -65,6 +65,7 @@ class Admission:
         most_waiting: int,
         models: Collection[str],
         *,
+        instances: int = 1,
         read: Callable[[Collection[str]], int] = read_pending,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,10 +74,12 @@ class Admission:
         Args:
             most_waiting: requests that may wait; 0: any number.
             models: whose queues count, by name; those of all models if none are named.
+            instances: of this model, each of which refuses its share.
             read: gives how many requests wait for these models.
             clock: seconds.
         """
         self._most, self._models = most_waiting, models
+        self._instances = instances
         self._read, self._clock = read, clock
         self._look_again = 0.0
         self._excess = 0
@@ -99,7 +102,7 @@ class Admission:
     def _look(self, now: float) -> None:
         self._look_again = now + LOOK_EVERY_SECONDS
         try:
-            self._excess = max(0, self._read(self._models) - self._most)
+            self._excess = -(-max(0, self._read(self._models) - self._most) // self._instances)
         except (OSError, ValueError) as error:
             self._excess = 0
             self._look_again = now + BLIND_SECONDS

@@ -84,6 +84,12 @@ def test_up_to_the_bound_nobody_is_refused(admission: ModuleType, count: int) ->
     assert gate(admission, Waiting([count]), most=10)(32) == (0, list(range(32)))
 
 
+def test_each_of_several_instances_refuses_its_share(admission: ModuleType) -> None:
+    waiting = Waiting([13])
+    one = admission.Admission(10, {"shop_fused"}, instances=2, read=waiting.read, clock=waiting.clock)
+    assert len(one.split([1, 2, 3, 4])[0]) == 2
+
+
 def test_without_a_bound_nothing_is_asked(admission: ModuleType) -> None:
     waiting = Waiting([10**6])
     assert gate(admission, waiting, most=0)(3) == (0, [0, 1, 2])

@@ -80,7 +80,10 @@ def load(name: str, folder: Path, parameters: dict[str, str]) -> Any:
     for module in [one for one in sys.modules if one == "steps" or one.startswith("steps.")]:
         del sys.modules[module]
     model = load_model_file(ROOT / "model_repository" / name / "1" / "model.py", folder).TritonPythonModel()
-    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    config = {
+        "instance_group": [{"count": 1}],
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+    }
     model.initialize({"model_config": json.dumps(config), "model_name": f"shop_{name}", "model_version": "4"})
     return model
 

@@ -26,8 +26,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load everything and encode once."""
         folder = Path(__file__).parent
-        parameters = json.loads(args["model_config"])["parameters"]
-        settings = {name: value["string_value"] for name, value in parameters.items()}
+        config = json.loads(args["model_config"])
+        settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.encoder = TextEncoder(
             InstructionTokenizer(folder / "tokenizer.json", [int(settings["max_length"])]),
             open_engine(settings["engine"], folder / "model.onnx", int(settings["intra_op_thread_count"])),
@@ -35,7 +35,8 @@ class TritonPythonModel:
         )
         self.head = Head.open(folder)
         self.recommender = Recommender(folder, args["model_name"], args["model_version"])
-        self.admission = Admission(int(settings["max_queue_size"]), {args["model_name"]})
+        instances = sum(group["count"] for group in config["instance_group"])
+        self.admission = Admission(int(settings["max_queue_size"]), {args["model_name"]}, instances=instances)
         self.encoder.encode(["warm up"])
         if settings["engine"] == "openvino":  # each shape that it meets anew costs 3 to 30 ms
             self.encoder.warm_up(rows=(1, 2, 4, 8), lengths=(16, 32, 48, 64))
