@@ -21,8 +21,10 @@ from .limits import METRICS_VARIABLE, QUEUE_FULL
 DEFAULT_ADDRESS = "127.0.0.1:8002"
 LOOK_EVERY_SECONDS = 0.2
 """Reading the count takes 0.6 ms; what comes in between is the most by which the bound is passed."""
-BLIND_SECONDS = 30.0
-"""So long nothing is asked of metrics that could not be read."""
+BLIND_SECONDS = 5.0
+"""So long nothing is asked of metrics that could not be read, and nothing refused."""
+FAILURES_SAID = 3
+"""So often in a row they could not be read when it is logged: a starting server has none while its models warm up."""
 PATIENCE_SECONDS = 0.2
 PENDING = re.compile(rb'^nv_inference_pending_request_count\{model="([^"]*)",[^}]*\} ([0-9]+)', re.MULTILINE)
 STEPS = ("tokenizer", "encoder", "head", "topk")
@@ -83,6 +85,7 @@ class Admission:
         self._read, self._clock = read, clock
         self._look_again = 0.0
         self._excess = 0
+        self._failures = 0
 
     def split(self, requests: Sequence[Any]) -> tuple[list[Any], Sequence[Any]]:
         """Refuse the first of some requests, which have waited longest, as far as more wait than may.
@@ -103,10 +106,13 @@ class Admission:
         self._look_again = now + LOOK_EVERY_SECONDS
         try:
             self._excess = -(-max(0, self._read(self._models) - self._most) // self._instances)
+            self._failures = 0
         except (OSError, ValueError) as error:
             self._excess = 0
             self._look_again = now + BLIND_SECONDS
-            pb_utils.Logger.log_error(f"cannot read how many requests wait ({error}), so none is refused")
+            self._failures += 1
+            if self._failures == FAILURES_SAID:
+                pb_utils.Logger.log_error(f"cannot read how many requests wait ({error}), so none is refused")
 
 
 def _refusal() -> Any:

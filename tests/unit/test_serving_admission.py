@@ -96,7 +96,7 @@ def test_without_a_bound_nothing_is_asked(admission: ModuleType) -> None:
     assert waiting.asked == 0
 
 
-def test_a_count_that_cannot_be_read_refuses_nobody_is_logged_and_is_asked_for_again_later(
+def test_a_count_that_cannot_be_read_refuses_nobody_and_is_asked_for_again_later(
     admission: ModuleType, triton: Any
 ) -> None:
     waiting = Waiting([100, OSError("connection refused"), 100])
@@ -104,12 +104,21 @@ def test_a_count_that_cannot_be_read_refuses_nobody_is_logged_and_is_asked_for_a
     assert split(1)[0] == 1
     waiting.seconds = 1.0
     assert split(32)[0] == 0
-    assert "connection refused" in triton.logged[-1]
     waiting.seconds = 2.0
     assert split(32)[0] == 0
     assert waiting.asked == 2
     waiting.seconds = 60.0
     assert split(32)[0] == 32
+    assert triton.logged == []
+
+
+def test_metrics_that_stay_away_are_logged_once(admission: ModuleType, triton: Any) -> None:
+    waiting = Waiting([OSError("connection refused")])
+    split = gate(admission, waiting, most=10)
+    for minute in range(10):
+        waiting.seconds = 60.0 * minute
+        assert split(32)[0] == 0
+    assert triton.logged == ["cannot read how many requests wait (connection refused), so none is refused"]
 
 
 @contextmanager
