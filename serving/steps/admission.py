@@ -21,9 +21,9 @@ from .limits import METRICS_VARIABLE, QUEUE_FULL
 DEFAULT_ADDRESS = "127.0.0.1:8002"
 LOOK_EVERY_SECONDS = 0.2
 """Reading the count takes 0.6 ms; what comes in between is the most by which the bound is passed."""
-BLIND_SECONDS = 5.0
+BLIND_SECONDS = 2.0
 """So long nothing is asked of metrics that could not be read, and nothing refused."""
-FAILURES_SAID = 3
+FAILURES_SAID = 5
 """So often in a row they could not be read when it is logged: a starting server has none while its models warm up."""
 PATIENCE_SECONDS = 0.2
 PENDING = re.compile(rb'^nv_inference_pending_request_count\{model="([^"]*)",[^}]*\} ([0-9]+)', re.MULTILINE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def bounded(
     try:
         project.make("export", "PRECISION=fp32")
         project.make("deploy")
+        time.sleep(2)  # so long nothing is asked of metrics that were not there yet while the steps warmed up
         yield project
     finally:
         project.make("stop", check=False)
