@@ -13,7 +13,7 @@ from steps.batching import answer_batch, tensor
 from steps.encoder_engine import open_engine
 from steps.ranking import Ranked
 from steps.recommendation import Wish
-from steps.recommender import Recommender, read_wish
+from steps.recommender import Recommender
 from steps.text_encoder import Head, TextEncoder
 from steps.tokenization import InstructionTokenizer, decode_instructions
 
@@ -53,7 +53,7 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))
-        wish = read_wish(request, rows=len(texts))
+        wish = self.recommender.read(request, rows=len(texts))
         self.recommender.note_unknown(wish)
         return texts, wish
 
