@@ -6,7 +6,6 @@ loads it as `loadtest` does, none of which may know the others. The live server 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from export.catalogue import release_before
 from export.settings import ServingSettings, read_section
 from loadtest.benchmark.__main__ import machine
-from loadtest.benchmark.contenders import ask_service
+from loadtest.benchmark.lean_caller import LeanCaller
 from loadtest.workload import Query, read_workload
 from serving.errors import ServingError
 from serving.files import remove
@@ -132,7 +131,7 @@ def _cores(wanted: int | None) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def _ask(url: str, domain: str, queries: Sequence[Query], in_flight: int, seconds: float) -> tuple[float, float]:
-    return asyncio.run(ask_service(url, domain, queries, in_flight, seconds))
+    return LeanCaller(url, domain, queries).run(in_flight, seconds)
 
 
 @contextlib.contextmanager
