@@ -84,7 +84,9 @@ def serialised(domain: str, query: Query) -> bytes:
         strings = values.dtype == np.object_
         request.inputs.add(name=name, datatype="BYTES" if strings else "INT32", shape=values.shape)
         content = serialize_byte_tensor(values) if strings else values
-        request.raw_input_contents.append(content.tobytes() if not strings else b"".join(content.reshape(-1).tolist()) if values.size else b"")
+        request.raw_input_contents.append(
+            content.tobytes() if not strings else b"".join(content.reshape(-1).tolist()) if values.size else b""
+        )
     return bytes(request.SerializeToString())
 
 

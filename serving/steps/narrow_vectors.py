@@ -50,10 +50,12 @@ class NarrowVectors:
         ends = np.cumsum(WIDTHS)
         self._bases = [np.ascontiguousarray(own) for own in np.split(longest, ends, axis=1)[:-1]]
         slices = [self.divide(vectors[start : start + SLICE]) for start in range(0, len(vectors), SLICE)]
-        self.vectors = Divided(*(
-            tuple(np.concatenate([getattr(one, name)[part] for one in slices]) for part in range(2))
-            for name in ("parts", "rests")
-        ))
+        self.vectors = Divided(
+            *(
+                tuple(np.concatenate([getattr(one, name)[part] for one in slices]) for part in range(2))
+                for name in ("parts", "rests")
+            )
+        )
 
     def divide(self, vectors: Vectors) -> Divided:
         """Take vectors, float32 [rows, D], apart."""

@@ -12,55 +12,53 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
-from conftest import copy_of
 from instructrec_client import AsyncClient, QueueFull
-from project import Project
+from project import Project, free_ports
 
+from export.settings import ServingSettings
 from serving import process_tree
+from serving.embedded import Endpoints
 from serving.layout import Layout
+from serving.releases import Release
+from serving.server import Server, ServerState
+from sweep.variant import ReleaseParts
 
 BOUND = 20
 TEXT = "a blue shirt"
+SLOWEST = {"ensemble": "encoder", "fused": "fused"}
+"""By the name of what is served: the step that takes longest."""
 
 
-@pytest.fixture(scope="module", params=["ensemble", "fused"])
-def bounded(
-    small: Project, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Project]:
-    """A server whose queue is short."""
-    project = copy_of(small, tmp_path_factory.mktemp("bounded") / "var")
-    settings = (f"serving.max_queue_size={BOUND}", f"serving.mode={request.param}")
-    project = replace(project, settings=project.settings + settings)
+@pytest.fixture(scope="module")
+def bounded(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Layout, ServerState]]:
+    """A server with short queues, which answers in four steps and in one."""
+    layout = Layout(tmp_path_factory.mktemp("bounded"))
+    parts = ReleaseParts.of(Release(small.var / "releases" / "ecommerce" / "1"))
+    for mode in SLOWEST:
+        settings = ServingSettings(mode=mode, max_queue_size=BOUND, length_buckets=(16, 64))
+        parts.lay_out(layout.live, mode, settings)
+    grpc_port, http_port, metrics_port = free_ports(3)
+    server = Server(layout)
     try:
-        project.make("export", "PRECISION=fp32")
-        project.make("deploy")
+        state = server.start(
+            Endpoints(grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port), list(SLOWEST)
+        )
+        server.wait_until_ready(state, list(SLOWEST))
         time.sleep(2)  # so long nothing is asked of metrics that were not there yet while the steps warmed up
-        yield project
+        yield layout, state
     finally:
-        project.make("stop", check=False)
-
-
-def waiting(project: Project) -> int:
-    """How many requests wait, as the server counts them."""
-    with urllib.request.urlopen(f"http://{project.metrics_url}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(int(line.split()[-1]) for line in lines if line.startswith("nv_inference_pending_request_count{"))
+        server.stop(drain_seconds=1)
 
 
 @contextmanager
-def slow_step(project: Project) -> Iterator[None]:
-    """The encoder, or the one step that does all, stands still most of the time.
-
-    Never for a second: Triton would give it up.
-    """
-    prefix = Layout(project.var).shared_memory_prefix
+def slow_step(layout: Layout, model: str) -> Iterator[None]:
+    """A step stands still most of the time, never for a second: Triton would give it up."""
     [stub] = [
         one
-        for one in process_tree.processes(prefix)
-        if any(f"live/ecommerce_{step}/" in part for part in one.cmdline() for step in ("encoder", "fused"))
+        for one in process_tree.processes(layout.shared_memory_prefix)
+        if any(f"live/{model}/" in part for part in one.cmdline())
     ]
     ended = threading.Event()
 
@@ -92,11 +90,15 @@ async def ask(client: AsyncClient, count: int) -> list[asyncio.Task[str]]:
     return tasks
 
 
-async def test_what_is_too_much_is_refused_and_the_rest_is_answered(bounded: Project) -> None:
-    async with AsyncClient(bounded.grpc_url, timeout=60, retries=0) as client:
+@pytest.mark.parametrize("mode", SLOWEST)
+async def test_what_is_too_much_is_refused_and_the_rest_is_answered(
+    bounded: tuple[Layout, ServerState], mode: str
+) -> None:
+    layout, state = bounded
+    async with AsyncClient(state.endpoints.grpc_url, domain=mode, timeout=60, retries=0) as client:
         await client.recommend(TEXT)
         tasks: list[asyncio.Task[str]] = []
-        with slow_step(bounded):
+        with slow_step(layout, f"{mode}_{SLOWEST[mode]}"):
             for _ in range(8):
                 tasks += await ask(client, 5 * BOUND)
                 await asyncio.sleep(0.25)
@@ -104,10 +106,15 @@ async def test_what_is_too_much_is_refused_and_the_rest_is_answered(bounded: Pro
     assert seen.pop("1") >= BOUND
     assert sum(seen.values()) >= BOUND
     assert all("is full" in reason or "held back" in reason for reason in seen), seen
-    async with AsyncClient(bounded.grpc_url, timeout=60, retries=0) as client:
+    async with AsyncClient(state.endpoints.grpc_url, domain=mode, timeout=60, retries=0) as client:
         assert {await task for task in await ask(client, BOUND)} == {"1"}
 
 
-def test_nothing_is_left_of_it(bounded: Project) -> None:
-    assert waiting(bounded) == 0
-    assert "cannot read how many requests wait" not in Layout(bounded.var).server_log.read_text()
+def test_nothing_waits_afterwards_and_the_count_could_be_read(bounded: tuple[Layout, ServerState]) -> None:
+    layout, state = bounded
+    with urllib.request.urlopen(f"http://{state.endpoints.metrics_address}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    waiting = [line for line in lines if line.startswith("nv_inference_pending_request_count{")]
+    assert waiting
+    assert all(line.endswith(" 0") for line in waiting)
+    assert "cannot read how many requests wait" not in layout.server_log.read_text()
