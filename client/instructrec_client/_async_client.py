@@ -131,7 +131,7 @@ class AsyncClient(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                with self._throttle.attempt():
+                with self._sending():
                     return decode_result(await transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)

@@ -190,7 +190,7 @@ class Client(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                with self._throttle.attempt():
+                with self._sending():
                     return decode_result(transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from instructrec_client import DeadlineExceeded, QueueFull
+from instructrec_client import AsyncClient, Client, DeadlineExceeded, QueueFull
 from instructrec_client._throttle import Throttle
 
 QUEUE = 20.0
@@ -88,3 +88,37 @@ def test_a_held_back_request_never_reaches_the_server_and_says_who_held_it() -> 
     assert attempts_until_held_back(throttle) == 21
     with pytest.raises(QueueFull, match="held back by this client"), throttle.attempt():
         pytest.fail("it was sent")
+
+
+class FullServer:
+    """A connection to a server that refuses everything."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def infer(self, *_: object) -> None:
+        self.asked += 1
+        raise QueueFull("full")
+
+
+class AsyncFullServer(FullServer):
+    async def infer(self, *_: object) -> None:  # type: ignore[override]
+        super().infer()
+
+
+@pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 80)])
+async def test_both_clients_hold_back_unless_they_are_to_ask_once(
+    monkeypatch: pytest.MonkeyPatch, retries: int, fewest: int, most: int
+) -> None:
+    monkeypatch.setattr("instructrec_client._retry.FIRST_PAUSE", 0.0)
+    client, server = Client(retries=retries), FullServer()
+    client._transport = server  # type: ignore[assignment]
+    other, other_server = AsyncClient(retries=retries), AsyncFullServer()
+    other._transport = other_server  # type: ignore[assignment]
+    for _ in range(100):
+        with pytest.raises(QueueFull):
+            client.recommend("a shirt")
+        with pytest.raises(QueueFull):
+            await other.recommend("a shirt")
+    assert fewest <= server.asked <= most
+    assert fewest <= other_server.asked <= most
