@@ -99,6 +99,8 @@ class GroupedScan:
         later = [order[at, stop:][reach[at, order[at, stop:]] >= floors[at]] for at, stop in enumerate(first)]
         self._score(rows, later, queries, divided, group_term)
         for at, row in enumerate(rows):
+            if self._settle(row, at, queries, row.nearest(2 * need + SPARE, floors[at])):
+                floors[at] = row.floor(need) - slack
             self._settle(row, at, queries, self._still_promising(row.promising(floors[at]), at, divided, floors[at]))
         return [row.best(need, slack) for row in rows]
 
@@ -169,11 +171,12 @@ class GroupedScan:
         kept = near + spread >= floor
         return members[kept], near[kept], terms[kept]
 
-    def _settle(self, row: ScanRow, at: int, queries: Sequence[Vectors], chosen: Glance) -> None:
-        """Score some members of the groups that a row has glanced at."""
+    def _settle(self, row: ScanRow, at: int, queries: Sequence[Vectors], chosen: Glance) -> bool:
+        """Score some members of the groups that a row has glanced at; whether there were any."""
         members, _, terms = chosen
         if len(members):
             row.add(members, self._scores(queries, [at], members, terms[None])[0])
+        return len(members) > 0
 
     def _scores(self, queries: Sequence[Vectors], askers: list[int], members: Rows | slice, terms: Vectors) -> Vectors:
         """The scores of some members for some rows, float32 [askers, members]."""

@@ -32,6 +32,7 @@ class ScanRow:
         self._size = size
         self._blocks: list[tuple[Rows, Vectors]] = []
         self._glances: list[tuple[Rows, Vectors, Vectors, np.float32]] = []
+        self._looked_at = 0
 
     def add(self, members: Rows, scores: Vectors) -> None:
         """Take the scores of some members."""
@@ -46,31 +47,30 @@ class ScanRow:
             estimate[out] = most[out] = -np.inf
         self._glances.append((members, estimate, most, term))
 
-    def nearest(self, count: int) -> Glance:
-        """The members of each group with the best estimates, at most `count` of each."""
+    def nearest(self, count: int, floor: float = -np.inf) -> Glance:
+        """The members with the best estimates of each group that came since the last call, at most `count` of each.
+
+        Groups whose estimates all lie below the floor are left out.
+        """
+        new = [one for one in self._glances[self._looked_at :] if one[1].max() > floor]
+        self._looked_at = len(self._glances)
         chosen = []
-        for members, estimate, most, _ in self._glances:
+        for members, estimate, most, term in new:
             best = np.argpartition(estimate, -count)[-count:] if len(members) > count else np.arange(len(members))
-            best = best[np.isfinite(estimate[best])]
+            if len(self.excluded):
+                best = best[np.isfinite(estimate[best])]
             most[best] = -np.inf
-            chosen.append(best)
-        return self._chosen(chosen)
+            chosen.append((members[best], estimate[best], np.full(len(best), term, np.float32)))
+        return _joined(chosen)
 
     def promising(self, floor: float) -> Glance:
         """The members whose scores may reach the floor, of those that have none yet."""
-        return self._chosen([np.flatnonzero(most >= floor) for _, _, most, _ in self._glances])
-
-    def _chosen(self, places: Sequence[Rows]) -> Glance:
-        if not places:
-            return NOTHING
-        columns = [
-            (members[own], estimate[own], np.full(len(own), term, np.float32))
-            for own, (members, estimate, _, term) in zip(places, self._glances, strict=True)
-        ]
-        if len(columns) == 1:
-            return columns[0]
-        members, estimates, terms = zip(*columns, strict=True)
-        return np.concatenate(members), np.concatenate(estimates), np.concatenate(terms)
+        chosen = []
+        for members, estimate, most, term in self._glances:
+            own = np.flatnonzero(most >= floor)
+            if len(own):
+                chosen.append((members[own], estimate[own], np.full(len(own), term, np.float32)))
+        return _joined(chosen)
 
     def floor(self, need: int) -> float:
         """A little less than the `need`-th best score: what is below it cannot be among the best."""
@@ -88,3 +88,10 @@ class ScanRow:
         kept = [np.flatnonzero(scores >= floor) for _, scores in self._blocks]
         best = [(members[own], scores[own]) for own, (members, scores) in zip(kept, self._blocks, strict=True)]
         return np.concatenate([one for one, _ in best]), np.concatenate([one for _, one in best])
+
+
+def _joined(glances: Sequence[Glance]) -> Glance:
+    if len(glances) < 2:  # noqa: PLR2004 - what is one already
+        return glances[0] if glances else NOTHING
+    members, estimates, terms = zip(*glances, strict=True)
+    return np.concatenate(members), np.concatenate(estimates), np.concatenate(terms)
