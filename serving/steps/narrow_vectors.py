@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,21 +19,25 @@ SLICE = 8_192
 
 @dataclass(frozen=True)
 class Divided:
-    """Vectors in two parts, and the length of what is left after each.
+    """Vectors in two parts, and the lengths of what is left after each.
 
     Attributes:
-        parts: float32 [rows, WIDTHS[0]] and [rows, WIDTHS[1]].
-        rests: float32 [rows] each.
+        head: float32 [rows, WIDTHS[0]].
+        head_rest: float32 [rows].
+        more: float32 [rows, WIDTHS[1]].
+        more_rest: float32 [rows].
     """
 
-    parts: tuple[Vectors, Vectors]
-    rests: tuple[Vectors, Vectors]
+    head: Vectors
+    head_rest: Vectors
+    more: Vectors
+    more_rest: Vectors
 
 
 class NarrowVectors:
     """Each vector along the directions in which all of them are longest.
 
-    In an orthonormal basis `⟨q, v⟩ = ⟨q₁, v₁⟩ + ⟨q₂, v₂⟩ + ⟨q₃, v₃⟩`, and what is left after a part is at most
+    In an orthonormal basis `⟨q, v⟩ = ⟨q_head, v_head⟩ + ⟨q_more, v_more⟩ + …`, and what is left after a part is at most
     `|q_rest| · |v_rest|` (Cauchy and Schwarz).
     """
 
@@ -47,22 +50,30 @@ class NarrowVectors:
         sample = vectors[:: -(-len(vectors) // SAMPLE)]
         _, directions = np.linalg.eigh(sample.T @ sample)
         longest = directions[:, ::-1].astype(np.float32)
-        ends = np.cumsum(WIDTHS)
-        self._bases = [np.ascontiguousarray(own) for own in np.split(longest, ends, axis=1)[:-1]]
-        slices = [self.divide(vectors[start : start + SLICE]) for start in range(0, len(vectors), SLICE)]
+        first, both = WIDTHS[0], sum(WIDTHS)
+        self._bases = np.ascontiguousarray(longest[:, :first]), np.ascontiguousarray(longest[:, first:both])
+        count = len(vectors)
         self.vectors = Divided(
-            *(
-                tuple(np.concatenate([getattr(one, name)[part] for one in slices]) for part in range(2))
-                for name in ("parts", "rests")
-            )
+            np.empty((count, WIDTHS[0]), np.float32),
+            np.empty(count, np.float32),
+            np.empty((count, WIDTHS[1]), np.float32),
+            np.empty(count, np.float32),
         )
+        for start in range(0, count, SLICE):
+            part = slice(start, start + SLICE)
+            for name, values in vars(self.divide(vectors[part])).items():
+                getattr(self.vectors, name)[part] = values
 
     def divide(self, vectors: Vectors) -> Divided:
         """Take vectors, float32 [rows, D], apart."""
-        parts, rests = [], []
-        for basis in self._bases:
-            own = vectors @ basis
-            vectors = vectors - own @ basis.T
-            parts.append(own)
-            rests.append(np.sqrt(np.einsum("rd,rd->r", vectors, vectors)))
-        return Divided(tuple(parts), tuple(rests))
+        first, second = self._bases
+        head: Vectors = vectors @ first
+        rest: Vectors = vectors - head @ first.T
+        more: Vectors = rest @ second
+        left: Vectors = rest - more @ second.T
+        return Divided(head, lengths(rest), more, lengths(left))
+
+
+def lengths(vectors: Vectors) -> Vectors:
+    """The length of each vector, float32 [rows]."""
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), dtype=np.float32)

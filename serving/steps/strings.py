@@ -25,7 +25,7 @@ class StringTable:
         """Wrap the arrays: string i is `blob[offsets[i] : offsets[i + 1]]`."""
         self._blob = blob
         self._offsets = offsets
-        self._content = memoryview(blob)
+        self._content = blob.data
 
     def __len__(self) -> int:
         """How many strings there are."""
