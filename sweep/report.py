@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from rich.table import Table
 from sweep.search import Outcome, Trial
 
 __all__ = ["Report", "draw", "show"]
+
+WIDTH = 120
+"""Of tables in a log, in characters."""
 
 
 class Report(BaseModel):
@@ -43,25 +47,20 @@ class Report(BaseModel):
     outcome: Outcome
 
 
-def show(trial: Trial, console: Console | None = None) -> None:
+def show(trial: Trial) -> None:
     """Print a trial as a table: the median over its rounds, and the range of the gain."""
     numbers = sorted(trial.measured[0].per_second)
-    table = Table(title=trial.question, title_justify="left")
+    table = Table(title=f"{trial.question} (taken: *)", title_justify="left")
     table.add_column("")
     for number in numbers:
-        table.add_column(f"{number} in flight\np50 ms", justify="right")
-        table.add_column("\na second", justify="right")
+        table.add_column(f"{number} in flight", justify="right")
     table.add_column("gain", justify="right")
     for one in trial.measured:
-        cells = [
-            text
-            for number in numbers
-            for text in (f"{np.median(one.p50_ms[number]):.1f}", f"{np.median(one.per_second[number]):.0f}")
-        ]
+        cells = [f"{np.median(one.p50_ms[n]):.1f} ms, {np.median(one.per_second[n]):.0f}/s" for n in numbers]
         gain = f"{np.median(one.gain):.2f} ({min(one.gain):.2f} to {max(one.gain):.2f})"
         name = f"{one.name} *" if one is trial.best else one.name
         table.add_row(name, *cells, gain if one is not trial.measured[0] else "")
-    (console or Console()).print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def draw(trials: Sequence[Trial], path: Path) -> None:

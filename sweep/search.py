@@ -127,8 +127,13 @@ def _candidates(best: ServingSettings, answers: Sequence[Mapping[str, Any]], fix
         changes = {key: value for key, value in answer.items() if key not in fixed}
         settings = changed(best, changes)
         if settings not in [one.settings for one in found]:
-            found.append(Candidate(", ".join(str(value) for value in changes.values()), settings))
+            found.append(Candidate(", ".join(map(_in_words, changes.items())), settings))
     return found
+
+
+def _in_words(change: tuple[str, Any]) -> str:
+    key, value = change
+    return f"{key} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _trial(question: str, candidates: Sequence[Candidate], measure: Measure) -> Trial:
