@@ -38,6 +38,8 @@ DURATION ?= 20
 ROUNDS ?= 5
 # How long `make bench` measures each contender in a round.
 BENCH_SECONDS ?= 2
+# WRITE=no: `make tune-serving` shows what it found and leaves the YAML alone.
+WRITE ?=
 SHOTS ?= 1,2,5,10
 DRAWS ?= 5
 SPLIT ?= validation
@@ -70,7 +72,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback tune follow stop loadtest bench test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback tune follow stop loadtest bench tune-serving test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -78,7 +80,7 @@ help:  ## List the verbs
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON)"
 	@echo "           HOST=$(HOST) GRPC_PORT=$(GRPC_PORT) HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) WATCH=$(WATCH)"
 	@echo "           TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER FORCE SHARE=$(SHARE) RUN REUSE=$(REUSE) SHRINK"
-	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS)"
+	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT)"
 	@echo "What each means: README.md, the comments at the top of the Makefile, and docs/"
 
@@ -181,6 +183,9 @@ loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds
 bench: running  ## Measure the live service against its own encoder and a plain FastAPI service, as ratios of one run
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.benchmark --url $(SERVER) --domain $(DOMAIN) \
 		--release "$$release" --rounds $(ROUNDS) --seconds $(BENCH_SECONDS) --output-dir $(VAR)/bench
+
+tune-serving: setup  ## Measure how a release is served best on this machine, and write that into the domain's YAML (RELEASE, ROUNDS, WRITE=no)
+	@$(PY) -m sweep --config $(CONFIG) --var $(VAR) --rounds $(ROUNDS) $(if $(RELEASE),--release $(RELEASE)) $(if $(filter no,$(WRITE)),--no-write) $(SERVED) $(SET)
 
 test: setup  ## Run all tests, those against the real server included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder

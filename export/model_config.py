@@ -63,7 +63,10 @@ class ConfigWriter:
         config = self._sized(step)
         if step == "tokenizer":
             config.parameters["length_buckets"].string_value = ",".join(map(str, self.buckets))
+        if step in {"tokenizer", FUSED}:
+            config.parameters["max_queue_size"].string_value = str(self.settings.max_queue_size)
         if step in {"encoder", FUSED}:
+            config.dynamic_batching.max_queue_delay_microseconds = self.settings.max_queue_delay_microseconds
             config.instance_group[0].count = self.settings.encoder_instances
             self._set_engine(step, config)
             self._add_warmup(config)

@@ -25,6 +25,7 @@ from export.report import VerificationReport
 from export.reuse import encoder_origin, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from export.shared_steps import SHARED, borrowed_encoder, digest_of, name_by_content
+from export.step_code import STEPS_CODE, copy_code
 from export.task_results import measure_task
 from export.tensorrt.module import load_tensorrt
 from export.texts import held_out_texts
@@ -45,7 +46,6 @@ from training.run import Run
 if TYPE_CHECKING:
     from export.tensorrt.engine import EngineFile
 
-STEPS_CODE = Path(__file__).resolve().parent.parent / "serving" / "steps"
 SAMPLE_INSTRUCTIONS = 500
 
 
@@ -267,21 +267,13 @@ class _ReleaseBuilder:
         if step == "head":
             export_head(*self.run.head(), folder / "model.onnx")
         if step in {"tokenizer", "topk", FUSED}:
-            self._copy_code(step, folder)
+            copy_code(step, folder)
         if step in {"tokenizer", FUSED}:
             link_or_copy(graphs.tokenizer, folder / "tokenizer.json")
         if step in {"topk", FUSED}:
             self._write_catalogue(folder)
         if step == FUSED:
             self._write_head(folder)
-
-    def _copy_code(self, step: str, folder: Path) -> None:
-        shutil.copy2(MODEL_REPOSITORY / step / "1" / "model.py", folder)
-        shutil.copytree(STEPS_CODE, folder / "steps", ignore=shutil.ignore_patterns("__pycache__"))
-        for package in (folder, folder / "steps"):
-            # Python would write byte code here, and Triton reloads a model whose folder looks newer; a file of that
-            # name prevents it.
-            (package / "__pycache__").touch()
 
     def _write_head(self, folder: Path) -> None:
         Head(*self.run.head()).write(folder)

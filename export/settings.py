@@ -43,6 +43,9 @@ class ServingSettings(_Section):
         engine: what runs the encoder on the CPU.
         length_buckets: ascending padded lengths, in tokens; the last is cut to the encoder's limit.
         max_batch_size: rows in one execution of a step, and in one request.
+        max_queue_delay_microseconds: how long the encoder, or the fused step, waits for a batch to
+            fill while it is idle.
+        max_queue_size: requests that may wait; above, they are refused with UNAVAILABLE. 0: any number.
         encoder_instances: encoder sessions side by side.
         encoder_threads: threads of each; instances × threads must not exceed the cores.
         topk: how the best items are found.
@@ -54,6 +57,8 @@ class ServingSettings(_Section):
     engine: Engine = "onnxruntime"
     length_buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
     max_batch_size: int = Field(default=32, ge=32, le=1024)
+    max_queue_delay_microseconds: int = Field(default=0, ge=0, le=1_000_000)
+    max_queue_size: int = Field(default=256, ge=0)
     encoder_instances: int = Field(default=1, ge=1, le=1024)
     encoder_threads: int = Field(default=1, ge=1, le=1024)
     topk: TopkSettings = TopkSettings()

@@ -5,6 +5,7 @@ ServingError
 ├── PublishError        a release could not be made live; the one before it still answers
 │   └── GateError       it did not pass a gate
 ├── ServerError         the server does not run, does not start or does not answer
+│   └── BusyError       it refuses a request because too many wait
 └── PreflightError      the machine lacks what the server needs: a port, shared memory, a library
 """
 
@@ -29,6 +30,10 @@ class GateError(PublishError):
 
 class ServerError(ServingError):
     """The server does not run, does not start or does not answer."""
+
+
+class BusyError(ServerError):
+    """The server refuses a request because too many wait: it lives, and is asked for more than it can do."""
 
 
 class PreflightError(ServingError):

@@ -23,7 +23,7 @@ from .live_repository import CONFIG_NAME, FEEDBACK_MODEL, INCOMING, contents, fo
 MODEL = FEEDBACK_MODEL
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository" / MODEL
 STEPS_CODE = Path(__file__).resolve().parent / "steps"
-STEPS_USED = ("__init__.py", "batching.py", "invalid_request.py", "unavailable.py")
+STEPS_USED = ("__init__.py", "batching.py", "invalid_request.py", "string_tensors.py", "unavailable.py")
 """Of `serving/steps/`: a change to the others is no reason to reload this model."""
 
 

@@ -22,16 +22,19 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .canary.ensemble import load_canaries
-from .errors import ServerError, ServingError
+from .errors import BusyError, ServerError, ServingError
 from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .probe import probe_release
 from .recovery import recover
-from .releases import ReleaseStore
+from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 
 PROBE_TIMEOUT_SECONDS = 2.0
+BUSY_PAUSE_SECONDS = 0.1
+BUSY_LOOKS = 5
+"""After so many looks in a row at which every probe was refused, a hundred in all, a step hangs: it is no overload."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +113,25 @@ def reload_step(client: grpc.InferenceServerClient, layout: Layout, model: str, 
     client.load_model(model, client_timeout=60)
 
 
+def _probe_patiently(url: str, release: Release) -> None:
+    """Probe, and go on where the probe is refused: an overloaded server refuses some requests and answers others.
+
+    Raises:
+        BusyError: every one was refused.
+        ServerError: see `probe_release`.
+    """
+    deadline = time.monotonic() + PROBE_TIMEOUT_SECONDS
+    while True:
+        try:
+            probe_release(url, release, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_PAUSE_SECONDS)
+        else:
+            return
+
+
 class Healer:
     """Looks after the server of one `VAR`; `look` is called again and again."""
 
@@ -124,7 +146,7 @@ class Healer:
         self.layout = layout
         self.server = Server(layout)
         self._patience = patience
-        self._silent = 0
+        self._silent = self._busy = 0
         self._without_feedback = False
 
     def look(self) -> list[str]:
@@ -151,7 +173,15 @@ class Healer:
         if done:
             self._silent = 0
             return done
-        silent = self._first_silent_domain(state)
+        return self._ask_domains(state)
+
+    def _ask_domains(self, state: ServerState) -> list[str]:
+        try:
+            silent = self._first_silent_domain(state)
+        except BusyError as error:
+            self._busy += 1
+            return self._restart(error.message) if self._busy >= BUSY_LOOKS else []
+        self._busy = 0
         if silent is None:
             self._silent = 0
             return self._look_at_feedback(state)
@@ -198,6 +228,12 @@ class Healer:
         return done
 
     def _first_silent_domain(self, state: ServerState) -> str | None:
+        """Why the first domain that does not answer does not.
+
+        Raises:
+            BusyError: it refused every probe, as a server does that is asked for more than it can do, and as one does
+                whose step hangs while requests keep coming.
+        """
         repository = LiveRepository(self.layout.live)
         for domain in repository.domains():
             live = repository.live_release(domain)
@@ -205,7 +241,9 @@ class Healer:
                 continue
             try:
                 release = ReleaseStore(self.layout.releases(domain)).open(live.number)
-                probe_release(state.endpoints.grpc_url, release, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+                _probe_patiently(state.endpoints.grpc_url, release)
+            except BusyError:
+                raise
             except ServerError as error:
                 return error.message
             except ServingError:
@@ -242,6 +280,7 @@ class Healer:
                 return []
             endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
             began = time.monotonic()
+            self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
             done = self._recover()
             domains = LiveRepository(self.layout.live).domains()

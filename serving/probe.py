@@ -13,8 +13,9 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from .errors import ServerError
+from .errors import BusyError, ServerError
 from .releases import Release
+from .steps.limits import QUEUE_FULL
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ def probe(url: str, domain: str, text: str, *, timeout_seconds: float = 5.0) -> 
         timeout_seconds: how long to wait.
 
     Raises:
+        BusyError: too many requests wait.
         ServerError: no answer, an error, or an answer that breaks the wire contract.
     """
     try:
         with grpc.InferenceServerClient(url) as client:
             return ask(client, domain, text, timeout_seconds=timeout_seconds)
     except ServerError as error:
-        raise ServerError(f"{domain} at {url} {error.message}") from None
+        raise type(error)(f"{domain} at {url} {error.message}") from None
 
 
 def ask(client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_seconds: float = 5.0) -> ProbeAnswer:
@@ -67,7 +69,8 @@ def ask(client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_s
     try:
         result = client.infer(domain, [instruction, history, top_k], client_timeout=timeout_seconds)
     except InferenceServerException as error:
-        raise ServerError(f"does not answer: {error.message()}") from None
+        kind = BusyError if QUEUE_FULL in str(error.message()) else ServerError
+        raise kind(f"does not answer: {error.message()}") from None
     elapsed = (time.perf_counter() - started) * 1_000
     score, items = result.as_numpy("score"), result.as_numpy("item_id")
     if items.size == 0 or not np.isfinite(score).all() or (np.diff(score) > 0).any():

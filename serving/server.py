@@ -23,6 +23,7 @@ from .feedback_model import MODEL, is_staged
 from .files import write_atomically
 from .layout import Layout
 from .live_repository import LiveRepository
+from .steps.limits import METRICS_VARIABLE
 
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
@@ -101,7 +102,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=installation.environment(),
+                env=installation.environment() | {METRICS_VARIABLE: endpoints.metrics_address},
                 cwd=self.layout.var,
                 start_new_session=True,
             )

@@ -131,7 +131,8 @@ class AsyncClient(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                return decode_result(await transport.infer(model, inputs, remaining))
+                with self._sending():
+                    return decode_result(await transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)
             await asyncio.sleep(pause)

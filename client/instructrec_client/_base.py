@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
 from ._errors import ClientClosed
 from ._retry import Attempts
+from ._throttle import Throttle
 from ._timeout import Deadline, Timeout
 from ._transport import ChannelArgs, Endpoint, Tls
 
@@ -40,6 +42,7 @@ class BaseClient:
             domain: The domain to ask, which is the name of its model on the server.
             timeout: The default deadline of a call: a `Timeout`, or seconds. It covers connecting and all retries.
             retries: How often a call is repeated when the server is unavailable or its queue is full; never otherwise.
+                With 0, nothing is held back from a server that refuses much either.
             channel_args: gRPC channel options, added to the client's own and winning over them.
             tls: A `Tls`, or True for an encrypted connection that trusts the system's roots. None connects without TLS.
 
@@ -56,6 +59,7 @@ class BaseClient:
         self._domain = domain
         self._timeout = Timeout.of(timeout)
         self._retries = retries
+        self._throttle = Throttle()
         self._closed = False
         self._lock = threading.Lock()  # guards _closed and the connection
 
@@ -90,6 +94,10 @@ class BaseClient:
 
     def _attempts(self, deadline: Deadline) -> Attempts:
         return Attempts(deadline, self._retries)
+
+    def _sending(self) -> AbstractContextManager[None]:
+        """What a request is sent within; without retries, every refusal is the caller's own to deal with."""
+        return self._throttle.attempt() if self._retries else nullcontext()
 
     def _require_open(self) -> None:
         if self._closed:

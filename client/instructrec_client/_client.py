@@ -190,7 +190,8 @@ class Client(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                return decode_result(transport.infer(model, inputs, remaining))
+                with self._sending():
+                    return decode_result(transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)
             time.sleep(pause)

@@ -43,7 +43,10 @@ class ServerUnavailable(InstructRecError):
 
 
 class QueueFull(ServerUnavailable):
-    """The server's queue is full: it refuses work so as to keep its latency. Send less, or add servers."""
+    """The server refuses work so as to keep its latency, or did so much that this client holds some back.
+
+    Send less, or add servers.
+    """
 
 
 class ModelNotFound(InstructRecError):

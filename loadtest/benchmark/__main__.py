@@ -2,7 +2,8 @@
 
 The release's encoder runs alone, on one thread; then the service answers the same instructions with 1, 8 and 32
 requests in flight, and so does a plain FastAPI service with the same encoder. One core is for what is measured, the
-others are for who asks. All of it in turns, for several rounds: a machine's speed drifts, so only the ratios of one run
+others are for who asks: a lean caller, so that the server is measured, and then the project's own Python client, which
+shows what that costs. All of it in turns, for several rounds: a machine's speed drifts, so only the ratios of one run
 mean anything.
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,12 +29,15 @@ from tqdm import tqdm
 from loadtest.benchmark.bare_encoder import BareEncoder
 from loadtest.benchmark.contenders import ask_plain, ask_service, plain_service_process
 from loadtest.benchmark.cores import Cores, listener, pin
+from loadtest.benchmark.lean_caller import LeanCaller
 from loadtest.benchmark.plot import draw
 from loadtest.benchmark.release_files import ReleaseFiles
 from loadtest.workload import Query, read_workload
 
 BATCHES = (1, 8, 16, 32)
 IN_FLIGHT = (1, 8, 32)
+CLIENT_IN_FLIGHT = (1, 32)
+ONE_TEXT = "encoder alone, batch 1"
 Run = Callable[[], tuple[float, float]]
 
 
@@ -43,6 +48,9 @@ class Measurement(BaseModel):
         what: what ran.
         p50_ms: milliseconds of one request, or of one batch for the encoder alone.
         per_second: texts a second.
+        over_encoder_ms: `p50_ms` less that of the encoder alone with one text, in the same round.
+        asking: what part of a core the asking process was busy for; near 1, it is the caller that is measured. Of the
+            encoder alone, which runs in that process, its own.
         ratio: of `per_second` to the encoder's best rate in the same round.
         ratios: the same of every round.
     """
@@ -51,6 +59,8 @@ class Measurement(BaseModel):
 
     what: str
     p50_ms: float
+    over_encoder_ms: float
+    asking: float
     per_second: float
     ratio: float
     ratios: tuple[float, ...]
@@ -58,21 +68,32 @@ class Measurement(BaseModel):
 
 def measure(runs: dict[str, Run], rounds: int) -> list[Measurement]:
     """Measure everything in turns; names that start with "encoder" are what the others are a share of."""
-    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
+    seen: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
     with tqdm(total=rounds * len(runs), desc="bench", unit="run", disable=None) as progress:
         for _ in range(rounds):
             results = {}
             for name, run in runs.items():
-                results[name] = run()
+                began, busy = time.perf_counter(), time.process_time()
+                p50, rate = run()
+                asking = (time.process_time() - busy) / (time.perf_counter() - began)
+                results[name] = p50, asking, rate
                 progress.update()
-            best = max(rate for name, (_, rate) in results.items() if name.startswith("encoder"))
-            for name, (p50, rate) in results.items():
-                seen[name].append((p50, rate, rate / best))
+            best = max(rate for name, (_, _, rate) in results.items() if name.startswith("encoder"))
+            for name, (p50, asking, rate) in results.items():
+                seen[name].append((p50, p50 - results[ONE_TEXT][0], asking, rate, rate / best))
     found = []
     for name, values in seen.items():
-        p50, rate, ratio = np.median(np.array(values), axis=0).tolist()
+        p50, over, asking, rate, ratio = np.median(np.array(values), axis=0).tolist()
         found.append(
-            Measurement(what=name, p50_ms=p50, per_second=rate, ratio=ratio, ratios=tuple(one[2] for one in values))
+            Measurement(
+                what=name,
+                p50_ms=p50,
+                over_encoder_ms=over,
+                asking=asking,
+                per_second=rate,
+                ratio=ratio,
+                ratios=tuple(one[-1] for one in values),
+            )
         )
     return found
 
@@ -88,8 +109,11 @@ def runs_of(
             return encoder.run(batch, seconds)
 
     runs: dict[str, Run] = {f"encoder alone, batch {batch}": lambda batch=batch: alone(batch) for batch in BATCHES}  # type: ignore[misc]
+    lean = LeanCaller(url, domain, queries)
     for number in IN_FLIGHT:
-        runs[f"{files.mode}, {number} in flight"] = lambda number=number: asyncio.run(  # type: ignore[misc]
+        runs[f"{files.mode}, {number} in flight"] = lambda number=number: lean.run(number, seconds)  # type: ignore[misc]
+    for number in CLIENT_IN_FLIGHT:
+        runs[f"{files.mode}, {number} in flight, Python client"] = lambda number=number: asyncio.run(  # type: ignore[misc]
             ask_service(url, domain, queries, number, seconds)
         )
     runs["FastAPI, 32 in flight"] = lambda: asyncio.run(ask_plain(plain_port, queries, 32, seconds))
@@ -114,10 +138,12 @@ def machine() -> dict[str, str | int]:
 def show(title: str, measurements: Sequence[Measurement]) -> None:
     """Print the table."""
     table = Table(title=title)
-    for column in ("", "p50 ms", "texts a second", "ratio to the encoder's best"):
+    for column in ("", "p50 ms", "over one text alone", "asking core", "texts a second", "ratio to the encoder's best"):
         table.add_column(column, justify="right" if column else "left")
     for one in measurements:
-        table.add_row(one.what, f"{one.p50_ms:.1f}", f"{one.per_second:.0f}", f"{one.ratio:.2f}")
+        over = f"{one.over_encoder_ms:+.2f}" if ", 1 in flight" in one.what else ""
+        asking = "" if one.what.startswith("encoder") else f"{one.asking:.2f}"
+        table.add_row(one.what, f"{one.p50_ms:.2f}", over, asking, f"{one.per_second:.0f}", f"{one.ratio:.2f}")
     Console().print(table)
 
 
@@ -138,7 +164,7 @@ def main(url: str, domain: str, release: Path, output_dir: Path, rounds: int, se
     cores = Cores.here()
     server = listener(int(url.rpartition(":")[2]))
     everywhere = frozenset(os.sched_getaffinity(0))
-    with plain_service_process(release, domain) as (plain, port), cores.working_on(cores.asking):
+    with plain_service_process(release, domain, server) as (plain, port), cores.working_on(cores.asking):
         pin(plain, frozenset({cores.measured}))
         pin(server, frozenset({cores.measured}))
         try:

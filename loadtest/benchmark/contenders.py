@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+import psutil
 from instructrec_client import AsyncClient, InstructRecError
 
 from loadtest.benchmark.plain_service import answer_of
@@ -21,6 +22,7 @@ from loadtest.workload import Query
 
 Ask = Callable[[Query], Awaitable[None]]
 STRIDE = 7
+NUMERIC_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")
 START_SECONDS = 60.0
 
 
@@ -88,8 +90,13 @@ async def ask_plain(port: int, queries: Sequence[Query], in_flight: int, seconds
 
 
 @contextlib.contextmanager
-def plain_service_process(release: Path, domain: str) -> Iterator[tuple[int, int]]:
+def plain_service_process(release: Path, domain: str, server: int) -> Iterator[tuple[int, int]]:
     """Run the plain service in a process of its own; yields its process number and port.
+
+    Args:
+        release: the folder of the release.
+        domain: its domain.
+        server: the process that it is held against: numeric libraries get the settings that they have there.
 
     Raises:
         LoadTestError: it does not start.
@@ -97,11 +104,12 @@ def plain_service_process(release: Path, domain: str) -> Iterator[tuple[int, int
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
+    ours = psutil.Process(server).environ()
     options = ("--release", str(release), "--domain", domain, "--port", str(port))
     process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
         [sys.executable, "-m", "loadtest.benchmark.plain_service", *options],
         stdin=subprocess.DEVNULL,
-        env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        env={name: ours[name] for name in NUMERIC_SETTINGS if name in ours} | {"PATH": "/usr/bin:/bin"},
     )
     try:
         deadline = time.monotonic() + START_SECONDS

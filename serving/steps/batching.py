@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
+from . import string_tensors
 from .invalid_request import InvalidRequestError
 from .unavailable import UnavailableError
+
+string_tensors.install(pb_utils)
 
 Parsed = TypeVar("Parsed")
 Result = TypeVar("Result")

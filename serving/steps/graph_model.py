@@ -17,15 +17,21 @@ import triton_python_backend_utils as pb_utils
 
 from .batching import answer_batch, tensor
 from .encoder_engine import Engine, TensorInfo
-from .length_runs import TOKENS_A_RUN
+from .length_runs import TOKENS_A_RUN, split_into_runs
 
 Tensors = dict[str, npt.NDArray[Any]]
 
+MASK = "attention_mask"
+TEXT_INPUTS = ("input_ids", MASK)
+"""The inputs of a text encoder; what lies beyond the last place of the mask that is not zero changes no answer."""
+
 
 class GraphModel:
-    """One open graph an instance; requests of equal shape run as one batch."""
+    """One open graph an instance; requests of equal shape run as one batch, texts in runs of similar length."""
 
     default_filename: str
+    length_multiple = 16
+    """What a text's length is rounded up to where padding is cut off; engines whose sums do not depend on it say 1."""
     session: Engine
 
     def open(self, config: dict[str, Any], path: Path) -> Engine:
@@ -48,6 +54,8 @@ class GraphModel:
         self.input_names = [one["name"] for one in config["input"]]
         self.output_names = [one["name"] for one in config["output"]]
         self.variable_inputs = [one["name"] for one in config["input"] if -1 in map(int, one["dims"])]
+        fixed_outputs = not any(-1 in map(int, one["dims"]) for one in config["output"])
+        self.reads_texts = batched and fixed_outputs and sorted(self.input_names) == sorted(TEXT_INPUTS)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with the graph's outputs, or with an error of its own."""
@@ -57,6 +65,31 @@ class GraphModel:
         return {name: tensor(request, name) for name in self.input_names}
 
     def _run(self, feeds: list[Tensors]) -> list[Tensors]:
+        return self._run_texts(feeds) if self.reads_texts else self._run_shapes(feeds)
+
+    def _run_texts(self, feeds: list[Tensors]) -> list[Tensors]:
+        """Run texts of all lengths together, without the padding that brought them to a bucket's length."""
+        rows = [(feed, row) for feed in feeds for row in range(len(feed[MASK]))]
+        lengths = [length for feed in feeds for length in text_lengths(feed[MASK])]
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        for run in split_into_runs(lengths, multiple=self.length_multiple):
+            batch = {}
+            for name in self.input_names:
+                batch[name] = np.zeros((len(run.positions), run.length), feeds[0][name].dtype)
+                for at, position in enumerate(run.positions.tolist()):
+                    feed, row = rows[position]
+                    own = feed[name][row, : run.length]
+                    batch[name][at, : len(own)] = own
+            for name, values in zip(self.output_names, self.session.run(self.output_names, batch), strict=True):
+                if name not in outputs:
+                    outputs[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                outputs[name][run.positions] = values
+        ends = np.cumsum([0] + [len(feed[MASK]) for feed in feeds]).tolist()
+        return [
+            {name: values[start:stop] for name, values in outputs.items()} for start, stop in itertools.pairwise(ends)
+        ]
+
+    def _run_shapes(self, feeds: list[Tensors]) -> list[Tensors]:
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for position, feed in enumerate(feeds):
             groups.setdefault(tuple(feed[name].shape[1:] for name in self.input_names), []).append(position)
@@ -89,6 +122,13 @@ class GraphModel:
 
     def _write(self, result: Tensors) -> list[Any]:
         return [pb_utils.Tensor(name, np.ascontiguousarray(values)) for name, values in result.items()]
+
+
+def text_lengths(mask: npt.NDArray[Any]) -> list[int]:
+    """The places of each row up to the last that counts, at least one; `mask` is [rows, places]."""
+    counts = mask != 0
+    lengths = mask.shape[1] - counts[:, ::-1].argmax(axis=1)
+    return np.where(counts.any(axis=1), lengths, 1).tolist()  # type: ignore[no-any-return]
 
 
 def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

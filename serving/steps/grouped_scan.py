@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
+from .narrow_vectors import WIDTHS, Divided, NarrowVectors
+from .scan_row import ROUNDING, Glance, Rows, ScanRow, Vectors
 
-ROUNDING = 1e-5
-"""How far, relative to the terms' size, a fast product may be from the sum that counts."""
+__all__ = ["SMALL_GROUP", "GroupedScan", "Rows", "Vectors"]
 
 SMALL_GROUP = 64
 """Members below which a matrix product of its own costs more than to gather the vectors."""
+
+SMALL_PRODUCT = 1_000_000
+"""Multiplications of one call up to which OpenBLAS does without copies."""
+
+SPARE = 12
+"""Scored beyond twice the need, so that the floor is next to the true one."""
+
+NARROW_FROM = 4_096
+"""Vectors of all groups together from which it pays to look at a few dimensions first."""
 
 
 class GroupedScan:
@@ -48,6 +55,8 @@ class GroupedScan:
         self._longest = [np.maximum(_group_maximum(one, starts), 0) * np.float32(1 + ROUNDING) for one in lengths]
         self._own_reach = _group_maximum(own, starts)
         self._own_size = float(np.abs(own).max(initial=0))
+        wide = len(own) >= NARROW_FROM and all(part.shape[1] >= 2 * sum(WIDTHS) for part in parts)
+        self._narrow = [NarrowVectors(part) for part in parts] if wide else []
 
     def best(
         self,
@@ -79,12 +88,20 @@ class GroupedScan:
         size = np.maximum(1, product_reach.max(axis=1) + self._own_size)
         order = np.argsort(-reach, axis=1)
         held = np.cumsum(self._sizes[order], axis=1)
-        rows = [_Row(out, float(scale)) for out, scale in zip(excluded or [()] * len(order), size, strict=True)]
-        first = [int(np.searchsorted(held[at], need + len(row.excluded))) + 1 for at, row in enumerate(rows)]
-        self._score(rows, [order[at, :stop] for at, stop in enumerate(first)], queries, group_term)
+        rows = [ScanRow(out, float(scale)) for out, scale in zip(excluded or [()] * len(order), size, strict=True)]
+        wanted = np.array([need + len(row.excluded) for row in rows])
+        first = ((held < wanted[:, None]).sum(axis=1) + 1).tolist()
+        divided = [narrow.divide(query) for narrow, query in zip(self._narrow, queries, strict=False)]
+        self._score(rows, [order[at, :stop] for at, stop in enumerate(first)], queries, divided, group_term)
+        for at, row in enumerate(rows):
+            self._settle(row, at, queries, row.nearest(2 * need + SPARE))
         floors = [row.floor(need) - slack for row in rows]
         later = [order[at, stop:][reach[at, order[at, stop:]] >= floors[at]] for at, stop in enumerate(first)]
-        self._score(rows, later, queries, group_term)
+        self._score(rows, later, queries, divided, group_term)
+        for at, row in enumerate(rows):
+            if self._settle(row, at, queries, row.nearest(2 * need + SPARE, floors[at])):
+                floors[at] = row.floor(need) - slack
+            self._settle(row, at, queries, self._still_promising(row.promising(floors[at]), at, divided, floors[at]))
         return [row.best(need, slack) for row in rows]
 
     def _product_reach(self, queries: Sequence[Vectors]) -> Vectors:
@@ -95,9 +112,14 @@ class GroupedScan:
         return reach
 
     def _score(
-        self, rows: Sequence[_Row], groups: Sequence[Rows], queries: Sequence[Vectors], group_term: Vectors
+        self,
+        rows: Sequence[ScanRow],
+        groups: Sequence[Rows],
+        queries: Sequence[Vectors],
+        divided: Sequence[Divided],
+        group_term: Vectors,
     ) -> None:
-        """Score the groups that each row asks for.
+        """Score the groups that each row asks for, large ones by their heads alone.
 
         Rows that ask for the same large group share its matrix product; a row's small groups are gathered into one.
         """
@@ -113,51 +135,75 @@ class GroupedScan:
                 asking.setdefault(group, []).append(at)
         for group, askers in asking.items():
             span = slice(self._starts[group], self._starts[group + 1])
+            if self._narrow:
+                self._glance(rows, askers, span, divided, group_term[askers, group])
+                continue
             scores = self._scores(queries, askers, span, group_term[askers, group][:, None])
             for at, values in zip(askers, scores, strict=True):
                 rows[at].add(self._members[span], values)
 
+    def _glance(
+        self,
+        rows: Sequence[ScanRow],
+        askers: list[int],
+        span: slice,
+        divided: Sequence[Divided],
+        terms: Vectors,
+    ) -> None:
+        """Estimate the scores of a large group's members, and how much they can be at most."""
+        near = spread = np.zeros((1, 1), np.float32)
+        for narrow, own in zip(self._narrow, divided, strict=True):
+            near = near + products(own.head[askers], narrow.vectors.head[span])
+            spread = spread + own.head_rest[askers, None] * narrow.vectors.head_rest[span]
+        if self._own is not None:
+            near = near + self._own[span]
+        near = near + terms[:, None]
+        for at, estimate, most, term in zip(askers, near, near + spread, terms, strict=True):
+            rows[at].glance(self._members[span], estimate, most, term)
+
+    def _still_promising(self, found: Glance, at: int, divided: Sequence[Divided], floor: float) -> Glance:
+        """Those of some members whose scores may reach the floor after a look at more dimensions."""
+        members, near, terms = found
+        spread = np.zeros_like(near)
+        for narrow, own in zip(self._narrow, divided, strict=True):
+            near += narrow.vectors.more.take(members, axis=0) @ own.more[at]
+            spread += own.more_rest[at] * narrow.vectors.more_rest[members]
+        kept = near + spread >= floor
+        return members[kept], near[kept], terms[kept]
+
+    def _settle(self, row: ScanRow, at: int, queries: Sequence[Vectors], chosen: Glance) -> bool:
+        """Score some members of the groups that a row has glanced at; whether there were any."""
+        members, _, terms = chosen
+        if len(members):
+            row.add(members, self._scores(queries, [at], members, terms[None])[0])
+        return len(members) > 0
+
     def _scores(self, queries: Sequence[Vectors], askers: list[int], members: Rows | slice, terms: Vectors) -> Vectors:
         """The scores of some members for some rows, float32 [askers, members]."""
-        total = queries[0][askers] @ self._parts[0][members].T + terms
-        for query, part in zip(queries[1:], self._parts[1:], strict=True):
-            if query[askers].any():
-                total += query[askers] @ part[members].T
+        total = terms
+        for number, (query, part) in enumerate(zip(queries, self._parts, strict=True)):
+            if number == 0 or query[askers].any():
+                chosen = part[members] if isinstance(members, slice) else part.take(members, axis=0)
+                total = total + products(query[askers], chosen)
         if self._own is not None:
-            total += self._own[members]
+            total = total + self._own[members]
         return np.asarray(total, dtype=np.float32)
 
 
-class _Row:
-    """What one row has scored so far."""
+def products(queries: Vectors, vectors: Vectors) -> Vectors:
+    """All inner products, float32 [queries, vectors].
 
-    def __init__(self, excluded: Sequence[int], size: float) -> None:
-        self.excluded = np.asarray(excluded, dtype=np.int64)
-        self._size = size
-        self._blocks: list[tuple[Rows, Vectors]] = []
-
-    def add(self, members: Rows, scores: Vectors) -> None:
-        """Take the scores of some members."""
-        if len(self.excluded):
-            scores[np.isin(members, self.excluded)] = -np.inf
-        self._blocks.append((members, scores))
-
-    def floor(self, need: int) -> float:
-        """A little less than the `need`-th best score: what is below it cannot be among the best."""
-        scores = [scores for _, scores in self._blocks]
-        joined = scores[0] if len(scores) == 1 else np.concatenate(scores)
-        worst = float(np.partition(joined, len(joined) - need)[len(joined) - need])
-        return worst - ROUNDING * max(self._size, abs(worst))
-
-    def best(self, need: int, slack: float) -> tuple[Rows, Vectors]:
-        """All members that reach the floor less the slack, and their scores.
-
-        A matrix product does not round every column alike, so that equal items would not stay in their order.
-        """
-        floor = self.floor(need) - slack
-        kept = [np.flatnonzero(scores >= floor) for _, scores in self._blocks]
-        best = [(members[own], scores[own]) for own, (members, scores) in zip(kept, self._blocks, strict=True)]
-        return np.concatenate([one for one, _ in best]), np.concatenate([one for _, one in best])
+    In slices that OpenBLAS multiplies as they lie (its small-matrix kernels); larger ones it copies first, which costs
+    more than the product where queries are few.
+    """
+    if len(queries) == 1:
+        return np.asarray((vectors @ queries[0])[None], dtype=np.float32)
+    columns = np.ascontiguousarray(queries.T)
+    found = np.empty((len(vectors), len(queries)), np.float32)
+    step = max(1, SMALL_PRODUCT // columns.size)
+    for start in range(0, len(vectors), step):
+        np.matmul(vectors[start : start + step], columns, out=found[start : start + step])
+    return np.ascontiguousarray(found.T)
 
 
 def _norms(vectors: Vectors) -> Vectors:

@@ -94,8 +94,12 @@ class Ranker:
         Returns:
             float32 [rows, D], D the width of the catalogue's history vectors.
         """
+        return self.mean_vectors(self.known_rows(histories))
+
+    def mean_vectors(self, histories: Sequence[Sequence[int]]) -> Vectors:
+        """`history_vectors` of histories from `known_rows`."""
         vectors = np.zeros((len(histories), self.catalogue.history_side.shape[1]), dtype=np.float32)
-        for row, known in enumerate(self.known_rows(histories)):
+        for row, known in enumerate(histories):
             if known:
                 weight = self.catalogue.score_weights.history_decay ** np.arange(len(known), dtype=np.float32)
                 vectors[row] = weight @ self._history_side(np.array(known)) / weight.sum()
@@ -103,7 +107,13 @@ class Ranker:
 
     def known_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows of each history, newest first, without padding and unknown ids."""
-        return [[row for row in self._lookup.rows(history) if row >= 0] for history in histories]
+        return [self.find(history)[0] for history in histories]
+
+    def find(self, history: Sequence[bytes]) -> tuple[list[int], int]:
+        """The catalogue rows of one history, newest first, and how many entries, padding left out, name no item."""
+        found = self._lookup.rows(history)
+        known = [row for row in found if row >= 0]
+        return known, len(found) - len(known) - history.count(b"")
 
     def excluded_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows that each history keeps out of its answer: none, unless the release says so.
@@ -111,14 +121,18 @@ class Ranker:
         A history that would leave fewer items than the largest `top_k` keeps none out: answers are never shorter for
         it, and do not depend on what else is in the batch.
         """
+        return self.excluded(self.known_rows(histories) if self.catalogue.exclude_history else [[] for _ in histories])
+
+    def excluded(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
+        """`excluded_rows` of histories from `known_rows`."""
         if not self.catalogue.exclude_history:
             return [[] for _ in histories]
         spare = len(self.catalogue.item_vectors) - MAX_TOP_K
-        return [own if len(own) <= spare else [] for own in (sorted(set(r)) for r in self.known_rows(histories))]
+        return [own if len(own) <= spare else [] for own in (sorted(set(rows)) for rows in histories)]
 
     def unknown_items(self, histories: Sequence[Sequence[bytes]]) -> int:
         """How many entries, padding left out, name no item of this catalogue."""
-        return sum(row < 0 for history in histories for row in self._lookup.rows([one for one in history if one]))
+        return sum(self.find(history)[1] for history in histories)
 
     def rank(
         self,

@@ -17,11 +17,13 @@ class Wish:
     """What one request wants beside its instruction, checked.
 
     Attributes:
-        history: item ids of each row, newest first.
+        history: the catalogue rows of each row's history, newest first, without padding and unknown ids.
+        unknown: how many ids of the histories the catalogue does not hold.
         k: how many items every row wants.
     """
 
-    history: list[list[bytes]]
+    history: list[list[int]]
+    unknown: int
     k: int
 
 

@@ -14,19 +14,6 @@ from .ranking import Ranked, Ranker, Vectors
 from .recommendation import Wish, read_history, read_top_k
 
 
-def read_wish(request: Any, rows: int) -> Wish:
-    """Check a request's `history` and `top_k`.
-
-    Args:
-        request: Triton's.
-        rows: how many rows the request has.
-
-    Raises:
-        InvalidRequestError: see `read_history` and `read_top_k`; or an input is missing.
-    """
-    return Wish(read_history(tensor(request, "history"), rows), read_top_k(tensor(request, "top_k")))
-
-
 class Recommender:
     """A release's catalogue, ready to recommend from."""
 
@@ -50,12 +37,26 @@ class Recommender:
         self._unknown_items = self._unknown_items_family.Metric(labels={"model": model, "version": version})
         self._unknown = 0
         width = self.catalogue.item_vectors.shape[1]
-        self.rank(np.zeros((1, width), np.float32), np.zeros((1, len(self._labels)), np.float32), [Wish([[]], 1)])
+        self.rank(np.zeros((1, width), np.float32), np.zeros((1, len(self._labels)), np.float32), [Wish([[]], 0, 1)])
+
+    def read(self, request: Any, rows: int) -> Wish:
+        """Check a request's `history` and `top_k`, and find the history's items.
+
+        Args:
+            request: Triton's.
+            rows: how many rows the request has.
+
+        Raises:
+            InvalidRequestError: see `read_history` and `read_top_k`; or an input is missing.
+        """
+        histories = read_history(tensor(request, "history"), rows)
+        k = read_top_k(tensor(request, "top_k"))
+        found = [self._ranker.find(history) if history else ([], 0) for history in histories]
+        return Wish([known for known, _ in found], sum(unknown for _, unknown in found), k)
 
     def note_unknown(self, wish: Wish) -> None:
         """Count the entries of a request's history that name no item, until `report` is called."""
-        if any(wish.history):
-            self._unknown += self._ranker.unknown_items(wish.history)
+        self._unknown += wish.unknown
 
     def report(self) -> None:
         """Add what was counted to the metric, once a batch: each time is a round trip to the server's process."""
@@ -75,9 +76,9 @@ class Recommender:
         best = self._ranker.rank(
             instruction,
             logits,
-            self._ranker.history_vectors(histories),
+            self._ranker.mean_vectors(histories if self.catalogue.score_weights.gamma else [[] for _ in histories]),
             max(wish.k for wish in wishes),
-            self._ranker.excluded_rows(histories),
+            self._ranker.excluded(histories),
         )
         ends = np.cumsum([len(wish.history) for wish in wishes]).tolist()
         return [best.part(end - len(wish.history), end, wish.k) for wish, end in zip(wishes, ends, strict=True)]

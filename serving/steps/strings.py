@@ -25,6 +25,7 @@ class StringTable:
         """Wrap the arrays: string i is `blob[offsets[i] : offsets[i + 1]]`."""
         self._blob = blob
         self._offsets = offsets
+        self._content = blob.data
 
     def __len__(self) -> int:
         """How many strings there are."""
@@ -41,9 +42,11 @@ class StringTable:
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
         """The strings at the given rows, as an object array of `bytes` of the same shape."""
-        taken = np.empty(rows.shape, dtype=np.object_)
-        taken.reshape(-1)[:] = [self[row] for row in rows.reshape(-1)]
-        return taken
+        flat = rows.reshape(-1)
+        starts, ends = self._offsets[flat].tolist(), self._offsets[flat + 1].tolist()
+        taken = np.empty(len(flat), dtype=np.object_)
+        taken[:] = [bytes(self._content[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return taken.reshape(rows.shape)
 
     def reordered(self, rows: npt.NDArray[np.int64]) -> StringTable:
         """A table, in memory, whose string i is this one's string `rows[i]`."""

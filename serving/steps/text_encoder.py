@@ -65,8 +65,8 @@ class Head:
 
     def __init__(self, weight: Vectors, bias: Vectors) -> None:
         """Take `weight` [K, H] and `bias` [K], both float32."""
-        self._weight = np.ascontiguousarray(weight.T)
-        self._bias = bias
+        self.weight, self.bias = weight, bias
+        self._transposed = np.ascontiguousarray(weight.T)
 
     @classmethod
     def open(cls, folder: Path) -> Head:
@@ -82,9 +82,9 @@ class Head:
 
     def write(self, folder: Path) -> None:
         """Write the two files into an existing folder."""
-        np.save(folder / "head_weight.npy", np.ascontiguousarray(self._weight.T, dtype=np.float32))
-        np.save(folder / "head_bias.npy", np.asarray(self._bias, dtype=np.float32))
+        np.save(folder / "head_weight.npy", np.ascontiguousarray(self.weight, dtype=np.float32))
+        np.save(folder / "head_bias.npy", np.asarray(self.bias, dtype=np.float32))
 
     def logits(self, vectors: Vectors) -> Vectors:
         """The logits of some instruction vectors, float32 [rows, K]."""
-        return np.asarray(vectors @ self._weight + self._bias, dtype=np.float32)
+        return np.asarray(vectors @ self._transposed + self.bias, dtype=np.float32)

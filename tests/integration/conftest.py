@@ -7,13 +7,13 @@ random weights.
 
 import fcntl
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from project import ROOT, Project, copy_of, new_project, run_command, with_encoder
+from pydantic import TypeAdapter
 
 from export.__main__ import main as export
 from training.cli import main as train
@@ -21,16 +21,16 @@ from training.cli import main as train
 Made = TypeVar("Made")
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+def made_once(factory: pytest.TempPathFactory, name: str, kind: type[Made], make: Callable[[Path], Made]) -> Made:
     """What `make` makes in an empty folder: the first worker that comes calls it, the others wait for the result."""
     root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
-    result = root / f"{name}.pickle"
+    result, adapter = root / f"{name}.json", TypeAdapter(kind)
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not result.is_file():
             (root / name).mkdir()
-            result.write_bytes(pickle.dumps(make(root / name)))
-        return pickle.loads(result.read_bytes())  # noqa: S301 - written above
+            result.write_bytes(adapter.dump_json(make(root / name)))
+        return adapter.validate_json(result.read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
         exported(project)
         return project
 
-    return made_once(tmp_path_factory, "small", make)
+    return made_once(tmp_path_factory, "small", Project, make)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def two_releases(small: Project, tmp_path_factory: pytest.TempPathFactory) -> tu
         project = with_encoder(copy_of(small, folder / "var"), folder / "encoder", seed=1)
         return project, exported(project)
 
-    return made_once(tmp_path_factory, "two_releases", make)
+    return made_once(tmp_path_factory, "two_releases", tuple[Project, str], make)
 
 
 @pytest.fixture

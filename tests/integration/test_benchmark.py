@@ -16,6 +16,7 @@ def test_bench_measures_all_contenders_and_leaves_the_server_its_cores(server: P
     assert set(measured) == {
         *(f"encoder alone, batch {batch}" for batch in (1, 8, 16, 32)),
         *(f"ensemble, {number} in flight" for number in (1, 8, 32)),
+        *(f"ensemble, {number} in flight, Python client" for number in (1, 32)),
         "FastAPI, 32 in flight",
     }
     assert all(one["per_second"] > 0 and len(one["ratios"]) == 2 for one in measured.values())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.embedded import Installation
 from serving.files import sha256_of
 from serving.manifest import Manifest, Step, files_below
 from serving.releases import Release
@@ -63,12 +64,26 @@ class TritonModelException(Exception):  # noqa: N818 - Triton's own name
     """What a model raises at load to be refused."""
 
 
+def tritons_utilities() -> ModuleType:
+    """Triton's own `triton_python_backend_utils`, without what the stub adds to it."""
+    path = Installation.find().python_backend / "triton_python_backend_utils.py"
+    spec = importlib.util.spec_from_file_location("tritons_utilities", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def fake_triton() -> ModuleType:
     """A module with the doors of `triton_python_backend_utils` that the steps use; what was logged is in `logged`."""
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError = Tensor, TritonError
     module.InferenceResponse, module.TritonModelException = InferenceResponse, TritonModelException
     module.logged, module.counted = [], []
+    own = tritons_utilities()
+    for name in ("serialize_byte_tensor", "deserialize_bytes_tensor", "numpy_to_triton_type"):
+        setattr(module, name, getattr(own, name))
 
     class Logger:
         log_error = staticmethod(module.logged.append)

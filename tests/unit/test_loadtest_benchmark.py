@@ -1,17 +1,25 @@
 """The benchmark's arithmetic: shares of the encoder's best rate in the same round, medians over the rounds."""
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from instructrec_client._wire import encode
+from tritonclient.grpc import service_pb2
 
 from loadtest.benchmark.__main__ import measure
 from loadtest.benchmark.bare_encoder import joined
 from loadtest.benchmark.cores import Cores, listener
+from loadtest.benchmark.lean_caller import LeanCaller, check_answer, serialised
 from loadtest.benchmark.release_files import ReleaseFiles
 from loadtest.errors import LoadTestError
+from loadtest.workload import Query
 
 
 def test_a_ratio_is_of_the_best_encoder_of_the_same_round() -> None:
@@ -35,6 +43,8 @@ def test_a_ratio_is_of_the_best_encoder_of_the_same_round() -> None:
     assert [one.ratio for one in found] == [0.5, 1.0, 0.75]
     assert found[2].ratios == (0.75, 0.75, 0.75)
     assert found[2].per_second == 300
+    assert [one.over_encoder_ms for one in found] == [0.0, 7.0, 39.0]
+    assert all(one.asking >= 0 for one in found)
 
 
 def test_rows_are_padded_to_the_longest() -> None:
@@ -68,3 +78,84 @@ def test_a_core_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_folder_without_a_release_says_so(tmp_path: Path) -> None:
     with pytest.raises(LoadTestError, match="no release of shop"):
         ReleaseFiles.of(tmp_path, "shop")
+
+
+def answer(items: list[bytes], scores: list[float]) -> bytes:
+    message = service_pb2.ModelInferResponse()
+    message.outputs.add(name="item_id", datatype="BYTES", shape=(1, len(items)))
+    message.outputs.add(name="score", datatype="FP32", shape=(1, len(scores)))
+    message.raw_output_contents.append(b"".join(len(one).to_bytes(4, "little") + one for one in items))
+    message.raw_output_contents.append(np.array(scores, np.float32).tobytes())
+    return message.SerializeToString()
+
+
+ITEMS = [f"item-{number}".encode() for number in range(10)]
+SCORES = [10.0 - number for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("items", "scores", "said"),
+    [
+        (ITEMS[:9], SCORES[:9], "10 different items"),
+        ([*ITEMS[:9], ITEMS[0]], SCORES, "10 different items"),
+        (ITEMS, SCORES[::-1], "rise"),
+        (ITEMS, [*SCORES[:9], float("nan")], "finite"),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_ends_the_benchmark(
+    items: list[bytes], scores: list[float], said: str
+) -> None:
+    check_answer(answer(ITEMS, SCORES))
+    with pytest.raises(LoadTestError, match=said):
+        check_answer(answer(items, scores))
+
+
+class Service(grpc.GenericRpcHandler):
+    """Answers every request with the same bytes, or refuses it."""
+
+    def __init__(self, message: bytes | None) -> None:
+        self.message, self.asked = message, []
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
+            self.asked.append((details.method, request))
+            if self.message is None:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such thing")
+            return self.message
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+@contextlib.contextmanager
+def serving(service: Service) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(4), handlers=(service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+def test_the_lean_caller_sends_what_a_client_sends_and_counts_the_answers() -> None:
+    queries = [Query(text="a blue sh\u00efrt", history=["item-1", "item-2"]), Query(text="shoes")]
+    service = Service(answer(ITEMS, SCORES))
+    with serving(service) as url:
+        p50, rate = LeanCaller(url, "shop", queries).run(in_flight=3, seconds=0.2)
+    assert p50 > 0
+    assert 0 < rate * 0.15 <= len(service.asked)
+    assert {method for method, _ in service.asked} == {"/inference.GRPCInferenceService/ModelInfer"}
+    assert {request for _, request in service.asked} == {serialised("shop", query) for query in queries}
+    for query in queries:
+        sent = service_pb2.ModelInferRequest.FromString(serialised("shop", query))
+        [wire] = encode([query.text], [query.history], 10)
+        assert sent.model_name == "shop"
+        assert [(one.name, one.datatype, list(one.shape)) for one in sent.inputs] == [
+            (one.name(), one.datatype(), one.shape()) for one in wire.inputs
+        ]
+        assert list(sent.raw_input_contents) == [one._get_content() or b"" for one in wire.inputs]
+
+
+def test_a_refused_request_ends_the_benchmark_with_the_reason() -> None:
+    with serving(Service(None)) as url, pytest.raises(LoadTestError, match="INVALID_ARGUMENT: no such thing"):
+        LeanCaller(url, "shop", [Query(text="shoes")]).run(in_flight=2, seconds=0.1)

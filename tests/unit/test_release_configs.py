@@ -120,7 +120,18 @@ def test_settings_reach_the_fused_step():
             "intra_op_thread_count": "3",
             "max_length": "40",
             "length_multiple": str(LENGTH_MULTIPLES[engine]),
+            "max_queue_size": "256",
         }
+
+
+def test_queue_settings_reach_the_first_step_and_the_one_that_takes_longest():
+    settings = ServingSettings(max_queue_size=96, max_queue_delay_microseconds=500)
+    writer = ConfigWriter("news", settings, (16, 40), 8, 3)
+    configs = {step: parse_config(writer.step(step)) for step in ("tokenizer", "encoder", "head", "topk", FUSED)}
+    bounds = {step: one.parameters["max_queue_size"].string_value for step, one in configs.items()}
+    assert bounds == {"tokenizer": "96", "encoder": "", "head": "", "topk": "", FUSED: "96"}
+    delays = {step: one.dynamic_batching.max_queue_delay_microseconds for step, one in configs.items()}
+    assert delays == {"tokenizer": 0, "encoder": 500, "head": 0, "topk": 0, FUSED: 500}
 
 
 def test_the_fused_step_is_warmed_up_with_texts(tmp_path):

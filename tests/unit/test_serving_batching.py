@@ -136,8 +136,8 @@ def tokenizer_step(triton: Any, tmp_path: Path) -> Any:
     module = load_model_file(ROOT / "model_repository" / "tokenizer" / "1" / "model.py", tmp_path / "tokenizer")
     shutil.copy2(tokenizer_file(), tmp_path / "tokenizer" / "tokenizer.json")
     step = module.TritonPythonModel()
-    config = {"parameters": {"length_buckets": {"string_value": "8,16,32"}}}
-    step.initialize({"model_config": json.dumps(config)})
+    parameters = {"length_buckets": {"string_value": "8,16,32"}, "max_queue_size": {"string_value": "0"}}
+    step.initialize({"model_name": "shop_tokenizer", "model_config": json.dumps({"parameters": parameters})})
     return step
 
 

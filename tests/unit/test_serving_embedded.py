@@ -20,6 +20,7 @@ from serving.embedded import (
     assemble_backends,
     check_machine,
     join_lengths,
+    openblas_kernels,
     server_command,
     shorten_warm_up,
 )
@@ -146,6 +147,24 @@ def test_the_servers_environment_has_nothing_of_the_callers_python(installation,
     assert environment["PYTHONNOUSERSITE"] == "1"
     assert environment["KEPT"] == "kept"
     assert os.environ["LD_PRELOAD"] == "/caller"  # the caller's own is left alone
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernels"),
+    [
+        ("fpu sse2 avx2 fma avx512f avx512bw avx512dq avx512vl", {"OPENBLAS_CORETYPE": "SkylakeX"}),
+        ("fpu sse2 avx2 fma avx512f", {"OPENBLAS_CORETYPE": "Haswell"}),
+        ("fpu sse2", {}),
+    ],
+)
+def test_numpys_blas_gets_kernels_for_what_the_processor_can_do(flags, kernels):
+    assert openblas_kernels(f"processor\t: 0\nmodel\t\t: 207\nflags\t\t: {flags}\nbugs\t\t:\n\n") == kernels
+    assert openblas_kernels("") == {}
+
+
+def test_the_callers_own_choice_of_kernels_stays(installation, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    assert installation.environment()["OPENBLAS_CORETYPE"] == "Zen"
 
 
 def test_the_command_line(installation, tmp_path):

@@ -80,7 +80,10 @@ def load(name: str, folder: Path, parameters: dict[str, str]) -> Any:
     for module in [one for one in sys.modules if one == "steps" or one.startswith("steps.")]:
         del sys.modules[module]
     model = load_model_file(ROOT / "model_repository" / name / "1" / "model.py", folder).TritonPythonModel()
-    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    config = {
+        "instance_group": [{"count": 1}],
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+    }
     model.initialize({"model_config": json.dumps(config), "model_name": f"shop_{name}", "model_version": "4"})
     return model
 
@@ -97,7 +100,13 @@ def load_fused(tmp_path: Path, encoder_file: Path, **changes: str) -> Any:
     shutil.copy2(tokenizer_file(), folder / "tokenizer.json")
     write_catalogue(folder)
     Head(*head()).write(folder)
-    parameters = {"engine": "onnxruntime", "intra_op_thread_count": "1", "max_length": "32", "length_multiple": "1"}
+    parameters = {
+        "engine": "onnxruntime",
+        "intra_op_thread_count": "1",
+        "max_length": "32",
+        "length_multiple": "1",
+        "max_queue_size": "0",
+    }
     return load("fused", folder, parameters | changes)
 
 
@@ -117,7 +126,7 @@ def answer_in_steps(tmp_path: Path, encoder_file: Path, requests: list[Request])
         (tmp_path / step).mkdir()
     shutil.copy2(tokenizer_file(), tmp_path / "tokenizer" / "tokenizer.json")
     write_catalogue(tmp_path / "topk")
-    tokenizer = load("tokenizer", tmp_path / "tokenizer", {"length_buckets": "16,32"})
+    tokenizer = load("tokenizer", tmp_path / "tokenizer", {"length_buckets": "16,32", "max_queue_size": "0"})
     topk = load("topk", tmp_path / "topk", {})
     encoder = OnnxRuntimeEngine(encoder_file)
     weight, bias = head()

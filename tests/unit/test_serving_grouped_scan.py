@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_helpers import catalogue_of
 
+from serving.steps import grouped_scan, narrow_vectors
 from serving.steps.catalogue import ScoreWeights
 from serving.steps.grouped_scan import SMALL_GROUP, GroupedScan
 from serving.steps.ranking import Ranker, log_softmax
@@ -46,13 +47,26 @@ groups = st.builds(
 )
 
 
+def scan_of(case, monkeypatch, *, narrow):
+    """A scan that looks at one dimension first, then at one more, or at all at once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(narrow_vectors, "WIDTHS", (1, 1))
+        patch.setattr(grouped_scan, "WIDTHS", (1, 1))
+        patch.setattr(grouped_scan, "NARROW_FROM", 1 if narrow else 10**9)
+        made = GroupedScan(case.parts, case.own, case.starts)
+    assert bool(made._narrow) == (narrow and all(part.shape[1] >= 4 for part in case.parts))
+    return made
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups, st.data())
-def test_none_of_the_best_is_missed_and_scores_are_right(case, data):
+def test_none_of_the_best_is_missed_and_scores_are_right(monkeypatch, narrow, case, data):
     members = len(case.group_of)
     need = data.draw(st.integers(1, members))
     rows = len(case.term)
     excluded = [case.random.permutation(members)[: case.random.integers(0, members - need + 1)] for _ in range(rows)]
-    found = GroupedScan(case.parts, case.own, case.starts).best(case.queries, case.term, need, excluded)
+    found = scan_of(case, monkeypatch, narrow=narrow).best(case.queries, case.term, need, excluded)
     for row, (expected, (chosen, scores)) in enumerate(zip(case.scores(), found, strict=True)):
         tolerance = 1e-5 * max(1, np.abs(expected[chosen]).max())
         np.testing.assert_allclose(scores, expected[chosen], atol=tolerance)
@@ -63,6 +77,33 @@ def test_none_of_the_best_is_missed_and_scores_are_right(case, data):
             np.sort(expected[chosen])[::-1][:need], np.sort(expected)[::-1][:need], atol=tolerance
         )
         assert set(np.flatnonzero(expected > np.sort(expected)[-need] + tolerance)) <= set(chosen.tolist())
+
+
+def test_a_large_catalogue_is_looked_at_through_a_few_dimensions():
+    """The answers are those of a scan of everything, and most vectors were not read."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(6, 384)).astype(np.float32)
+    label_index = np.repeat(np.arange(6), 1_000)
+    basis = generator.normal(size=(20, 384)).astype(np.float32)
+    vectors = centres[label_index] + generator.normal(size=(6_000, 20)).astype(np.float32) @ basis / 8
+    vectors += generator.normal(size=vectors.shape).astype(np.float32) / 200
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    made = catalogue_of(vectors, label_index, np.zeros(6_000), ScoreWeights(20, 1, 0, 0, 1), labels=6)
+    ranker = Ranker(made)
+    h, u = vectors[::500] + centres[label_index[::500]] / 40, generator.normal(size=(12, 6)).astype(np.float32) * 5
+    best = ranker.rank(h, u, np.zeros((12, 384), np.float32), 10)
+    scores = 20 * h @ vectors.T + log_softmax(u)[:, label_index]
+    np.testing.assert_allclose(best.score, np.sort(scores, axis=1)[:, :-11:-1], rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(scores, best.items, axis=1), best.score, rtol=1e-5)
+    scored = []
+    scan = ranker._finder._scan
+    real = scan._scores
+    scan._scores = lambda queries, askers, members, terms: (
+        scored.append(np.size(members)) or real(queries, askers, members, terms)
+    )
+    again = ranker.rank(h, u, np.zeros((12, 384), np.float32), 10)
+    np.testing.assert_array_equal(again.items, best.items)
+    assert sum(scored) < 12 * 300  # a label holds 1,000
 
 
 def test_groups_that_cannot_hold_the_best_are_not_read():

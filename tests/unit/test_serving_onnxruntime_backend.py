@@ -124,6 +124,93 @@ def test_requests_of_any_shapes_get_the_answers_they_get_alone(load, batches):
         assert all(values.flags.c_contiguous for values in response.outputs.values())
 
 
+def save_text_graph(path: Path) -> None:
+    """`total = sum(ids * mask)` of a text, and `width`, how many places the graph was given for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Cast", ["sum"], ["total"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["input_ids", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "one"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axes"], ["width"], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "text",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [
+            helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch", 1]),
+            helper.make_tensor_value_info("width", TensorProto.INT64, ["batch", 1]),
+        ],
+        [
+            helper.make_tensor(name, TensorProto.INT64, [1], [value])
+            for name, value in (("axes", 1), ("zero", 0), ("one", 1))
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+TEXT_CONFIG = config(
+    input=[{"name": name, "data_type": "TYPE_INT64", "dims": [-1]} for name in ("input_ids", "attention_mask")],
+    output=[
+        {"name": "total", "data_type": "TYPE_FP32", "dims": [1]},
+        {"name": "width", "data_type": "TYPE_INT64", "dims": [1]},
+    ],
+)
+
+
+@pytest.fixture
+def text_model(backend: Any, tmp_path: Path) -> Any:
+    save_text_graph(tmp_path / "text" / "1" / "model.onnx")
+    model = backend.TritonPythonModel()
+    model.initialize(
+        {
+            "model_config": json.dumps(TEXT_CONFIG),
+            "model_repository": str(tmp_path / "text"),
+            "model_version": "1",
+            "model_name": "text",
+            "model_instance_kind": "CPU",
+        }
+    )
+    return model
+
+
+def texts(lengths: list[int], bucket: int) -> Request:
+    """A request of texts of some lengths, padded; what stands behind a text's end is noise."""
+    ids = np.random.default_rng(sum(lengths)).integers(1, 1_000, (len(lengths), bucket))
+    return Request(input_ids=ids, attention_mask=(np.arange(bucket) < np.array(lengths)[:, None]).astype(np.int64))
+
+
+requests_of_texts = st.lists(
+    st.tuples(st.lists(st.integers(0, 64), min_size=1, max_size=4), st.sampled_from([64, 80])), max_size=8
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(requests_of_texts)
+def test_texts_of_all_lengths_get_the_answers_they_get_alone(text_model, asked):
+    requests = [texts(lengths, bucket) for lengths, bucket in asked]
+    responses = text_model.execute(requests)
+    assert len(responses) == len(requests)
+    for one, response in zip(requests, responses, strict=True):
+        ids, mask = one.tensors["input_ids"], one.tensors["attention_mask"]
+        np.testing.assert_array_equal(response.outputs["total"], (ids * mask).sum(axis=1, keepdims=True))
+        assert (response.outputs["width"][:, 0] >= mask.sum(axis=1)).all()
+        assert (response.outputs["width"] <= max(1, *(max(lengths) for lengths, _ in asked))).all()
+
+
+def test_a_text_is_computed_without_the_padding_of_its_bucket(text_model):
+    [alone] = text_model.execute([texts([19], 32)])
+    assert alone.outputs["width"].tolist() == [[19]]
+    long, short = text_model.execute([texts([60, 60], 64), texts([5, 5], 16)])
+    assert long.outputs["width"].tolist() == [[60], [60]]
+    assert short.outputs["width"].tolist() == [[5], [5]]
+
+
 def test_requests_of_one_shape_run_as_one_batch(load):
     model = load(config())
     real, shapes = model.session, []

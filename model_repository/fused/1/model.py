@@ -8,11 +8,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release, never another's
 
+from steps.admission import Admission
 from steps.batching import answer_batch, tensor
 from steps.encoder_engine import open_engine
 from steps.ranking import Ranked
 from steps.recommendation import Wish
-from steps.recommender import Recommender, read_wish
+from steps.recommender import Recommender
 from steps.text_encoder import Head, TextEncoder
 from steps.tokenization import InstructionTokenizer, decode_instructions
 
@@ -25,8 +26,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load everything and encode once."""
         folder = Path(__file__).parent
-        parameters = json.loads(args["model_config"])["parameters"]
-        settings = {name: value["string_value"] for name, value in parameters.items()}
+        config = json.loads(args["model_config"])
+        settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.encoder = TextEncoder(
             InstructionTokenizer(folder / "tokenizer.json", [int(settings["max_length"])]),
             open_engine(settings["engine"], folder / "model.onnx", int(settings["intra_op_thread_count"])),
@@ -34,6 +35,8 @@ class TritonPythonModel:
         )
         self.head = Head.open(folder)
         self.recommender = Recommender(folder, args["model_name"], args["model_version"])
+        instances = sum(group["count"] for group in config["instance_group"])
+        self.admission = Admission(int(settings["max_queue_size"]), {args["model_name"]}, instances=instances)
         self.encoder.encode(["warm up"])
         if settings["engine"] == "openvino":  # each shape that it meets anew costs 3 to 30 ms
             self.encoder.warm_up(rows=(1, 2, 4, 8), lengths=(16, 32, 48, 64))
@@ -43,13 +46,14 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its own k items, or with an error of its own."""
-        responses = answer_batch(requests, self._read, self._recommend, self.recommender.tensors)
+        refusals, admitted = self.admission.split(requests)
+        responses = answer_batch(admitted, self._read, self._recommend, self.recommender.tensors)
         self.recommender.report()
-        return responses
+        return refusals + responses
 
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))
-        wish = read_wish(request, rows=len(texts))
+        wish = self.recommender.read(request, rows=len(texts))
         self.recommender.note_unknown(wish)
         return texts, wish
 

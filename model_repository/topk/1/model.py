@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release,
 from steps.batching import answer_batch, tensor
 from steps.ranking import Ranked, Vectors
 from steps.recommendation import Wish
-from steps.recommender import Recommender, read_wish
+from steps.recommender import Recommender
 
 Query = tuple[Vectors, Vectors, Wish]
 
@@ -31,8 +31,8 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Query:
         instruction = tensor(request, "instruction_vector")
-        wish = read_wish(request, rows=len(instruction))
         logits = tensor(request, "logits")
+        wish = self.recommender.read(request, rows=len(instruction))
         self.recommender.note_unknown(wish)
         return instruction, logits, wish
 

@@ -29,6 +29,7 @@ class TritonPythonModel(GraphModel):
     """One ONNX Runtime session an instance."""
 
     default_filename = "model.onnx"
+    length_multiple = 1
 
     def open(self, config: dict[str, Any], path: Path) -> Engine:
         """Open a session."""

@@ -1,0 +1,80 @@
+"""How much of its work a client holds back from a server that refuses some: without input and output.
+
+A server that is asked for more than it can do spends much of its time refusing, and answers fewer than it could. So a
+client sends only somewhat more than is accepted, and refuses the rest itself ("adaptive throttling": Site Reliability
+Engineering, O'Reilly 2016, chapter "Handling Overload").
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ._errors import QueueFull
+
+__all__ = ["Throttle"]
+
+MEMORY_SECONDS = 5.0
+"""After so long, what happened counts a third (1/e)."""
+EXCESS = 1.5
+"""So many times what the server accepts is sent. With less, it would take long to notice that it accepts more again."""
+GRACE = 20
+"""So many refused requests hold nothing back: a moment's peak is no overload."""
+
+
+class Throttle:
+    """What became of a client's requests lately, and which further ones it sends.
+
+    With r requests, a of them accepted, the next one is held back with probability max(0, (r - 1.5·a - 20) / (r + 1)).
+
+    Args:
+        uniform: Draws a number between two others.
+        clock: Seconds from a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        uniform: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start with a server that accepts everything."""
+        self._uniform = uniform
+        self._clock = clock
+        self._requests = self._accepted = 0.0
+        self._counted = clock()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Send a request within this, or learn that it is held back.
+
+        Raises:
+            QueueFull: The request is not to be sent.
+        """
+        with self._lock:
+            self._forget()
+            held_back = max(0.0, (self._requests - EXCESS * self._accepted - GRACE) / (self._requests + 1))
+            self._requests += 1
+        if held_back and self._uniform(0, 1) < held_back:
+            raise QueueFull("held back by this client, because the server refuses much: send less, or add servers")
+        try:
+            yield
+        except QueueFull:
+            raise
+        except BaseException:
+            self._accept()  # other errors say nothing of how much the server can do
+            raise
+        self._accept()
+
+    def _accept(self) -> None:
+        with self._lock:
+            self._accepted += 1
+
+    def _forget(self) -> None:
+        now = self._clock()
+        kept = math.exp((self._counted - now) / MEMORY_SECONDS)
+        self._requests, self._accepted, self._counted = self._requests * kept, self._accepted * kept, now

@@ -1,0 +1,1 @@
+"""Which serving settings are best on this machine: measured on a release, written into the domain's YAML."""

@@ -1,0 +1,124 @@
+"""A client that is refused much sends little more than is accepted, and finds its way back when the server does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from instructrec_client import AsyncClient, Client, DeadlineExceeded, QueueFull
+from instructrec_client._throttle import Throttle
+
+QUEUE = 20.0
+
+
+class Traffic:
+    """Requests at a steady rate to a server that answers so many a second, and lets some wait."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seconds = 0.0
+        self.sent = self.asked = 0
+        self.throttle = Throttle(random.Random(seed).uniform, lambda: self.seconds)  # noqa: S311 - a seeded generator is the point
+
+    def flow(self, seconds: float, *, rate: float, capacity: float) -> tuple[float, float]:
+        """Let requests flow; returns the rate of those sent, and of those answered."""
+        sent = answered = 0
+        room = QUEUE
+        for _ in range(round(seconds * rate)):
+            self.seconds += 1 / rate
+            room = min(QUEUE, room + capacity / rate)
+            with suppress(QueueFull), self.throttle.attempt():
+                sent += 1
+                if room < 1:
+                    raise QueueFull("full")
+                room -= 1
+                answered += 1
+        return sent / seconds, answered / seconds
+
+
+def test_a_server_that_accepts_everything_gets_everything() -> None:
+    assert Traffic().flow(30, rate=100, capacity=1_000) == (100, 100)
+
+
+def test_under_overload_little_more_is_sent_than_is_accepted() -> None:
+    traffic = Traffic()
+    traffic.flow(30, rate=200, capacity=100)
+    sent, answered = traffic.flow(30, rate=200, capacity=100)
+    assert 100 < sent < 160
+    assert answered > 99
+
+
+def test_what_was_held_back_is_sent_again_when_the_server_has_room() -> None:
+    traffic = Traffic()
+    traffic.flow(30, rate=200, capacity=20)
+    traffic.flow(15, rate=200, capacity=1_000)
+    assert traffic.flow(10, rate=200, capacity=1_000)[1] == pytest.approx(200, abs=2)
+
+
+def test_a_moments_peak_holds_nothing_back() -> None:
+    traffic = Traffic()
+    assert traffic.flow(0.2, rate=100, capacity=0)[0] == 100
+    assert traffic.flow(1, rate=100, capacity=1_000) == (100, 100)
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded("late"), ValueError("wrong"), KeyboardInterrupt()])
+def test_other_errors_hold_nothing_back(error: BaseException) -> None:
+    throttle = Throttle(lambda low, high: low, lambda: 0.0)
+    for _ in range(1_000):
+        with pytest.raises(type(error)), throttle.attempt():
+            raise error
+    with throttle.attempt():
+        pass
+
+
+def attempts_until_held_back(throttle: Throttle) -> int:
+    for number in range(1_000):
+        reached: list[Callable[[], None]] = []
+        with suppress(QueueFull), throttle.attempt():
+            reached.append(lambda: None)
+            raise QueueFull("full")
+        if not reached:
+            return number
+    return 1_000
+
+
+def test_a_held_back_request_never_reaches_the_server_and_says_who_held_it() -> None:
+    throttle = Throttle(lambda low, high: low, lambda: 0.0)
+    assert attempts_until_held_back(throttle) == 21
+    with pytest.raises(QueueFull, match="held back by this client"), throttle.attempt():
+        pytest.fail("it was sent")
+
+
+class FullServer:
+    """A connection to a server that refuses everything."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def infer(self, *_: object) -> None:
+        self.asked += 1
+        raise QueueFull("full")
+
+
+class AsyncFullServer(FullServer):
+    async def infer(self, *_: object) -> None:  # type: ignore[override]
+        super().infer()
+
+
+@pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 80)])
+async def test_both_clients_hold_back_unless_they_are_to_ask_once(
+    monkeypatch: pytest.MonkeyPatch, retries: int, fewest: int, most: int
+) -> None:
+    monkeypatch.setattr("instructrec_client._retry.FIRST_PAUSE", 0.0)
+    client, server = Client(retries=retries), FullServer()
+    client._transport = server  # type: ignore[assignment]
+    other, other_server = AsyncClient(retries=retries), AsyncFullServer()
+    other._transport = other_server  # type: ignore[assignment]
+    for _ in range(100):
+        with pytest.raises(QueueFull):
+            client.recommend("a shirt")
+        with pytest.raises(QueueFull):
+            await other.recommend("a shirt")
+    assert fewest <= server.asked <= most
+    assert fewest <= other_server.asked <= most
