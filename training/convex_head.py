@@ -1,4 +1,4 @@
-"""A linear head as the one minimum of a convex loss, found by L-BFGS. NumPy and SciPy alone: nothing here loads torch."""
+"""A linear head as the one minimum of a convex loss, found by L-BFGS; nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 
 
-def least_cross_entropy(  # noqa: PLR0913 - a problem has this many parts
+def least_cross_entropy(
     vectors: Vectors,
     targets: npt.NDArray[np.floating],
     weights: npt.NDArray[np.floating],
