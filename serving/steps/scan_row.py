@@ -91,7 +91,7 @@ class ScanRow:
 
 
 def _joined(glances: Sequence[Glance]) -> Glance:
-    if len(glances) < 2:  # noqa: PLR2004 - what is one already
+    if len(glances) < 2:
         return glances[0] if glances else NOTHING
     members, estimates, terms = zip(*glances, strict=True)
     return np.concatenate(members), np.concatenate(estimates), np.concatenate(terms)
