@@ -155,16 +155,18 @@ class GroupedScan:
         terms: Vectors,
     ) -> None:
         """Estimate the scores of a large group's members, and how much they can be at most."""
-        nears, most = [], []
+        nears: list[Vectors] = []
+        rests: list[Vectors] = []
         for narrow, own in zip(self._narrow, divided, strict=True):
             nears.append(products(own.head[askers], narrow.vectors.head[span]))
-            most.append(own.head_rest[askers, None] * narrow.vectors.head_rest[span])
+            rests.append(own.head_rest[askers, None] * narrow.vectors.head_rest[span])
         if self._own is not None:
             nears.append(self._own[span])
         near: Vectors = functools.reduce(np.add, nears)
         members = self._members[span]
-        for at, estimate, reach, term in zip(askers, near, functools.reduce(np.add, most, near), terms, strict=True):
-            rows[at].glance(members, estimate, reach, float(term))
+        most: Vectors = functools.reduce(np.add, [near, *rests])
+        for at, estimate, reach, term in zip(askers, near, most, terms.tolist(), strict=True):
+            rows[at].glance(members, estimate, reach, term)
 
     def _still_promising(self, found: Glance, at: int, divided: Sequence[Divided], floor: float) -> Glance:
         """Those of some members whose scores may reach the floor after a look at more dimensions."""
