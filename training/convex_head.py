@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
@@ -14,8 +16,8 @@ LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 
 def least_cross_entropy(
     vectors: Vectors,
-    targets: npt.NDArray[np.floating],
-    weights: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.floating[Any]],
+    weights: npt.NDArray[np.floating[Any]],
     *,
     centre: Floats,
     pull: Floats | float,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from .narrow_vectors import WIDTHS, Divided, NarrowVectors
+from .narrow_vectors import SLICE, WIDTHS, Divided, NarrowVectors, lengths
 from .scan_row import ROUNDING, Glance, Rows, ScanRow, Vectors
 
 __all__ = ["SMALL_GROUP", "GroupedScan", "Rows", "Vectors"]
@@ -48,11 +50,12 @@ class GroupedScan:
         self._starts = starts.tolist()
         self._sizes = np.diff(starts)
         self._members = np.arange(len(own))
-        lengths = [_norms(part) for part in parts]
-        if not all(np.isfinite(one).all() for one in (*lengths, own)):
+        norms = [_norms(part) for part in parts]
+        if not all(np.isfinite(one).all() for one in (*norms, own)):
             raise ValueError("an item's vector or prior is not finite; export the release again")
         # Rounding must not put a bound below what it bounds.
-        self._longest = [np.maximum(_group_maximum(one, starts), 0) * np.float32(1 + ROUNDING) for one in lengths]
+        self._longest = [np.maximum(_group_maximum(one, starts), 0) * np.float32(1 + ROUNDING) for one in norms]
+        self._balls = [_balls(part, starts) for part in parts]
         self._own_reach = _group_maximum(own, starts)
         self._own_size = float(np.abs(own).max(initial=0))
         wide = len(own) >= NARROW_FROM and all(part.shape[1] >= 2 * sum(WIDTHS) for part in parts)
@@ -107,8 +110,9 @@ class GroupedScan:
     def _product_reach(self, queries: Sequence[Vectors]) -> Vectors:
         """How much the products can be at most in each group, float32 [rows, G]."""
         reach = np.zeros((len(queries[0]), len(self._sizes)), np.float32)
-        for query, longest in zip(queries, self._longest, strict=True):
-            reach += np.sqrt(np.einsum("rd,rd->r", query, query))[:, None] * longest
+        for query, longest, (means, radii) in zip(queries, self._longest, self._balls, strict=True):
+            size = lengths(query)[:, None]
+            reach += np.minimum(size * longest, query @ means.T + size * radii)
         return reach
 
     def _score(
@@ -151,25 +155,29 @@ class GroupedScan:
         terms: Vectors,
     ) -> None:
         """Estimate the scores of a large group's members, and how much they can be at most."""
-        near = spread = np.zeros((1, 1), np.float32)
+        nears: list[Vectors] = []
+        rests: list[Vectors] = []
         for narrow, own in zip(self._narrow, divided, strict=True):
-            near = near + products(own.head[askers], narrow.vectors.head[span])
-            spread = spread + own.head_rest[askers, None] * narrow.vectors.head_rest[span]
+            nears.append(products(own.head[askers], narrow.vectors.head[span]))
+            rests.append(own.head_rest[askers, None] * narrow.vectors.head_rest[span])
         if self._own is not None:
-            near = near + self._own[span]
-        near = near + terms[:, None]
-        for at, estimate, most, term in zip(askers, near, near + spread, terms, strict=True):
-            rows[at].glance(self._members[span], estimate, most, term)
+            nears.append(self._own[span])
+        near: Vectors = functools.reduce(np.add, nears)
+        members = self._members[span]
+        most: Vectors = functools.reduce(np.add, [near, *rests])
+        for at, estimate, reach, term in zip(askers, near, most, terms.tolist(), strict=True):
+            rows[at].glance(members, estimate, reach, term)
 
     def _still_promising(self, found: Glance, at: int, divided: Sequence[Divided], floor: float) -> Glance:
         """Those of some members whose scores may reach the floor after a look at more dimensions."""
-        members, near, terms = found
-        spread = np.zeros_like(near)
+        members, most, terms = found
+        if not len(members):
+            return found
         for narrow, own in zip(self._narrow, divided, strict=True):
-            near += narrow.vectors.more.take(members, axis=0) @ own.more[at]
-            spread += own.more_rest[at] * narrow.vectors.more_rest[members]
-        kept = near + spread >= floor
-        return members[kept], near[kept], terms[kept]
+            most = most + narrow.vectors.more.take(members, axis=0) @ own.more[at]
+            most += own.more_rest[at] * narrow.vectors.more_rest.take(members)
+        kept = (most >= floor).nonzero()[0]
+        return members.take(kept), most.take(kept), terms if len(terms) == 1 else terms.take(kept)
 
     def _settle(self, row: ScanRow, at: int, queries: Sequence[Vectors], chosen: Glance) -> bool:
         """Score some members of the groups that a row has glanced at; whether there were any."""
@@ -206,13 +214,27 @@ def products(queries: Vectors, vectors: Vectors) -> Vectors:
     return np.ascontiguousarray(found.T)
 
 
+def _balls(vectors: Vectors, starts: Rows) -> tuple[Vectors, Vectors]:
+    """The mean of each group, float32 [G, D], and how far from it the group's vectors are at most, float32 [G]."""
+    means = np.zeros((len(starts) - 1, vectors.shape[1]), np.float32)
+    radii = np.zeros(len(means), np.float32)
+    for group, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
+        for part in _slices(start, stop):
+            means[group] += vectors[part].sum(axis=0) / np.float32(stop - start)
+        for part in _slices(start, stop):
+            radii[group] = max(radii[group], lengths(vectors[part] - means[group]).max())
+    # Rounding must not put a bound below what it bounds.
+    return means, radii + ROUNDING * (radii + lengths(means))
+
+
+def _slices(start: int, stop: int) -> list[slice]:
+    """Slices of what lies between, so that a temporary of the matrix's own size is never made."""
+    return [slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE)]
+
+
 def _norms(vectors: Vectors) -> Vectors:
     """The length of each vector, in slices: a temporary of the matrix's own size is never made."""
-    lengths = np.empty(len(vectors), np.float32)
-    for start in range(0, len(vectors), 65_536):
-        part = vectors[start : start + 65_536]
-        lengths[start : start + len(part)] = np.sqrt(np.einsum("nd,nd->n", part, part))
-    return lengths
+    return np.concatenate([lengths(vectors[part]) for part in _slices(0, len(vectors))] or [np.empty(0, np.float32)])
 
 
 def _group_maximum(values: Vectors, starts: Rows) -> Vectors:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Glance = tuple[Rows, Vectors, Vectors]
-"""Members, about what their scores are, and their groups' terms."""
+"""Members, about what their scores are, and their groups' terms: one for each, or one for all."""
 
 ROUNDING = 1e-5
 """How far, relative to the terms' size, a fast product may be from the sum that counts."""
@@ -31,7 +31,7 @@ class ScanRow:
         self.excluded = np.asarray(excluded, dtype=np.int64)
         self._size = size
         self._blocks: list[tuple[Rows, Vectors]] = []
-        self._glances: list[tuple[Rows, Vectors, Vectors, np.float32]] = []
+        self._glances: list[tuple[Rows, Vectors, Vectors, float]] = []
         self._looked_at = 0
 
     def add(self, members: Rows, scores: Vectors) -> None:
@@ -40,8 +40,8 @@ class ScanRow:
             scores[np.isin(members, self.excluded)] = -np.inf
         self._blocks.append((members, scores))
 
-    def glance(self, members: Rows, estimate: Vectors, most: Vectors, term: np.float32) -> None:
-        """Take what some members' scores are about and at most, and their group's term."""
+    def glance(self, members: Rows, estimate: Vectors, most: Vectors, term: float) -> None:
+        """Take what a group's members' scores are about and at most, both without the group's term, and that term."""
         if len(self.excluded):
             out = np.isin(members, self.excluded)
             estimate[out] = most[out] = -np.inf
@@ -52,31 +52,31 @@ class ScanRow:
 
         Groups whose estimates all lie below the floor are left out.
         """
-        new = [one for one in self._glances[self._looked_at :] if one[1].max() > floor]
-        self._looked_at = len(self._glances)
         chosen = []
-        for members, estimate, most, term in new:
+        for members, estimate, most, term in self._glances[self._looked_at :]:
+            if estimate.max() + term <= floor:
+                continue
             best = np.argpartition(estimate, -count)[-count:] if len(members) > count else np.arange(len(members))
             if len(self.excluded):
                 best = best[np.isfinite(estimate[best])]
             most[best] = -np.inf
-            chosen.append((members[best], estimate[best], np.full(len(best), term, np.float32)))
+            chosen.append((members.take(best), estimate.take(best), term))
+        self._looked_at = len(self._glances)
         return _joined(chosen)
 
     def promising(self, floor: float) -> Glance:
         """The members whose scores may reach the floor, of those that have none yet."""
         chosen = []
         for members, estimate, most, term in self._glances:
-            own = np.flatnonzero(most >= floor)
+            own = (most >= floor - term).nonzero()[0]
             if len(own):
-                chosen.append((members[own], estimate[own], np.full(len(own), term, np.float32)))
+                chosen.append((members.take(own), estimate.take(own), term))
         return _joined(chosen)
 
     def floor(self, need: int) -> float:
         """A little less than the `need`-th best score: what is below it cannot be among the best."""
-        scores = [scores for _, scores in self._blocks]
-        joined = scores[0] if len(scores) == 1 else np.concatenate(scores)
-        worst = float(np.partition(joined, len(joined) - need)[len(joined) - need])
+        _, scores = self._scored()
+        worst = float(np.partition(scores, len(scores) - need)[len(scores) - need])
         return worst - ROUNDING * max(self._size, abs(worst))
 
     def best(self, need: int, slack: float) -> tuple[Rows, Vectors]:
@@ -84,14 +84,24 @@ class ScanRow:
 
         A matrix product does not round every column alike, so that equal items would not stay in their order.
         """
-        floor = self.floor(need) - slack
-        kept = [np.flatnonzero(scores >= floor) for _, scores in self._blocks]
-        best = [(members[own], scores[own]) for own, (members, scores) in zip(kept, self._blocks, strict=True)]
-        return np.concatenate([one for one, _ in best]), np.concatenate([one for _, one in best])
+        members, scores = self._scored()
+        kept = (scores >= self.floor(need) - slack).nonzero()[0]
+        return members.take(kept), scores.take(kept)
+
+    def _scored(self) -> tuple[Rows, Vectors]:
+        if len(self._blocks) > 1:
+            members, scores = zip(*self._blocks, strict=True)
+            self._blocks = [(np.concatenate(members), np.concatenate(scores))]
+        return self._blocks[0]
 
 
-def _joined(glances: Sequence[Glance]) -> Glance:
-    if len(glances) < 2:
-        return glances[0] if glances else NOTHING
-    members, estimates, terms = zip(*glances, strict=True)
-    return np.concatenate(members), np.concatenate(estimates), np.concatenate(terms)
+def _joined(groups: Sequence[tuple[Rows, Vectors, float]]) -> Glance:
+    """The members of some groups, their estimates with the groups' terms, and these terms."""
+    if not groups:
+        return NOTHING
+    if len(groups) == 1:
+        members, estimate, term = groups[0]
+        return members, estimate + np.float32(term), np.array([term], np.float32)
+    columns = list(zip(*groups, strict=True))
+    terms = np.repeat(np.array(columns[2], np.float32), [len(own) for own in columns[0]])
+    return np.concatenate(columns[0]), np.concatenate(columns[1]) + terms, terms

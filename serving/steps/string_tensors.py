@@ -33,7 +33,11 @@ def serialise(strings: npt.NDArray[np.object_]) -> bytes:
 
 
 def deserialise(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
-    """What `serialise` wrote, as `bytes` objects in one dimension."""
+    """What `serialise` wrote, as `bytes` objects in one dimension.
+
+    Raises:
+        ValueError: the last string is cut short.
+    """
     content = encoded.tobytes()
     strings = []
     start = 0
@@ -42,6 +46,8 @@ def deserialise(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
         end = start + int.from_bytes(content[start - 4 : start], "little")
         strings.append(content[start:end])
         start = end
+    if start > len(content):
+        raise ValueError("a tensor of strings ends within a string")
     found = np.empty(len(strings), dtype=np.object_)
     found[:] = strings
     return found

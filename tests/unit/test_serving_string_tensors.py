@@ -1,5 +1,7 @@
 """The fast conversions of strings against Triton's own: the same bytes, the same types."""
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,3 +57,11 @@ def test_a_second_model_in_the_process_changes_nothing(fast):
     before = fast.serialize_byte_tensor, fast.numpy_to_triton_type
     install(fast)
     assert (fast.serialize_byte_tensor, fast.numpy_to_triton_type) == before
+
+
+@pytest.mark.parametrize("missing", [1, 5])
+def test_strings_that_are_cut_short_are_refused_as_triton_refuses_them(missing):
+    encoded = np.frombuffer(serialise(array_of([b"one", b"two"], (2,)))[:-missing], dtype=np.uint8)
+    for read in (deserialise, TRITONS.deserialize_bytes_tensor):
+        with pytest.raises((ValueError, struct.error)):
+            read(encoded)
