@@ -145,10 +145,11 @@ def _fit(
             gradient = gradient + importance @ gradients / total
         return loss, gradient
 
-    # A term that is the same for all items changes nothing: its weight starts, and so stays, at 0. The ridge is too
-    # weak to pull it there against the rounding of the loss.
-    start = np.any([np.ptp(terms, axis=2).any(axis=1) for terms, *_ in chunks], axis=0).astype(np.float64)
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_WEIGHT)] * len(start))
+    # A term that is the same for all items changes nothing: its weight is held at 0. The ridge is too weak to pull it
+    # there against the rounding of the loss.
+    ranks = np.any([np.ptp(terms, axis=2).any(axis=1) for terms, *_ in chunks], axis=0).astype(np.float64)
+    bounds = [(0.0, MAX_WEIGHT * one) for one in ranks]
+    found = minimize(objective, ranks, jac=True, method="L-BFGS-B", bounds=bounds)
     weights = np.zeros(len(active))
     weights[active] = found.x / scale
     return float(found.fun), weights

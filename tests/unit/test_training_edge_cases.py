@@ -240,3 +240,13 @@ def test_all_equal_scores_are_finite_and_keep_the_order() -> None:
     assert (fit.weights.alpha, fit.weights.beta) == pytest.approx(
         (0, 0), abs=0.01
     )  # what changes nothing weighs nothing
+
+
+def test_a_term_that_is_the_same_for_all_items_weighs_nothing() -> None:
+    catalogue = CatalogueSide(np.eye(3, dtype=np.float32), [0, 0, 0], [0.0] * 3)
+    logs = log_softmax(np.zeros((3, 2), np.float32))
+    grades = [{0: 1.0}, {1: 1.0}, {2: 1.0}]
+    examples = RankingExamples(np.eye(3, dtype=np.float32), logs, [()] * 3, grades, np.ones(3, np.float32))
+    weights = fit_score_weights(examples, catalogue, history=False, prior=False, seed=0).weights
+    assert weights.alpha > 1
+    assert weights.beta == 0
