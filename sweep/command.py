@@ -88,7 +88,7 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
                 )
 
         fixed = {name.partition("=")[0].removeprefix(PREFIX) for name in overrides if name.startswith(PREFIX)}
-        outcome = search(serving, len(cores), measure, fixed=fixed)
+        outcome = search(serving, len(cores), measure, fixed=fixed, tell=show)
     report = Report(
         domain=settings_now.domain,
         release=release.number,
@@ -149,8 +149,6 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _keep(report: Report, folder: Path) -> None:
-    for trial in report.outcome.trials:
-        show(trial)
     path = folder / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
     path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     draw(report.outcome.trials, path.with_suffix(".png"))
