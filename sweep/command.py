@@ -68,13 +68,13 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
     A setting that is given as KEY=VALUE is kept as given.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as on ^C
+    numbers = _numbers(in_flight)
+    cores, asking = _cores(server_cores)
     settings_now = load_config(config, overrides)
     serving = read_section(ServingSettings, "serving", settings_now.serving)
     layout = Layout(var)
     release = _release(layout, settings_now.domain, number)
     parts, queries = ReleaseParts.of(release), read_workload(release.instructions)
-    numbers = _numbers(in_flight)
-    cores, asking = _cores(server_cores)
     if Server(layout).state() is not None:
         click.echo("note: the live server shares the machine; `make stop` it, or measure while it is idle")
     where = machine()
