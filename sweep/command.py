@@ -68,13 +68,13 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
     A setting that is given as KEY=VALUE is kept as given.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as on ^C
+    numbers = _numbers(in_flight)
+    cores, asking = _cores(server_cores)
     settings_now = load_config(config, overrides)
     serving = read_section(ServingSettings, "serving", settings_now.serving)
     layout = Layout(var)
     release = _release(layout, settings_now.domain, number)
     parts, queries = ReleaseParts.of(release), read_workload(release.instructions)
-    numbers = _numbers(in_flight)
-    cores, asking = _cores(server_cores)
     if Server(layout).state() is not None:
         click.echo("note: the live server shares the machine; `make stop` it, or measure while it is idle")
     where = machine()
@@ -88,7 +88,7 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
                 )
 
         fixed = {name.partition("=")[0].removeprefix(PREFIX) for name in overrides if name.startswith(PREFIX)}
-        outcome = search(serving, len(cores), measure, fixed=fixed)
+        outcome = search(serving, len(cores), measure, fixed=fixed, tell=show)
     report = Report(
         domain=settings_now.domain,
         release=release.number,
@@ -149,8 +149,6 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _keep(report: Report, folder: Path) -> None:
-    for trial in report.outcome.trials:
-        show(trial)
     path = folder / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
     path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     draw(report.outcome.trials, path.with_suffix(".png"))

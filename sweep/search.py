@@ -96,6 +96,7 @@ def search(
     *,
     fixed: Collection[str] = (),
     questions: Sequence[Question] = QUESTIONS,
+    tell: Callable[[Trial], object] = lambda _: None,
 ) -> Outcome:
     """Try what the questions ask, each around the best so far.
 
@@ -105,17 +106,20 @@ def search(
         measure: measures candidates under a question's name.
         fixed: settings that are not to be changed.
         questions: in order.
+        tell: is told each trial as soon as it is measured.
     """
     best, trials = settings, []
     for question in questions:
         candidates = _candidates(best, question.answers(best, cores), fixed)
         if len(candidates) > 1:
             trials.append(_trial(question.name, candidates, measure))
+            tell(trials[-1])
             best = trials[-1].best.settings
     before = [Candidate("as it was", settings)] if best != settings else []
     candidates = [*before, Candidate("the best" if before else "as it was", best)]
     candidates.append(Candidate(f"{candidates[-1].name}, requests not joined", best, batching=False))
     trials.append(_trial("all together", candidates, measure))
+    tell(trials[-1])
     kept = trials[-1].best
     after = kept.settings if "max_queue_size" in fixed else _with_queue(kept)
     return Outcome(trials=tuple(trials), before=settings, after=after)

@@ -33,9 +33,9 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """
     by_hand = f"put this into it:\n{fragment(settings)}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends as they are
         before = read_yaml(text)
-        edited = _edited(text.splitlines(), settings)
+        edited = _edited(text.removesuffix("\n").split("\n"), settings)
         if edited.count(f"\n{SECTION}:") + edited.startswith(f"{SECTION}:") != 1:
             raise TypeError(f"`{SECTION}:` is not on a line of its own")
         expected = before | {SECTION: (before.get(SECTION) or {}) | dict(settings)}
@@ -73,11 +73,8 @@ def _changed(line: str, without_comment: str) -> str:
     comment = re.search(r"\s#.*$", line)
     if comment is None:
         return without_comment
-    return (
-        without_comment.ljust(comment.start() + 1) + comment[0][1:]
-        if len(without_comment) <= comment.start()
-        else (f"{without_comment}   {comment[0][1:]}")
-    )
+    column = max(comment.start() + 1, len(without_comment) + 2)
+    return without_comment.ljust(column) + comment[0][1:]
 
 
 def _value(value: Any) -> str:

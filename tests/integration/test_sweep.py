@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -91,12 +92,23 @@ def test_stopped_half_way_it_leaves_nothing_behind(own_project: Project, config:
     assert is_clean(own_project)
 
 
-def test_without_a_release_it_says_so_in_one_line(tmp_path: Path, config: Path) -> None:
-    options = ("--config", str(config), "--var", str(tmp_path / "var"))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "there is no release of ecommerce in {var} to measure; run `make export` first"),
+        (("--release", "7"), "there is no release 7 in {var}/releases/ecommerce (there: none); run `make export`"),
+        (("--in-flight", "8,many"), "--in-flight is '8,many'; it must be numbers from 1 on, as 1,8,32"),
+        (("--server-cores", "999"), "one core more than the server's is needed for the load, and there are {cores}"),
+    ],
+)
+def test_what_it_cannot_do_it_says_in_one_line(
+    tmp_path: Path, config: Path, options: tuple[str, ...], message: str
+) -> None:
+    var = tmp_path / "var"
+    arguments = ("--config", str(config), "--var", str(var), *options)
     done = subprocess.run(
-        [sys.executable, "-m", "sweep", *options], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sweep", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f"Error: there is no release of ecommerce in {tmp_path / 'var'} to measure; run `make export` first"
-    ]
+    assert done.stderr.splitlines() == [f"Error: {message.format(var=var, cores=len(os.sched_getaffinity(0)))}"]
+    assert not var.exists()

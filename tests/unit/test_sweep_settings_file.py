@@ -44,7 +44,7 @@ domain: shop
 serving:
   mode: fused           # or fused: all steps in one
   # lengths, in tokens
-  length_buckets: [16, 32, 64]   # the last is the limit
+  length_buckets: [16, 32, 64]  # the last is the limit
   topk:
     index: exact  # mode: not this one
   max_queue_delay_microseconds: 500
@@ -85,6 +85,18 @@ def test_what_cannot_be_changed_line_by_line_is_left_alone_and_said(tmp_path: Pa
         written(path, text, {"mode": "fused", "length_buckets": (16, 64)})
     assert path.read_text(encoding="utf-8") == text
     assert refused.value.message.endswith("serving:\n  mode: fused\n  length_buckets: [16, 64]")
+
+
+def test_line_ends_and_odd_characters_elsewhere_stay(tmp_path: Path) -> None:
+    path = tmp_path / "shop.yaml"
+    path.write_bytes("domain: shop\r\nserving:\r\n  mode: ensemble\r\n# \u2028\r\nsla: {}\r\n".encode())
+    write_settings(path, {"max_queue_size": 64})
+    assert (
+        path.read_bytes()
+        == (
+            "domain: shop\r\nserving:\r\n  mode: ensemble\r\n  max_queue_size: 64\n# \u2028\r\nsla: {}\r\n"
+        ).encode()
+    )
 
 
 def test_a_file_that_is_not_there_is_an_error_with_what_to_write(tmp_path: Path) -> None:
