@@ -34,13 +34,14 @@ class GroupedScan:
     label that the head finds improbable would need a better product than there can be.
     """
 
-    def __init__(self, parts: Sequence[Vectors], own: Vectors, starts: Rows) -> None:
+    def __init__(self, parts: Sequence[Vectors], own: Vectors, starts: Rows, *, narrow: bool = False) -> None:
         """Measure the groups; this reads every vector once.
 
         Args:
             parts: float32 [N, D_p] each, rows of one group together.
             own: float32 [N], each member's own term.
             starts: [G + 1], group g is the rows from `starts[g]` to `starts[g + 1]`; a group may be empty.
+            narrow: whether to look at a few dimensions first, where there are enough members and dimensions for it.
 
         Raises:
             ValueError: a vector or a term is not finite.
@@ -58,7 +59,7 @@ class GroupedScan:
         self._balls = [_balls(part, starts) for part in parts]
         self._own_reach = _group_maximum(own, starts)
         self._own_size = float(np.abs(own).max(initial=0))
-        wide = len(own) >= NARROW_FROM and all(part.shape[1] >= 2 * sum(WIDTHS) for part in parts)
+        wide = narrow and len(own) >= NARROW_FROM and all(part.shape[1] >= 2 * sum(WIDTHS) for part in parts)
         self._narrow = [NarrowVectors(part) for part in parts] if wide else []
 
     def best(

@@ -215,7 +215,7 @@ class _LabelScan:
             parts = [part[self._row_of] for part in parts]
             self._member_of = np.argsort(self._row_of)
         starts = np.searchsorted(label_index, np.arange(len(catalogue.labels) + 1))
-        self._scan = GroupedScan(parts, np.float32(self._weights.delta) * prior, starts)
+        self._scan = GroupedScan(parts, np.float32(self._weights.delta) * prior, starts, narrow=True)
         self._has_history_side = len(parts) == 2
 
     def candidates(

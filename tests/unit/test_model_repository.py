@@ -17,6 +17,7 @@ from serving_helpers import ROOT
 
 from export.model_config import FUSED, STEPS, committed_config
 from export.settings import ServingSettings
+from serving.feedback_model import STEPS_USED
 from serving.live_repository import format_config, parse_config
 from serving.steps.ranking import MAX_TOP_K
 
@@ -160,6 +161,14 @@ def test_server_side_code_imports_only_what_a_stub_has(path):
     if path.parts[-3] == "feedback":  # its own room's, which has SQLAlchemy besides
         allowed = {"numpy", "triton_python_backend_utils", "steps", "feedback"}
     assert imported(path) <= set(sys.stdlib_module_names) | allowed
+
+
+def test_the_feedback_model_carries_every_step_that_its_steps_import():
+    for name in STEPS_USED:
+        for node in ast.walk(ast.parse((ROOT / "serving" / "steps" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                wanted = [node.module] if node.module else [alias.name for alias in node.names]
+                assert {f"{one}.py" for one in wanted} <= set(STEPS_USED), name
 
 
 def test_the_import_check_looks_at_the_code():

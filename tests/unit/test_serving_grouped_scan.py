@@ -52,8 +52,8 @@ def scan_of(case, monkeypatch, *, narrow):
     with monkeypatch.context() as patch:
         patch.setattr(narrow_vectors, "WIDTHS", (1, 1))
         patch.setattr(grouped_scan, "WIDTHS", (1, 1))
-        patch.setattr(grouped_scan, "NARROW_FROM", 1 if narrow else 10**9)
-        made = GroupedScan(case.parts, case.own, case.starts)
+        patch.setattr(grouped_scan, "NARROW_FROM", 1)
+        made = GroupedScan(case.parts, case.own, case.starts, narrow=narrow)
     assert bool(made._narrow) == (narrow and all(part.shape[1] >= 4 for part in case.parts))
     return made
 
