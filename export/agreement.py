@@ -6,15 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from export.graph_file import EncoderSession
 from export.head_graph import VECTOR
 from export.report import Check, VerificationBudget
 from export.task import Task, TaskComparison
 from export.tokens import Batch, pad
 from training.metrics import best_rows
 
-__all__ = ["cosine", "encode", "encode_rows", "not_finite", "ranking_checks", "top_k_agreement", "vector_checks"]
+__all__ = [
+    "cosine",
+    "encode",
+    "encode_rows",
+    "like_lengths",
+    "not_finite",
+    "ranking_checks",
+    "top_k_agreement",
+    "vector_checks",
+]
 
 Floats = npt.NDArray[np.float32]
 Side = tuple[Floats, Floats]
@@ -24,7 +33,7 @@ _BATCH = 32
 _NOT_FINITE = "values that are not finite"
 
 
-def encode(session: onnxruntime.InferenceSession, batch: Batch) -> Floats:
+def encode(session: EncoderSession, batch: Batch) -> Floats:
     """Runs an encoder graph over one batch and returns its vectors, [batch, H]."""
     ids, mask = batch
     vectors: Floats = session.run([VECTOR], {"input_ids": ids, "attention_mask": mask})[0]
@@ -37,10 +46,12 @@ def like_lengths(rows: Sequence[Sequence[int]]) -> list[npt.NDArray[np.int64]]:
     return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
 
 
-def encode_rows(session: onnxruntime.InferenceSession, rows: Sequence[Sequence[int]]) -> Floats:
-    """The graph's vectors of rows of token ids, [n, H]; rows of like length run together."""
+def encode_rows(session: EncoderSession, rows: Sequence[Sequence[int]], multiple: int = 1) -> Floats:
+    """The graph's vectors of rows of token ids, [n, H]; rows of like length run together, padded to a `multiple`."""
     batches = like_lengths(rows)
-    vectors = np.concatenate([encode(session, pad([rows[place] for place in places])) for places in batches])
+    vectors = np.concatenate(
+        [encode(session, pad([rows[place] for place in places], multiple=multiple)) for places in batches]
+    )
     return vectors[np.argsort(np.concatenate(batches))]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import onnx
 import torch
 
-from export.graph_file import open_session
+from export.graph_file import open_served
 from export.onnx_graph import HIDDEN_STATE
 from export.report import VerificationBudget
+from export.settings import Engine
 from export.tokens import Batch
 from training.model import InstructionModel
 
@@ -16,7 +20,11 @@ __all__ = ["first_divergence"]
 
 
 def first_divergence(
-    graph: onnx.ModelProto, model: InstructionModel, batch: Batch, budget: VerificationBudget
+    graph: onnx.ModelProto,
+    model: InstructionModel,
+    batch: Batch,
+    budget: VerificationBudget,
+    engine: Engine = "onnxruntime",
 ) -> str | None:
     """Compares the hidden states of graph and torch, layer by layer, where there is text.
 
@@ -25,6 +33,7 @@ def first_divergence(
         model: The torch model.
         batch: Token ids and mask; some padding lets a mask fault show.
         budget: A layer diverges where the mean cosine of its tokens is under `mean_cosine`.
+        engine: What runs the graph.
 
     Returns:
         The first layer that diverges, in words, or None if the graph does not name its hidden states.
@@ -41,7 +50,10 @@ def first_divergence(
     visible = onnx.ModelProto()
     visible.CopyFrom(graph)
     visible.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    found = open_session(visible).run(names, {"input_ids": ids, "attention_mask": mask})
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "visible.onnx"
+        path.write_bytes(visible.SerializeToString())
+        found = open_served(path, engine).run(names, {"input_ids": ids, "attention_mask": mask})
     for layer, (expected, values) in enumerate(zip(states, found, strict=True)):
         value = values.reshape(expected.shape)  # an INT8 graph holds it as rows of tokens
         text = mask == 1

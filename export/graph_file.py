@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any, Protocol
 
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
 from export.errors import ExportError
-from serving.steps.encoder_engine import SLOW_FUSIONS
+from export.settings import Engine
+from serving.steps.encoder_engine import SLOW_FUSIONS, OpenVinoEngine
 
-__all__ = ["SLOW_FUSIONS", "load_graph", "open_session", "save_graph"]
+__all__ = ["SLOW_FUSIONS", "EncoderSession", "load_graph", "open_served", "open_session", "save_graph"]
+
+
+class EncoderSession(Protocol):
+    """An opened encoder graph, in whatever engine."""
+
+    def run(self, names: Sequence[str], feed: dict[str, npt.NDArray[Any]], /) -> list[npt.NDArray[Any]]:
+        """The named outputs."""
+        ...
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
@@ -86,3 +98,20 @@ def open_session(graph: Path | onnx.ModelProto, threads: int = 1) -> onnxruntime
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ExportError(f"{name}: ONNX Runtime refuses the graph: {error}") from error
+
+
+def open_served(graph: Path, engine: Engine) -> EncoderSession:
+    """Opens an encoder graph in the engine that serves it, with one thread.
+
+    Raises:
+        ExportError: The engine is not installed here, or refuses the graph.
+    """
+    if engine == "onnxruntime":
+        session: EncoderSession = open_session(graph)
+        return session
+    try:
+        return OpenVinoEngine(graph)
+    except ImportError as error:
+        raise ExportError(f"A release is verified with the engine that serves it. {error}.") from error
+    except RuntimeError as error:
+        raise ExportError(f"{graph}: OpenVINO refuses the graph: {error}") from error

@@ -14,8 +14,8 @@ from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide, emit
 from export.onnx_graph import export_encoder
-from export.report import FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
-from export.settings import ExportSettings, Precision, ServingSettings
+from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
+from export.settings import Engine, ExportSettings, Precision, ServingSettings
 from export.speed import compare_speed
 from export.task import Task
 from export.tensorrt.engine import EngineFile
@@ -71,6 +71,7 @@ class _EncoderBuilder:
         self.model = run.load_model()
         self.buckets = serving.buckets_up_to(self.model.max_length)
         self.max_batch_size = serving.max_batch_size
+        self.engine = serving.engine
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
         instructions = held_out_instructions(run)[: settings.verification_texts]
@@ -88,13 +89,14 @@ class _EncoderBuilder:
             path = self.folder / "encoder-fp32.onnx"
             export_encoder(self.model, path)
             progress.set_postfix_str("verifying FP32 against torch")
-            reports = [self._verify(path, FP32_BUDGET)]
+            reports = self._verify(path, FP32_BUDGET, served=precision == "fp32")
             engine = None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
             elif precision != "fp32":
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
+                reports += self._verify_served(path, FP16_BUDGET)
         return self._graphs(path, reports, origin, engine)
 
     def _graphs(
@@ -112,8 +114,8 @@ class _EncoderBuilder:
         shutil.copy2(graph, path)
         with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
             progress.set_postfix_str("verifying the other domain's encoder against torch")
-            report = self._verify(path, INT8_BUDGET if precision == "int8" else FP32_BUDGET)
-        return self._graphs(path, [report], origin)
+            reports = self._verify(path, INT8_BUDGET if precision == "int8" else FP32_BUDGET)
+        return self._graphs(path, reports, origin)
 
     def _gpu(self) -> GpuGraphs:
         return GpuGraphs(
@@ -139,16 +141,38 @@ class _EncoderBuilder:
             emit(graph, decide(graph, calibration, settings), path)
             progress.set_postfix_str(f"verifying INT8 against torch ({name})")
             try:
-                report = self._verify(path, INT8_BUDGET)
+                found = self._verify(path, INT8_BUDGET)
             except VerificationError as error:
                 failed = error
                 reports = [*reports, error.report]
             else:
                 progress.set_postfix_str("timing INT8 beside FP32")
-                return path, [*reports, report.model_copy(update={"speed": compare_speed(fp32, path)})]
+                engines: tuple[Engine, ...] = ("onnxruntime", self.engine)  # the second only where it is another one
+                return path, [
+                    *reports,
+                    *(
+                        report.model_copy(update={"speed": compare_speed(fp32, path, engine=engine)})
+                        for report, engine in zip(found, engines, strict=False)
+                    ),
+                ]
         raise failed
 
-    def _verify(self, path: Path, budget: VerificationBudget) -> VerificationReport:
+    def _verify(self, path: Path, budget: VerificationBudget, *, served: bool = True) -> list[VerificationReport]:
+        """In ONNX Runtime, and, where the graph is what another engine will serve, in that one."""
+        report = self._hold_against_torch(path, budget, "onnxruntime")
+        return [report, *(self._verify_served(path, budget) if served else [])]
+
+    def _verify_served(self, path: Path, budget: VerificationBudget) -> list[VerificationReport]:
+        return [] if self.engine == "onnxruntime" else [self._hold_against_torch(path, budget, self.engine)]
+
+    def _hold_against_torch(self, path: Path, budget: VerificationBudget, engine: Engine) -> VerificationReport:
         return verify_encoder(
-            path, self.model, self.texts, self.buckets, budget, item_vectors=self.item_vectors, task=self.task
+            path,
+            self.model,
+            self.texts,
+            self.buckets,
+            budget,
+            item_vectors=self.item_vectors,
+            task=self.task,
+            engine=engine,
         )

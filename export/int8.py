@@ -23,10 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from export.calibration import Activation, observe
 from export.errors import ExportError
+from export.exact_channels import set_apart
 from export.graph_file import load_graph, save_graph
 from export.outliers import choose_treatment
 from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
 from export.rounding import CompensatedRounding, NearestRounding
+from export.rows import products_of_rows
 from export.tokens import Batch
 
 __all__ = ["Int8Report", "Int8Settings", "ProductReport", "Quantization", "decide", "emit", "quantize_encoder"]
@@ -191,7 +193,9 @@ def emit(graph: onnx.ModelProto, quantization: Quantization, path: Path) -> Int8
     made.CopyFrom(graph)
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     tables = {name: numpy_helper.to_array(constants[name]) for name in quantization.tables}
-    rewrite(made, list(quantization.inputs), tables)
+    groups = list(quantization.inputs)
+    products_of_rows(made, {product.node for group in groups for product in group.products})
+    rewrite(made, set_apart(made, groups), tables)
     save_graph(made, path)
     reports = {
         name: ProductReport(name=name, relative_error=error, quantized=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc import model_config_pb2
 
-from export.settings import Engine, Mode, ServingSettings
+from export.settings import LENGTH_MULTIPLES, Mode, ServingSettings
 from export.tensorrt.profiles import INPUTS, captured_batches, make_profiles
 from serving.live_repository import CONFIG_NAME, format_config, parse_config
 
@@ -16,8 +16,6 @@ STEPS = ("tokenizer", "encoder", "head", "topk")
 GPU_VARIANT = "configs/gpu.pbtxt"  # read instead of config.pbtxt under --model-config-name=gpu
 FUSED = "fused"
 """The step that does all of it."""
-LENGTH_MULTIPLES: dict[Engine, int] = {"onnxruntime": 1, "openvino": 16}
-"""Lengths at multiples of this give answers that do not depend on padding: see `OpenVinoEngine`."""
 WARMUP_DIMS = {"instruction": [1], "history": [1], "top_k": [1]}
 WARMUP_FILES = {"instruction": "text", "history": "history", "top_k": "top_k"}
 WARMUP_FOLDER = "warmup"  # where Triton looks for `input_data_file`, beside config.pbtxt

@@ -9,8 +9,6 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.rows import products_of_rows
-
 __all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded", "unsigned_scale"]
 
 Floats = npt.NDArray[np.float32]
@@ -53,6 +51,8 @@ class QuantizedInput:
         exact: Channels that are multiplied in FP32 beside the quantised product, ascending, [n]; not smoothed.
         low: Least value of the smoothed tensor in the other channels, at most 0.
         high: Its greatest value there, at least 0.
+        exact_source: A tensor of the exact channels alone, where there is one: they are not in `source` then, nor in
+            the codes.
     """
 
     source: str
@@ -61,6 +61,7 @@ class QuantizedInput:
     exact: npt.NDArray[np.int64]
     low: float
     high: float
+    exact_source: str | None = None
 
     @property
     def unsigned(self) -> tuple[np.float32, np.uint8]:
@@ -101,14 +102,13 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
     """Puts quantised inputs, weights and embedding tables in place of the FP32 ones, in the graph itself.
 
     Args:
-        graph: The graph that the groups' nodes belong to.
+        graph: The graph that the groups' nodes belong to, its products as Gemm nodes of rows (see `rows`).
         groups: What to quantise of the matrix products.
         tables: Embedding tables [V, H] to quantise, by name.
     """
     constants: list[onnx.TensorProto] = []
     before: dict[str, list[onnx.NodeProto]] = {}  # node name: the nodes that must come before it
     after: dict[str, list[onnx.NodeProto]] = {}
-    products_of_rows(graph, {product.node for group in groups for product in group.products})
     by_name = {node.name: node for node in graph.graph.node}
     biases = {tensor.name: tensor for tensor in graph.graph.initializer}
     for group in groups:
@@ -194,18 +194,18 @@ def _exact_part(
 ) -> list[onnx.NodeProto]:
     """What the exact channels add to a product: one FP32 Gemm that takes the INT8 product's output as its third input.
 
-    The INT8 product still runs over all channels, those with weights of zero: leaving them out would take a copy of
-    the whole tensor, picking these takes one of a few columns.
+    Where the channels are not a tensor of their own, the INT8 product still runs over all of them, these with weights
+    of zero: leaving them out would take a copy of the whole tensor, picking these takes one of a few columns.
     """
     name, output = f"{node.name}/exact", node.output[0]
-    channels, weight, picked = f"{name}/channels", f"{name}/weight", f"{name}/input"
-    constants.append(numpy_helper.from_array(group.exact, channels))
+    channels, weight, picked = f"{name}/channels", f"{name}/weight", group.exact_source or f"{name}/input"
     constants.append(numpy_helper.from_array(product.exact_weight, weight))
     node.output[0] = f"{name}/coded"
-    return [
-        helper.make_node("Gather", [source, channels], [picked], name=picked, axis=1),
-        helper.make_node("Gemm", [picked, weight, node.output[0]], [output], name=name),
-    ]
+    sum_of_both = helper.make_node("Gemm", [picked, weight, node.output[0]], [output], name=name)
+    if group.exact_source:
+        return [sum_of_both]
+    constants.append(numpy_helper.from_array(group.exact, channels))
+    return [helper.make_node("Gather", [source, channels], [picked], name=picked, axis=1), sum_of_both]
 
 
 def _quantized_lookup(node: onnx.NodeProto, table: Floats, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:

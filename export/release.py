@@ -324,7 +324,7 @@ class _ReleaseBuilder:
             verification=tuple(
                 GraphVerdict(graph=one.graph, failed=tuple(check.name for check in one.failed)) for one in reports
             ),
-            task=measure_task(self.run, graphs.path, graphs.tokenizer, task_instructions),
+            task=measure_task(self.run, graphs.path, graphs.tokenizer, task_instructions, self.serving.engine),
         ).write(self.folder)
 
 

@@ -157,7 +157,7 @@ class VerificationReport(BaseModel):
         ]
         if self.speed:
             shown = ", ".join(f"{one.ratio:.2f} at {one.batch}×{one.length}" for one in self.speed)
-            lines += ["", f"Time over FP32's, one thread: {shown}."]
+            lines += ["", f"Time over FP32's in ONNX Runtime, one thread: {shown}."]
         if self.first_divergence:
             lines += ["", f"First divergence: {self.first_divergence}."]
         return "\n".join(lines) + "\n"

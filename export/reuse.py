@@ -22,10 +22,10 @@ from tokenizers import Tokenizer
 from export.agreement import encode_rows, not_finite, ranking_checks, vector_checks
 from export.encoder_graphs import EncoderGraphs
 from export.errors import VerificationError
-from export.graph_file import open_session
+from export.graph_file import open_served, open_session
 from export.head_graph import VECTOR, export_head
 from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationBudget, VerificationReport
-from export.settings import ExportSettings, Precision, ServingSettings
+from export.settings import LENGTH_MULTIPLES, ExportSettings, Precision, ServingSettings
 from export.task import Task
 from export.texts import held_out_instructions
 from serving.errors import ReleaseError
@@ -43,7 +43,7 @@ Floats = npt.NDArray[np.float32]
 
 BUDGETS: dict[Precision, VerificationBudget] = {"fp32": FP32_BUDGET, "int8": INT8_BUDGET}
 """Of the precisions whose graphs are taken over; those for GPUs are always made afresh, on the machine they are for."""
-LIBRARIES = ("onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+LIBRARIES = ("onnx", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 EXPORT_ROOM = Path(__file__).parent
 TRAINING_ROOM = EXPORT_ROOM.parent / "training"
 ENCODER_CODE = (*sorted(EXPORT_ROOM.rglob("*.py")), *(TRAINING_ROOM / f"{n}.py" for n in ("model", "tokenizer")))
@@ -71,7 +71,8 @@ def encoder_origin(
         f"{record.pooling} {record.max_length} {precision} {serving.buckets_up_to(record.max_length)}",
         settings.model_dump_json(),
         sha256_of(borrowed) if borrowed else "",
-        *(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
+        serving.engine,  # what ran the graph when it was verified
+        *(f"{name} {_version(name)}" for name in LIBRARIES),
         *(sha256_of(path) for path in ENCODER_CODE),
     ):
         digest.update(part.encode() + b"\0")
@@ -164,6 +165,13 @@ def _whole_files(release: Release) -> _Files:
         raise ReleaseError(f"{release.path} does not say what was measured of its encoder ({error})") from None
 
 
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # OpenVINO, where ONNX Runtime serves
+
+
 def _verified_on(run: Run, settings: ExportSettings) -> list[Instruction]:
     return held_out_instructions(run)[: settings.verification_texts]
 
@@ -182,6 +190,7 @@ class _Verifier:
     ) -> None:
         self._run = run
         self._buckets = serving.buckets_up_to(run.manifest.encoder.max_length)
+        self._engine = serving.engine
         self._files = files
         self._budget = budget
         self._var = var
@@ -201,6 +210,7 @@ class _Verifier:
             self._budget,
             item_vectors=self._run.item_vectors(),
             task=self._task,
+            engine=self._engine,
         )
         return report.model_copy(update={"graph": self._files.report.graph})
 
@@ -210,7 +220,7 @@ class _Verifier:
         reference = _torch_vectors(self._run, self._texts, self._var)
         tokenizer = Tokenizer.from_file(str(self._files.tokenizer))
         rows = [encoding.ids for encoding in tokenizer.encode_batch(self._texts)]
-        candidate = encode_rows(open_session(self._files.graph), rows)
+        candidate = encode_rows(open_served(self._files.graph, self._engine), rows, LENGTH_MULTIPLES[self._engine])
         finite = not_finite(candidate)
         if not finite.passed:
             raise VerificationError(before.model_copy(update={"checks": (finite,), "task": ()}))

@@ -14,6 +14,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16", "trt-fp16", "trt-in
 Mode = Literal["ensemble", "fused"]
 Engine = Literal["onnxruntime", "openvino"]
 
+LENGTH_MULTIPLES: dict[Engine, int] = {"onnxruntime": 1, "openvino": 16}
+"""Lengths at multiples of this give answers that do not depend on padding: see `OpenVinoEngine`."""
+
 SHORTEST_BUCKET = 4
 """Two special tokens, and something between them."""
 

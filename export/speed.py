@@ -10,7 +10,9 @@ from statistics import median
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from export.graph_file import open_session
+from export.graph_file import open_served
+from export.head_graph import VECTOR
+from export.settings import Engine
 
 __all__ = ["SpeedRatio", "compare_speed"]
 
@@ -29,13 +31,19 @@ class SpeedRatio(BaseModel):
 
 
 def compare_speed(
-    fp32: Path, graph: Path, shapes: Sequence[tuple[int, int]] = SHAPES, rounds: int = ROUNDS
+    fp32: Path,
+    graph: Path,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    rounds: int = ROUNDS,
+    engine: Engine = "onnxruntime",
 ) -> tuple[SpeedRatio, ...]:
-    """Runs both in turn and returns the median of the ratios, pair by pair, at each (batch, length).
+    """Runs both in turn, FP32 in ONNX Runtime and the graph in its engine.
+
+    Returns the median of the ratios, pair by pair, at each (batch, length).
 
     Processor time is taken, so that other work on the machine counts less; caches are shared all the same.
     """
-    sessions = [open_session(path) for path in (graph, fp32)]
+    sessions = [open_served(graph, engine), open_served(fp32, "onnxruntime")]
     found = []
     for batch, length in shapes:
         ones = np.ones((batch, length), dtype=np.int64)
@@ -45,7 +53,7 @@ def compare_speed(
             spent = []
             for session in sessions:
                 started = time.process_time()
-                session.run(None, feed)
+                session.run([VECTOR], feed)
                 spent.append(time.process_time() - started)
             if turn:  # the first one warms up
                 ratios.append(spent[0] / max(spent[1], 1e-9))

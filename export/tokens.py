@@ -22,14 +22,16 @@ def tokenize(model: InstructionModel, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids[: model.max_length] for encoding in model.tokenizer.encode_batch(list(texts))]
 
 
-def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:
+def pad(rows: Sequence[Sequence[int]], length: int | None = None, multiple: int = 1) -> Batch:
     """Makes one batch of rows of token ids.
 
     Args:
         rows: Token ids; a row longer than `length` is cut.
         length: Tokens a row; as many as the longest row has when None.
+        multiple: The length is rounded up to a multiple of this.
     """
     length = length or max(map(len, rows))
+    length += -length % multiple
     ids = np.zeros((len(rows), length), dtype=np.int64)  # masked, so any id that exists will do
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):

@@ -8,14 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
-from export.agreement import cosine, encode, encode_rows, like_lengths, not_finite, ranking_checks, vector_checks
+from export.agreement import (
+    cosine,
+    encode,
+    encode_rows,
+    like_lengths,
+    not_finite,
+    ranking_checks,
+    vector_checks,
+)
 from export.divergence import first_divergence
 from export.errors import ExportError, VerificationError
-from export.graph_file import load_graph, open_session
+from export.graph_file import EncoderSession, load_graph, open_served
 from export.report import Check, VerificationBudget, VerificationReport
+from export.settings import LENGTH_MULTIPLES, Engine
 from export.task import Task, TaskComparison
 from export.tokens import Batch, pad, tokenize
 from training.model import InstructionModel
@@ -38,6 +46,7 @@ def verify_encoder(
     *,
     item_vectors: Floats | None = None,
     task: Task | None = None,
+    engine: Engine = "onnxruntime",
 ) -> VerificationReport:
     """Compares a graph with torch and returns every check, all of them passed.
 
@@ -49,20 +58,24 @@ def verify_encoder(
         budget: How far the graph may be from torch.
         item_vectors: [N, H], normalised; without them the overlap of the best items is not compared.
         task: Of the very instructions in `texts`; without it the task's metrics are not compared.
+        engine: What runs the graph, at the lengths that it is served at; the report of another one than ONNX Runtime
+            names it.
 
     Raises:
         VerificationError: A check failed. It carries the report.
-        ExportError: There are no texts or no buckets, or the graph cannot be read or run.
+        ExportError: There are no texts or no buckets, or the graph cannot be read or run by the engine.
     """
     if not texts or not buckets:
         raise ExportError("Verification needs at least one text and one length bucket.")
-    session = open_session(graph)
+    session, multiple = open_served(graph, engine), LENGTH_MULTIPLES[engine]
     rows = tokenize(model, texts)
     batches = _shaped_batches(rows, buckets)
-    found = _compare(session, model, rows, batches, budget, item_vectors, task)
-    place = None if found.numbers_agree else first_divergence(load_graph(graph), model, _probe(rows, buckets), budget)
+    found = _compare(session, multiple, model, rows, batches, budget, item_vectors, task)
+    place = None
+    if not found.numbers_agree:
+        place = first_divergence(load_graph(graph), model, _probe(rows, buckets), budget, engine)
     report = VerificationReport(
-        graph=graph.name,
+        graph=graph.name if engine == "onnxruntime" else f"{graph.name} in {engine}",
         texts=len(rows),
         shapes=tuple((ids.shape[0], ids.shape[1]) for ids, _ in batches),
         checks=tuple(found.checks),
@@ -84,7 +97,8 @@ class _Comparison:
 
 
 def _compare(
-    session: onnxruntime.InferenceSession,
+    session: EncoderSession,
+    multiple: int,
     model: InstructionModel,
     rows: list[list[int]],
     batches: list[Batch],
@@ -92,14 +106,14 @@ def _compare(
     item_vectors: Floats | None,
     task: Task | None,
 ) -> _Comparison:
-    reference, candidate = _torch_over_texts(model, rows), encode_rows(session, rows)
+    reference, candidate = _torch_over_texts(model, rows), encode_rows(session, rows, multiple)
     shaped = [(_torch(model, batch), encode(session, batch)) for batch in batches]
     finite = not_finite(candidate, *(found for _, found in shaped))
     if not finite.passed:
         return _Comparison([finite], [], numbers_agree=False)
     mean, least, greatest = vector_checks(reference, candidate, budget)
     over_shapes = min(float(cosine(*pair).min()) for pair in shaped)
-    neighbours, padding = _variance(session, rows, sorted({ids.shape[1] for ids, _ in batches}))
+    neighbours, padding = _variance(session, rows, sorted({ids.shape[1] for ids, _ in batches}), multiple)
     numbers = [
         finite,
         mean,
@@ -134,13 +148,13 @@ def _shaped_batches(rows: list[list[int]], buckets: Sequence[int]) -> list[Batch
     return batches
 
 
-def _variance(session: onnxruntime.InferenceSession, rows: list[list[int]], lengths: list[int]) -> tuple[float, float]:
+def _variance(session: EncoderSession, rows: list[list[int]], lengths: list[int], multiple: int) -> tuple[float, float]:
     """The greatest change to a text's vector that other texts in its batch make, and that padding to a bucket makes."""
     neighbours = padding = 0.0
     for index, row in enumerate(rows[:_INVARIANCE_TEXTS]):
-        alone = encode(session, pad([row]))
+        alone = encode(session, pad([row], multiple=multiple))
         others = [rows[(index + step) % len(rows)][: len(row)] for step in range(1, _NEIGHBOURS)]
-        among = encode(session, pad([row, *others], len(row)))[:1]
+        among = encode(session, pad([row, *others], multiple=multiple))[:1]
         neighbours = max(neighbours, float(np.abs(among - alone).max()))
         for length in (length for length in lengths if length > len(row)):
             padding = max(padding, float(np.abs(encode(session, pad([row], length)) - alone).max()))

@@ -17,12 +17,13 @@ from onnx import helper, numpy_helper
 from export.agreement import encode
 from export.calibration import Activation
 from export.errors import ExportError
+from export.exact_channels import set_apart
 from export.graph_file import load_graph, open_session, save_graph
 from export.head_graph import IR_VERSION, OPSET, export_head
-from export.int8 import Int8Settings, quantize_encoder
+from export.int8 import Int8Settings, decide, emit, quantize_encoder
 from export.onnx_graph import export_encoder
 from export.outliers import choose_treatment
-from export.qdq import rounded
+from export.qdq import rewrite, rounded
 from export.report import FP32_BUDGET, INT8_BUDGET
 from export.rounding import CompensatedRounding, NearestRounding
 from export.rows import products_of_rows
@@ -274,5 +275,39 @@ def test_onnxruntime_makes_every_product_one_kernel_with_its_bias(minilm, tmp_pa
     options.log_severity_level = 3
     onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert kinds["QGemm"] == 36
+    assert kinds["QGemm"] == 36 + 6  # of the channels that the narrowing products keep in FP32, a product each layer
     assert not kinds["DequantizeLinear"]
+
+
+def test_exact_channels_are_a_tensor_of_their_own_behind_a_gelu(minilm, tmp_path):
+    model, fp32, _ = minilm
+    graph = load_graph(fp32)
+    decision = decide(graph, calibration_batches(model, ["a red shirt", "warm boots for a hike"]), FAST)
+    assert sum(len(group.exact) > 0 for group in decision.inputs) == 6
+    emit(graph, decision, tmp_path / "apart.onnx")
+    groups, picked = list(decision.inputs), load_graph(fp32)
+    products_of_rows(picked, {product.node for group in groups for product in group.products})
+    rewrite(picked, groups, {name: tensor_of(graph, name) for name in decision.tables})
+    save_graph(picked, tmp_path / "picked.onnx")
+    for made, products, gathers in ((load_graph(tmp_path / "apart.onnx"), 36 + 6, 0), (picked, 36, 6)):
+        assert sum(node.name.endswith("/exact/input") for node in made.graph.node) == gathers
+        assert sum(node.op_type == "Gemm" for node in made.graph.node) == products + 6
+    batch = pad([[101, 2026, 3899, 102], [101, 2026, 102]], 7)
+    one, other = (encode(open_session(tmp_path / f"{name}.onnx"), batch) for name in ("apart", "picked"))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def tensor_of(graph: onnx.ModelProto, name: str) -> np.ndarray:
+    return next(numpy_helper.to_array(one) for one in graph.graph.initializer if one.name == name)
+
+
+def test_exact_channels_stay_where_something_else_reads_them(minilm):
+    model, fp32, _ = minilm
+    graph = load_graph(fp32)
+    decision = decide(graph, calibration_batches(model, ["a red shirt"]), FAST)
+    groups = list(decision.inputs)
+    products_of_rows(graph, {product.node for group in groups for product in group.products})
+    for node in [node for node in graph.graph.node if node.op_type == "Gelu"][1:]:
+        graph.graph.node.append(helper.make_node("Identity", [node.output[0]], [f"{node.name}/read"]))
+    split = [group for group in set_apart(graph, groups) if group.exact_source]
+    assert [".layer.0.output" in group.products[0].node for group in split] == [True]

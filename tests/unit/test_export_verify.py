@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tiny_encoders import words_model
 
 from export.agreement import top_k_agreement
 from export.errors import ExportError, VerificationError
-from export.graph_file import load_graph, save_graph
+from export.graph_file import load_graph, open_served, save_graph
+from export.head_graph import VECTOR
 from export.int8 import quantize_encoder
 from export.onnx_graph import export_encoder
 from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationReport
@@ -327,5 +329,40 @@ def test_speed_is_shown_beside_quality(model, fp32, int8):
     assert [(one.batch, one.length) for one in speed] == [(1, 4), (2, 8)]
     assert all(one.ratio > 0 for one in speed)
     shown = report.model_copy(update={"speed": speed})
-    assert "Time over FP32's, one thread" in shown.markdown()
+    assert "Time over FP32's in ONNX Runtime, one thread" in shown.markdown()
     assert VerificationReport.model_validate_json(shown.model_dump_json()) == shown
+
+
+def test_a_graph_is_verified_in_the_engine_that_serves_it(model, fp32, int8):
+    report = verify_encoder(fp32, model, TEXTS, (16,), FP32_BUDGET, item_vectors=ITEMS, engine="openvino")
+    assert report.graph == "encoder.onnx in openvino"
+    assert report.passed
+    report = verify_encoder(int8, model, TEXTS, (16,), LOOSE, item_vectors=ITEMS, engine="openvino")
+    assert max(one.measured for one in report.checks if "that padding makes" in one.name) <= 1e-5
+    [speed] = compare_speed(fp32, int8, shapes=((1, 16),), rounds=1, engine="openvino")
+    assert speed.ratio > 0
+
+
+def test_a_fault_in_the_engine_that_serves_is_found_and_placed(model, fp32, tmp_path):
+    graph = load_graph(fp32)
+    corrupted_weight(graph)
+    save_graph(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(VerificationError, match=r"faulty\.onnx in openvino") as caught:
+        verify_encoder(tmp_path / "faulty.onnx", model, TEXTS, (16,), FP32_BUDGET, engine="openvino")
+    assert "encoder layer 2 of 2" in caught.value.report.first_divergence
+
+
+def test_an_engine_that_is_not_here_cannot_verify(model, fp32, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"verified with the engine that serves it.*instructrec\[openvino\]"):
+        verify_encoder(fp32, model, TEXTS, BUCKETS, FP32_BUDGET, engine="openvino")
+    monkeypatch.undo()
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(ExportError, match="OpenVINO refuses the graph"):
+        verify_encoder(tmp_path / "broken.onnx", model, TEXTS, BUCKETS, FP32_BUDGET, engine="openvino")
+
+
+def test_openvino_computes_in_fp32_where_the_processor_could_in_bf16(fp32):
+    batch = {"input_ids": np.array([[1, 5, 9, 2]]), "attention_mask": np.ones((1, 4), np.int64)}
+    [one], [other] = (open_served(fp32, engine).run([VECTOR], batch) for engine in ("onnxruntime", "openvino"))
+    np.testing.assert_allclose(one, other, atol=1e-5)
