@@ -51,7 +51,9 @@ class FeedbackServer:
         return next(one for one in tree if Path(one.cmdline()[0]).name == name)
 
     def kill(self) -> None:
-        self.process("tritonserver").kill()
+        server = self.process("tritonserver")
+        server.kill()
+        server.wait(60)  # until its ports are free
 
     def kill_stub(self) -> None:
         self.process("triton_python_backend_stub").kill()
