@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -176,14 +177,20 @@ def test_what_the_settings_change_is_not_taken_over(trained: Run) -> None:
     from export.reuse import encoder_origin  # noqa: PLC0415
     from export.settings import ExportSettings, ServingSettings  # noqa: PLC0415
 
-    def fingerprint(precision: str = "fp32", buckets: tuple[int, ...] = (16, 64), **settings: int) -> str:
-        serving = ServingSettings(length_buckets=buckets)
+    def fingerprint(
+        precision: str = "fp32",
+        buckets: tuple[int, ...] = (16, 64),
+        engine: Literal["onnxruntime", "openvino"] = "onnxruntime",
+        **settings: int,
+    ) -> str:
+        serving = ServingSettings(length_buckets=buckets, engine=engine)
         return encoder_origin(trained, precision, serving, ExportSettings(**settings), 1).fingerprint  # type: ignore[arg-type]
 
     others = [
         fingerprint(),
         fingerprint("int8"),
         fingerprint(buckets=(8, 64)),
+        fingerprint(engine="openvino"),
         fingerprint(calibration_texts=9),
         fingerprint(verification_texts=9),
     ]
