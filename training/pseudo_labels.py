@@ -1,4 +1,7 @@
-"""Self-training: a teacher labels the instructions that nobody labelled, where it is sure and they fit the items."""
+"""Self-training: the instructions that nobody labelled get labels where they fit the items.
+
+A teacher finds the labels, where it is sure; or the texts name them, where the teacher does not find that absurd.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +10,14 @@ from training.config import SelfTrainingConfig
 from training.dataset import AugmentedInstruction, Dataset, Instruction
 from training.embedding_cache import EmbeddingCache
 from training.errors import RunError
+from training.label_names import LabelNames
 from training.run import Run
 from training.score import Vectors, log_softmax
 
 CHUNK = 256  # texts compared with the whole catalogue at once
 NEIGHBOURS = 50
 TEMPERATURE = 0.03
+BEARABLE = 0.03  # the least share of a label that a text names: a pendant lamp is no Pendant
 
 
 def pseudo_label(
@@ -27,6 +32,9 @@ def pseudo_label(
     least `config.confidence`. Of a label found more than `config.per_label` times as many are drawn (Lee 2013; the
     votes and thresholds are this project's).
 
+    With `config.names`, a text that names exactly one label has that one, if the teacher's share of it is `BEARABLE`;
+    other texts are left out. What a person names outright is a better teacher than a head that knows titles alone.
+
     Raises:
         RunError: The teacher has other labels than the dataset.
     """
@@ -39,8 +47,10 @@ def pseudo_label(
     logs = log_softmax(h @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy())
     near, votes = votes_of_items(h, teacher, logs.shape[1])
     shares = (np.exp(logs) + votes) / 2
-    label_ids = shares.argmax(axis=1)
-    sure = (near >= np.quantile(near, 1 - config.nearest)) & (shares.max(axis=1) >= config.confidence)
+    label_ids = _named(dataset, teacher) if config.names else shares.argmax(axis=1)
+    share = shares[np.arange(len(h)), label_ids]
+    sure = (near >= np.quantile(near, 1 - config.nearest)) & (label_ids >= 0)
+    sure &= share >= (BEARABLE if config.names else config.confidence)
     generator = np.random.default_rng(config.seed)
     chosen: list[int] = []
     for label_id in np.unique(label_ids[sure]):
@@ -54,6 +64,14 @@ def pseudo_label(
         )
         for row in sorted(chosen)
     ]
+
+
+def _named(dataset: Dataset, teacher: Run) -> npt.NDArray[np.int64]:
+    """The label that each unlabelled instruction names, int64 [n]; -1 where it names none or several."""
+    names = LabelNames.learn(dataset.items)
+    number = {label: place for place, label in enumerate(teacher.labels)}
+    named = (names.named(text) for text in dataset.unlabelled)
+    return np.array([number.get(labels[0], -1) if len(labels) == 1 else -1 for labels in named], dtype=np.int64)
 
 
 def votes_of_items(h: Vectors, teacher: Run, labels: int) -> tuple[Vectors, Vectors]:
