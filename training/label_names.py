@@ -44,6 +44,10 @@ class LabelNames:
         }
         return cls({**kept, **exact})
 
+    def names_of(self, label: str) -> list[str]:
+        """The names of `label` that name it alone, as they are written: the whole label and its parts."""
+        return [part for part in _parts(label) if self.named(part) == (label,)]
+
     def named(self, text: str) -> tuple[str, ...]:
         """The labels that `text` names, in order, each once.
 
@@ -57,6 +61,19 @@ class LabelNames:
             labels.append(self._label_of_form[form])
             last_end = end
         return tuple(dict.fromkeys(labels))
+
+    def exchanged(self, text: str, name: str) -> str | None:
+        """The words of `text` with `name` in place of the name that stands there, in its number.
+
+        None where `text` holds no name or several: what else it says might then depend on the other.
+        """
+        words = _words(text)
+        found = list(self._matches(words))
+        if len(found) != 1:
+            return None
+        start, end, form = found[0]
+        new = _singular(" ".join(_words(name)))
+        return " ".join([*words[:start], new if _singular(form) == form else _plural(new), *words[end:]])
 
     def _matches(self, words: Sequence[str]) -> Iterable[tuple[int, int, str]]:
         """Start, end and form of each name in `words`, from left to right, the longest first."""
@@ -82,13 +99,19 @@ def _of_labels(labels: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     exact: defaultdict[str, set[str]] = defaultdict(set)
     variants: defaultdict[str, set[str]] = defaultdict(set)
     for label in labels:
-        for part in {label, *re.split(r"\band\b|[,/&|]", label, flags=re.IGNORECASE)}:
+        for part in _parts(label):
             if form := "".join(_words(part)):
                 exact[form].add(label)
                 for variant in (_singular(form), _plural(_singular(form))):
                     variants[variant].add(label)
     single = [{form: min(own) for form, own in forms.items() if len(own) == 1} for forms in (exact, variants)]
     return single[0], {form: label for form, label in single[1].items() if form not in exact}
+
+
+def _parts(label: str) -> list[str]:
+    """The label and, of one like "Perfume and Body Mist", its parts."""
+    parts = re.split(r"\band\b|[,/&|]", label, flags=re.IGNORECASE)
+    return list(dict.fromkeys([label, *(part.strip() for part in parts)]))
 
 
 def _singular(word: str) -> str:

@@ -166,8 +166,14 @@ def test_a_teacher_labels_what_it_is_sure_of(train: Train, made: Any, tmp_path: 
 def test_what_texts_name_is_learned_from(train: Train, made: Any) -> None:
     teacher = finished(train("var", "training.shots=0"))
     overrides = (f"self_training.teacher={teacher.path}", "self_training.names=true", "self_training.nearest=1")
-    named = [one.instruction for one in made(*overrides).augmentation if not one.ranked and one.weight == 1.0]
+    augmentation = made(*overrides).augmentation
+    named = [one.instruction for one in augmentation if one.instruction.instruction_id.startswith("pseudo-")]
     assert named
+    exchanged = [one for one in augmentation if one.instruction.instruction_id.startswith("exchanged-")]
+    assert exchanged
+    for one in exchanged:
+        assert one.weight < 1
+        assert one.instruction.label.lower().rstrip("s") in one.instruction.text
     for one in named:
         assert one.label.lower().rstrip("s") in one.text.lower()
     texts = {one.text for one in named}
@@ -188,7 +194,8 @@ def test_synthetic_instructions_that_name_another_label_are_left_out(train: Trai
     def contradictions(dataset: Dataset) -> list[str]:
         made_of_items = [one.instruction for one in dataset.augmentation if one.weight == 0.3]
         assert made_of_items
-        return [one.text for one in made_of_items if {*names.named(one.text)} - {one.label}]
+        named = {one.text: names.named(one.text) for one in made_of_items}
+        return [one.text for one in made_of_items if named[one.text] and one.label not in named[one.text]]
 
     settings = ("sources.main.synthetic.phrases=['{title}']", f"self_training.teacher={teacher.path}")
     assert any("bag in red" in text for text in contradictions(made(*settings)))

@@ -75,3 +75,22 @@ def test_an_empty_catalogue_names_nothing() -> None:
 @given(st.text(max_size=60))
 def test_any_text_is_read(text: str) -> None:
     assert set(names_of(TITLES).named(text)) <= set(TITLES)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "exchanged"),
+    [
+        ("White SANDALS, size 8", "Track Pants", "white track pants size 8"),
+        ("a sandal with a sole", "Track Pants", "a track pant with a sole"),
+        ("some sandals", "Dress", "some dresses"),
+        ("no name at all", "Track Pants", None),
+        ("sandals for a dress", "Track Pants", None),
+    ],
+)
+def test_a_name_is_exchanged_in_its_number(text: str, name: str, exchanged: str | None) -> None:
+    assert names_of(TITLES).exchanged(text, name) == exchanged
+
+
+def test_the_names_of_a_label_name_it_alone() -> None:
+    names = names_of({"Wash and Scrub": ["a"], "Peel and Scrub": ["b"]})
+    assert names.names_of("Wash and Scrub") == ["Wash and Scrub", "Wash"]
