@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from training.dataset import AugmentedInstruction, Dataset
 from training.embedding_cache import EmbeddingCache
+from training.label_names import LabelNames
 from training.plan import Plan
 from training.pseudo_labels import pseudo_label
 from training.synthetic import synthesise
@@ -27,7 +28,10 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
     if settings is not None and teacher is not None:
         cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
-        say(f"run {teacher.run_id} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
+        by = f"run {teacher.run_id}{' and their own words' if settings.names else ''}"
+        say(f"{by} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
+        if settings.names:
+            made = _without_contradictions(made, dataset, say)
         made += labelled
     if stand_ins and any(one.ranked for one in made):
         # No person's words are there to validate on: made ones come nearer to them than the titles of items.
@@ -38,3 +42,15 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
         dataset = replace(dataset, instructions=tuple(instructions))
         say(f"{len(held_out)} synthetic instructions stand in for the validation split")
     return replace(dataset, augmentation=tuple(made))
+
+
+def _without_contradictions(made: list[AugmentedInstruction], dataset: Dataset, say: Say) -> list[AugmentedInstruction]:
+    """Those of `made` that name their own label, or none: titles call many things by the name of another label."""
+    names = LabelNames.learn(dataset.items)
+    kept = []
+    for one in made:
+        named = names.named(one.instruction.text)
+        if not named or one.instruction.label in named:
+            kept.append(one)
+    say(f"{len(made) - len(kept):,} synthetic instructions that name another label than theirs are left out")
+    return kept

@@ -1,4 +1,10 @@
-"""Self-training: a teacher labels the instructions that nobody labelled, where it is sure and they fit the items."""
+"""Self-training: the instructions that nobody labelled get labels where they fit the items.
+
+A teacher finds the labels, where it is sure; or the texts name them, where the teacher does not find that absurd.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +13,15 @@ from training.config import SelfTrainingConfig
 from training.dataset import AugmentedInstruction, Dataset, Instruction
 from training.embedding_cache import EmbeddingCache
 from training.errors import RunError
+from training.label_names import LabelNames
 from training.run import Run
 from training.score import Vectors, log_softmax
 
 CHUNK = 256  # texts compared with the whole catalogue at once
 NEIGHBOURS = 50
 TEMPERATURE = 0.03
+EXCHANGED = 0.1  # the weight of a text whose name was exchanged, beside one as it was said
+BEARABLE = 0.03  # the least share of a label that a text names: a pendant lamp is no Pendant
 
 
 def pseudo_label(
@@ -27,6 +36,10 @@ def pseudo_label(
     least `config.confidence`. Of a label found more than `config.per_label` times as many are drawn (Lee 2013; the
     votes and thresholds are this project's).
 
+    With `config.names`, a text that names exactly one label has that one, if the teacher's share of it is `BEARABLE`;
+    other texts are left out. What a person names outright is a better teacher than a head that knows titles alone.
+    Labels that few texts name get texts of others, with their name instead.
+
     Raises:
         RunError: The teacher has other labels than the dataset.
     """
@@ -39,21 +52,53 @@ def pseudo_label(
     logs = log_softmax(h @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy())
     near, votes = votes_of_items(h, teacher, logs.shape[1])
     shares = (np.exp(logs) + votes) / 2
-    label_ids = shares.argmax(axis=1)
-    sure = (near >= np.quantile(near, 1 - config.nearest)) & (shares.max(axis=1) >= config.confidence)
+    names = LabelNames.learn(dataset.items) if config.names else None
+    label_ids = shares.argmax(axis=1) if names is None else _named(names, dataset, teacher)
+    share = shares[np.arange(len(h)), label_ids]
+    sure = (near >= np.quantile(near, 1 - config.nearest)) & (label_ids >= 0)
+    sure &= share >= (BEARABLE if config.names else config.confidence)
     generator = np.random.default_rng(config.seed)
     chosen: list[int] = []
     for label_id in np.unique(label_ids[sure]):
         found: npt.NDArray[np.int64] = np.flatnonzero(sure & (label_ids == label_id))
         chosen += generator.permutation(found)[: config.per_label].tolist()
-    return [
-        AugmentedInstruction(
-            Instruction(f"pseudo-{row}", dataset.unlabelled[row], teacher.labels[label_ids[row]], {}, {}, "train"),
-            config.weight,
-            ranked=False,
-        )
+    labelled = [
+        _instruction(f"pseudo-{row}", dataset.unlabelled[row], teacher.labels[label_ids[row]], config.weight)
         for row in sorted(chosen)
     ]
+    return labelled if names is None else [*labelled, *_exchanged(labelled, names, dataset.labels, config)]
+
+
+def _instruction(name: str, text: str, label: str, weight: float) -> AugmentedInstruction:
+    return AugmentedInstruction(Instruction(name, text, label, {}, {}, "train"), weight, ranked=False)
+
+
+def _exchanged(
+    labelled: Sequence[AugmentedInstruction], names: LabelNames, labels: Sequence[str], config: SelfTrainingConfig
+) -> list[AugmentedInstruction]:
+    """Texts of `labelled` with another label's name instead, for labels that fewer than `per_label` of them name.
+
+    So the rest of a text ("with a rubber sole") does not stand for those labels that people happened to name with it.
+    """
+    generator = np.random.default_rng(config.seed)
+    counts = Counter(one.instruction.label for one in labelled)
+    made: list[AugmentedInstruction] = []
+    for label in labels:
+        own_names = names.names_of(label)
+        others = [one.instruction.text for one in labelled if one.instruction.label != label] if own_names else []
+        wanted = max(0, config.per_label - counts[label])
+        for row in generator.permutation(len(others))[:wanted]:
+            text = names.exchanged(others[row], own_names[int(generator.integers(len(own_names)))])
+            if text is not None:
+                made.append(_instruction(f"exchanged-{len(made)}", text, label, EXCHANGED * config.weight))
+    return made
+
+
+def _named(names: LabelNames, dataset: Dataset, teacher: Run) -> npt.NDArray[np.int64]:
+    """The label that each unlabelled instruction names, int64 [n]; -1 where it names none or several."""
+    number = {label: place for place, label in enumerate(teacher.labels)}
+    named = (names.named(text) for text in dataset.unlabelled)
+    return np.array([number.get(labels[0], -1) if len(labels) == 1 else -1 for labels in named], dtype=np.int64)
 
 
 def votes_of_items(h: Vectors, teacher: Run, labels: int) -> tuple[Vectors, Vectors]:

@@ -1,5 +1,6 @@
 """Instructions that nobody labelled: read without those held out, made of the catalogue, or labelled by a teacher."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.dataset import Dataset
 from training.dataset_loading import load_dataset
 from training.encoder_source import locate_encoder
 from training.errors import ConfigError, DatasetError
+from training.label_names import LabelNames
 from training.model import InstructionModel
 from training.plan import make_plan
 from training.synthetic import learn_manner
@@ -159,6 +161,45 @@ def test_a_teacher_labels_what_it_is_sure_of(train: Train, made: Any, tmp_path: 
     student = finished(train("var", "training.shots=0", f"self_training.teacher={teacher.path}"))
     assert student.manifest.fingerprint != teacher.manifest.fingerprint
     assert len(student.instructions()) == len(teacher.instructions())
+
+
+def test_what_texts_name_is_learned_from(train: Train, made: Any) -> None:
+    teacher = finished(train("var", "training.shots=0"))
+    overrides = (f"self_training.teacher={teacher.path}", "self_training.names=true", "self_training.nearest=1")
+    augmentation = made(*overrides).augmentation
+    named = [one.instruction for one in augmentation if one.instruction.instruction_id.startswith("pseudo-")]
+    assert named
+    exchanged = [one for one in augmentation if one.instruction.instruction_id.startswith("exchanged-")]
+    assert exchanged
+    for one in exchanged:
+        assert one.weight < 1
+        assert one.instruction.label.lower().rstrip("s") in one.instruction.text
+    for one in named:
+        assert one.label.lower().rstrip("s") in one.text.lower()
+    texts = {one.text for one in named}
+    assert "I want a hat for the red bag" not in texts  # names two labels
+    assert "show me the fish of the sea" not in texts  # names none
+    student = finished(train("var", "training.shots=0", *overrides))
+    plain = finished(train("var", "training.shots=0", overrides[0]))
+    assert len({run.manifest.fingerprint for run in (teacher, student, plain)}) == 3
+
+
+def test_synthetic_instructions_that_name_another_label_are_left_out(train: Train, made: Any, tiny_data: Path) -> None:
+    path = tiny_data / "shop" / "items.csv"
+    # An item that is called by the name of another label.
+    path.write_text(re.sub("item-0,.*", "item-0,bag in red,A bag,Hats,red,0", path.read_text(encoding="utf-8")))
+    teacher = finished(train("var", "training.shots=0"))
+    names = LabelNames.learn(made().items)
+
+    def contradictions(dataset: Dataset) -> list[str]:
+        made_of_items = [one.instruction for one in dataset.augmentation if one.weight == 0.3]
+        assert made_of_items
+        named = {one.text: names.named(one.text) for one in made_of_items}
+        return [one.text for one in made_of_items if named[one.text] and one.label not in named[one.text]]
+
+    settings = ("sources.main.synthetic.phrases=['{title}']", f"self_training.teacher={teacher.path}")
+    assert any("bag in red" in text for text in contradictions(made(*settings)))
+    assert not contradictions(made(*settings, "self_training.names=true"))
 
 
 def test_a_teacher_that_does_not_fit_is_refused(train: Train, config: Path, tiny_data: Path) -> None:
