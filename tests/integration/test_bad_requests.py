@@ -153,16 +153,16 @@ def hostile_text(chooser: random.Random) -> bytes:
             return b"something blue"
 
 
-def test_thousands_of_hostile_requests_leave_the_server_healthy(server: Project) -> None:
+def test_ten_thousand_hostile_requests_leave_the_server_healthy(server: Project) -> None:
     chooser = random.Random(20_240)  # noqa: S311 - seeded, so that a failure repeats
     before = server.make("status").stdout
     statuses: dict[str, int] = {}
-    for _ in range(10):
+    for _ in range(20):
         for answer in send_together(server.grpc_url, server.domain, [hostile_request(chooser) for _ in range(500)]):
             statuses[answer.status] = statuses.get(answer.status, 0) + 1
     assert set(statuses) <= {"OK", "INVALID_ARGUMENT", "UNAVAILABLE"}, statuses
-    assert statuses["OK"] > 250
-    assert statuses["INVALID_ARGUMENT"] > 250
+    assert statuses["OK"] > 500
+    assert statuses["INVALID_ARGUMENT"] > 500
     after = server.make("status").stdout
     assert after.split(",")[0] == before.split(",")[0], "the server process changed"
     assert "answers a real instruction" in after
