@@ -29,8 +29,11 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
         cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
         by = f"run {teacher.run_id}{' and their own words' if settings.names else ''}"
-        say(f"{by} labelled {len(labelled):,} of {len(dataset.unlabelled):,} unlabelled instructions")
+        own = set(dataset.unlabelled)
+        found = sum(one.instruction.text in own for one in labelled)
+        say(f"{by} labelled {found:,} of {len(own):,} unlabelled instructions")
         if settings.names:
+            say(f"{len(labelled) - found:,} more are texts of these with the name of another label")
             made = _without_contradictions(made, dataset, say)
         made += labelled
     if stand_ins and any(one.ranked for one in made):
