@@ -188,7 +188,8 @@ tune-serving: setup  ## Measure how a release is served best on this machine, an
 	@$(PY) -m sweep --config $(CONFIG) --var $(VAR) --rounds $(ROUNDS) $(if $(RELEASE),--release $(RELEASE)) $(if $(filter no,$(WRITE)),--no-write) $(SERVED) $(SET)
 
 test: setup  ## Run all tests, those against the real server included
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@# Three on two cores: tests of servers wait about as long as they work.
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 lint: setup  ## Check style, docstrings and types
 	@$(VENV)/bin/ruff check .

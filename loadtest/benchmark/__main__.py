@@ -139,7 +139,7 @@ def show(title: str, measurements: Sequence[Measurement]) -> None:
     """Print the table."""
     table = Table(title=title)
     for column in ("", "p50 ms", "over one text alone", "asking core", "texts a second", "ratio to the encoder's best"):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for one in measurements:
         over = f"{one.over_encoder_ms:+.2f}" if ", 1 in flight" in one.what else ""
         asking = "" if one.what.startswith("encoder") else f"{one.asking:.2f}"

@@ -20,7 +20,7 @@ from serving.deploy import deploy
 from serving.embedded import Endpoints
 from serving.errors import PublishError
 from serving.files import sha256_of
-from serving.healing import Healer, find_stubs
+from serving.healing import Healer, StubPlace, find_stubs
 from serving.journal import Journal
 from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
@@ -97,19 +97,23 @@ def head_stubs(crashes: Crashes) -> list[psutil.Process]:
     return [process for process in tree if "/ecommerce_head/" in " ".join(process.info["cmdline"][:2])]
 
 
+def running_heads(crashes: Crashes) -> set[StubPlace]:
+    return {stub for stub in find_stubs(crashes.layout).running if stub.model == "ecommerce_head"}
+
+
 def test_all_dead_versions_of_a_step_are_mended_at_once(crashes: Crashes) -> None:
     """The live release's and that of the one before, which a rollback goes to."""
     crashes.publish(crashes.new_release())
     deadline = time.monotonic() + 30
     while len(dead := head_stubs(crashes)) > 2 and time.monotonic() < deadline:  # older ones are still being unloaded
         time.sleep(0.1)
-    before = find_stubs(crashes.layout).running
+    before = running_heads(crashes)
     for process in dead:
         process.kill()
     done = Healer(crashes.layout).look()
     assert len(done) == len(dead) == 2
     assert all("ecommerce_head" in line and "is dead: loaded anew" in line for line in done)
-    assert find_stubs(crashes.layout).running == before
+    assert running_heads(crashes) == before
     assert answers(crashes) == str(crashes.number)
 
 
