@@ -93,9 +93,7 @@ def test_line_ends_and_odd_characters_elsewhere_stay(tmp_path: Path) -> None:
     write_settings(path, {"max_queue_size": 64})
     assert (
         path.read_bytes()
-        == (
-            "domain: shop\r\nserving:\r\n  mode: ensemble\r\n  max_queue_size: 64\n# \u2028\r\nsla: {}\r\n"
-        ).encode()
+        == ("domain: shop\r\nserving:\r\n  mode: ensemble\r\n  max_queue_size: 64\n# \u2028\r\nsla: {}\r\n").encode()
     )
 
 
