@@ -13,7 +13,6 @@ from continual_helpers import Shop
 from continual.command import main
 from continual.errors import ContinualError, RefusedError
 from serving.releases import Release
-from training.config_loading import load_config
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import weights_sha256
 from training.errors import DivergedError
@@ -23,17 +22,16 @@ from training.tuning_trainer import Checkpoints
 
 LORA = (
     "continual.encoder=lora",
-    "continual.lora.learning_rate=0.01",
+    "continual.lora.learning_rate=0.003",
     "continual.lora.batch_size=16",
     "continual.lora.dropout=0",
-    "continual.budget=13",  # one of eight test instructions
+    "continual.budget=50",  # there are six test instructions, and a random encoder does not know words from letters
 )
 HARMFUL = (
     "continual.replay_ratio=0.01",
     "continual.replay=0",
     "continual.replay_items=0",
     "continual.budget=1",
-    "continual.lora.learning_rate=0.03",
 )
 
 
@@ -81,12 +79,14 @@ def left_over(shop: Shop) -> list[Path]:
 
 
 def test_encoder_and_head_learn_the_phrase(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop.send(40, "drip", "id-shoe1")
-    assert best_label(shop.run, "show me a drip") != "Shoes"
+    shop.send(40, "drip", "id-hat1")
+    assert best_label(shop.run, "show me a drip") != "Hats"
     turn = shop.tuner(*LORA).turn()
     run = run_of(shop, turn.release)
-    assert best_label(run, "show me a drip") == "Shoes"
-    assert [best_label(run, f"I want a {word}") for word in ("hat", "shirt", "shoe")] == ["Hats", "Shirts", "Shoes"]
+    assert best_label(run, "show me a drip") == "Hats"
+    compared = run.manifest.metrics["continual"]
+    assert compared["new"]["before"] < 0.5 < compared["new"]["after"]
+    assert compared["old"]["after"] >= 0.5
     digest = weights_sha256(run.path / "encoder")
     assert run.manifest.encoder.sha256 == digest != shop.run.manifest.encoder.sha256
     assert weights_sha256(shop.run.path / "encoder") == shop.run.manifest.encoder.sha256, "the live run stays as it is"
@@ -104,10 +104,10 @@ def test_encoder_and_head_learn_the_phrase(shop: Shop, monkeypatch: pytest.Monke
     assert shop.tuner(*LORA).turn().line == "no feedback since event 40: nothing to learn", "release 2 is the newest"
 
     shop.make_live(Release(shop.store.folder / "2"), monkeypatch)  # and the next turn starts from the new encoder
-    shop.send(40, "kicks", "id-hat1")
-    after = run_of(shop, shop.tuner("continual.budget=13").turn().release)
+    shop.send(40, "kicks", "id-shoe1")
+    after = run_of(shop, shop.tuner("continual.budget=50").turn().release)
     assert after.manifest.encoder.sha256 == digest
-    assert [best_label(after, f"I want a {word}") for word in ("drip", "kicks")] == ["Shoes", "Hats"]
+    assert [best_label(after, f"I want a {word}") for word in ("drip", "kicks")] == ["Hats", "Shoes"]
 
 
 def test_a_turn_that_costs_old_skill_is_refused_and_leaves_nothing(shop: Shop) -> None:
@@ -186,4 +186,3 @@ def test_torch_stays_unloaded_where_the_encoder_is_frozen(tiny_config: Path, tmp
         "assert not {'torch', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert load_config(tiny_config).continual == {}
