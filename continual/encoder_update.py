@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from training.config import DomainConfig
 from training.dataset import AugmentedInstruction, Dataset, Instruction, Split
 from training.embedding_cache import EmbeddingCache
@@ -68,7 +70,9 @@ class TunedEncoder:
 
     def item_vectors(self) -> Vectors:
         """The vectors of the whole catalogue, float32 [N, H]."""
-        return self.skill.embed([item.text for item in self.skill.items])
+        skill, texts = self.skill, [item.text for item in self.skill.items]
+        with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
+            return skill.cache.embed(skill.encoder, texts, skill.run.config.training.embedding_batch_size, bar.update)
 
     def forget(self, *, vectors: bool) -> None:
         """Remove the folder, and the cached vectors too where nothing will come of this encoder."""
@@ -121,7 +125,8 @@ def tune_near_live(
 def _material(skill: OldSkill, batch: Batch, settings: ContinualSettings) -> _Material:
     """The replay and what is new; the replay keeps the upper hand as in `update_head`.
 
-    Batches are drawn of all, and each is a weighted mean. So what is new is made lighter, not the replay heavier.
+    A batch's loss is the weighted mean over its texts, so that it is their ratio that counts: what is new is made
+    lighter, so that the replay weighs at least `replay_ratio` times as much.
     """
     run = skill.run
     train = run.instructions("train")
@@ -133,8 +138,9 @@ def _material(skill: OldSkill, batch: Batch, settings: ContinualSettings) -> _Ma
     ]
     # `replay` has all training instructions, each of weight 1, and everything else as it is learned from here.
     replayed = float(skill.replay.weights.sum()) - len(train) + len(kept)
-    lighter = min(1.0, replayed / max(settings.replay_ratio * sum(one.weight for one in batch.taught), 1e-12))
-    taught = [_weighted(_of_feedback(one, "train"), one.weight * (lighter or 1.0)) for one in batch.taught]
+    wanted = settings.replay_ratio * sum(one.weight for one in batch.taught)
+    lighter = min(1.0, replayed / wanted) if replayed and wanted else 1.0
+    taught = [_weighted(_of_feedback(one, "train"), one.weight * lighter) for one in batch.taught]
     held_out = [_of_feedback(one, "validation") for one in batch.held_out or batch.taught]
     return _Material(
         source=run.manifest.dataset.source,

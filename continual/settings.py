@@ -106,7 +106,8 @@ class ContinualSettings(BaseModel):
     def encoder_tuning(self, of_run: EncoderTuningConfig) -> EncoderTuningConfig:
         """How the encoder is tuned, where the run's was, or would have been, as in `of_run`."""
         own = {"seed": self.seed, "items_per_label": self.replay_items, "item_weight": self.replay_item_weight}
-        return of_run.model_copy(update={"method": "lora", **own, **self.lora.model_dump()})
+        # In float32 on any machine: the run may have been tuned on another.
+        return of_run.model_copy(update={"method": "lora", "precision": "float32", **own, **self.lora.model_dump()})
 
     @property
     def fingerprint(self) -> str:

@@ -342,7 +342,7 @@ def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
 
 def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
     """The parent's metrics that are still true, those of the new head, and how far it has read."""
-    from training.metrics import label_accuracy  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
+    from training.metrics import label_accuracy, rounded  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
 
     was = skill.run.manifest.metrics
     metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
@@ -351,7 +351,7 @@ def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
             logits = trial.head.logits(examples.vectors).astype(np.float32)
             metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
     if trial.encoder is not None:
-        metrics["encoder_tuning"] = asdict(trial.encoder.record)
+        metrics["encoder_tuning"] = rounded(asdict(trial.encoder.record))
     metrics["continual"] = {"until": trial.until, "old": _figures(trial.old), "new": _figures(trial.new)}
     return metrics
 
