@@ -8,7 +8,7 @@ import numpy as np
 
 from training.evaluation.bootstrap import Bootstrap, Estimate
 
-from .head_update import Examples, HeadWeights
+from .head_update import Examples, HeadWeights, Vectors
 
 FEWEST = 20
 """Held-out new examples below which they are reported, but decide nothing."""
@@ -40,11 +40,25 @@ class Comparison:
         )
 
 
-def compare_heads(before: HeadWeights, after: HeadWeights, examples: Examples, seed: int = 0) -> Comparison:
-    """Measure both heads on the same examples."""
+def compare_heads(
+    before: HeadWeights, after: HeadWeights, examples: Examples, seed: int = 0, vectors_after: Vectors | None = None
+) -> Comparison:
+    """Measure both heads on the same examples.
+
+    Args:
+        before: the old head.
+        after: the new head.
+        examples: as the encoder before has them.
+        seed: of the bootstrap.
+        vectors_after: the examples' vectors by the encoder after, float32 [n, H]; None where it is the same.
+    """
     if not len(examples):
         return Comparison(0)
-    right = [(head.best_labels(examples.vectors) == examples.label_ids).astype(np.float64) for head in (before, after)]
+    seen = examples.vectors if vectors_after is None else vectors_after
+    right = [
+        (head.best_labels(vectors) == examples.label_ids).astype(np.float64)
+        for head, vectors in ((before, examples.vectors), (after, seen))
+    ]
     change = Bootstrap(len(examples), seed).mean(100 * (right[1] - right[0])).estimate()
     return Comparison(len(examples), float(right[0].mean()), float(right[1].mean()), change)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from serving.releases import Release
 from training.dataset import SPLITS, Item
-from training.embedding_cache import EmbeddingCache
+from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
@@ -26,6 +26,8 @@ class OldSkill:
     Attributes:
         run: what the release was exported of.
         release: the release.
+        encoder: what all vectors are by: the release's own graph.
+        cache: of its vectors.
         head: its head.
         items: its catalogue.
         remembered: the feedback that it has learned.
@@ -38,7 +40,7 @@ class OldSkill:
 
     run: Run
     release: Release
-    encoder: ReleaseEncoder
+    encoder: Embedder
     cache: EmbeddingCache
     head: HeadWeights
     items: tuple[Item, ...]
@@ -59,7 +61,7 @@ class OldSkill:
         return {item.item_id: item.label for item in self.items}
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """The release's own vectors of some texts, float32 [n, H]."""
+        """The encoder's vectors of some texts, float32 [n, H]."""
         return self.cache.embed(self.encoder, texts, batch_size=64)
 
     def label_ids(self, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -71,12 +73,39 @@ class OldSkill:
 def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, item_weight: float) -> OldSkill:
     """Read a run, and embed its instructions with the release's encoder unless the cache has their vectors."""
     encoder = ReleaseEncoder(release, run)
-    cache = encoder.cache(var)
-    items, instructions, remembered = tuple(run.catalogue()), run.instructions(), read_remembered(run)
+    none = Examples.none(run.manifest.encoder.hidden_size)
+    skill = OldSkill(
+        run=run,
+        release=release,
+        encoder=encoder,
+        cache=encoder.cache(var),
+        head=HeadWeights(*run.head()),
+        items=tuple(run.catalogue()),
+        remembered=read_remembered(run),
+        replay=none,
+        instructions=0,
+        validation=none,
+        test=none,
+        feedback=none,
+    )
+    rows = rows_per_label([item.label for item in skill.items], items_per_label)
+    return _with_examples(skill, rows, run.item_vectors()[rows], item_weight)
+
+
+def seen_by(
+    skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, items_per_label: int, item_weight: float
+) -> OldSkill:
+    """The same skill with another encoder's vectors: the same examples in the same order, and the same head."""
+    other = replace(skill, encoder=encoder, cache=cache)
+    rows = rows_per_label([item.label for item in skill.items], items_per_label)
+    return _with_examples(other, rows, other.embed([skill.items[row].text for row in rows]), item_weight)
+
+
+def _with_examples(skill: OldSkill, rows: list[int], item_vectors: Vectors, item_weight: float) -> OldSkill:
+    """The skill with all its examples; those of the catalogue are its `rows`, whose vectors are `item_vectors`."""
+    instructions, remembered = skill.run.instructions(), skill.remembered
     said = [(one.text, one.label) for one in instructions] + [(one.text, one.label) for one in remembered]
-    vectors = cache.embed(encoder, [text for text, _ in said], batch_size=64)
-    ids = {label: number for number, label in enumerate(run.labels)}
-    label_ids = np.array([ids[label] for _, label in said], dtype=np.int64)
+    vectors, label_ids = skill.embed([text for text, _ in said]), skill.label_ids([label for _, label in said])
     weights = np.array([1.0] * len(instructions) + [one.weight for one in remembered])
     kinds = np.array(
         [one.split for one in instructions]
@@ -86,20 +115,11 @@ def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, 
         Examples(vectors[kinds == kind], label_ids[kinds == kind], weights[kinds == kind])
         for kind in (*SPLITS, "taught feedback", "held-out feedback")
     )
-    rows = rows_per_label([item.label for item in items], items_per_label)
     of_items = Examples(
-        run.item_vectors()[rows],
-        np.array([ids[items[row].label] for row in rows], dtype=np.int64),
-        np.full(len(rows), item_weight),
+        item_vectors, skill.label_ids([skill.items[row].label for row in rows]), np.full(len(rows), item_weight)
     )
-    return OldSkill(
-        run=run,
-        release=release,
-        encoder=encoder,
-        cache=cache,
-        head=HeadWeights(*run.head()),
-        items=items,
-        remembered=remembered,
+    return replace(
+        skill,
         replay=joined(train, taught, of_items),
         instructions=len(train),
         validation=validation,
@@ -127,8 +147,10 @@ def rows_per_label(labels: Sequence[str], count: int) -> list[int]:
 
 def drawn(replay: Examples, instructions: int, most: int, seed: int) -> Examples:
     """The replay with at most `most` of its training instructions, which are its first `instructions` examples."""
-    if instructions <= most:
-        return replay
-    kept = np.sort(np.random.default_rng(seed).permutation(instructions)[:most])
-    rows = np.concatenate([kept, np.arange(instructions, len(replay))])
+    rows = np.concatenate([drawn_rows(instructions, most, seed), np.arange(instructions, len(replay))])
     return Examples(replay.vectors[rows], replay.label_ids[rows], replay.weights[rows])
+
+
+def drawn_rows(instructions: int, most: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The rows, ascending, of at most `most` of the training instructions."""
+    return np.sort(np.random.default_rng(seed).permutation(instructions)[:most])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .evaluation import Comparison
 from .feedback_examples import Batch
 from .head_update import Anchor, HeadWeights
 from .settings import ContinualSettings
+
+if TYPE_CHECKING:
+    from .encoder_update import TunedEncoder
 
 REPORT = "continual.md"
 """Its name in the folder of a derived run."""
@@ -27,6 +31,7 @@ class Trial:
         moved: how far it is from the old head, as a share of that one's length.
         old, new, taught: accuracy before and after on old held-out instructions, on held-out feedback, and on the
             feedback that was learned from.
+        encoder: the new encoder; None where it is the live one.
     """
 
     base_run: str
@@ -40,6 +45,7 @@ class Trial:
     old: Comparison
     new: Comparison
     taught: Comparison
+    encoder: TunedEncoder | None = None
 
     @property
     def until(self) -> int:
@@ -72,6 +78,7 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {trial.anchor.penalty:g}, "
         f"distillation {trial.anchor.distillation:g}, budget {settings.budget:g} points.",
         "",
+        *_of_encoder(trial),
         "## What was used",
         "",
         f"Of {batch.read:,} events, {len(batch.taught):,} were learned from and {len(batch.held_out):,} measured on. "
@@ -92,6 +99,17 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of_encoder(trial: Trial) -> list[str]:
+    if trial.encoder is None:
+        return []
+    record = trial.encoder.record
+    return [
+        f"The encoder was re-tuned too ({record.method}, {record.trained:,} of {record.parameters:,} parameters, best "
+        f"at step {record.best_step} of {record.steps}): what is after is measured on the new encoder's vectors.",
+        "",
+    ]
 
 
 def _row(name: str, comparison: Comparison) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.config import EncoderTuningConfig
 
 from .errors import ContinualError
 from .head_update import Anchor
@@ -23,8 +25,31 @@ class EventWeights(BaseModel):
     rating: float = Field(default=2.0, ge=0)
 
 
+class LoraSettings(BaseModel):
+    """How the encoder learns with the head, where it does; what is not here is as in the run's `encoder_tuning`.
+
+    Attributes:
+        rank, alpha, dropout: of the adapters; what they add counts alpha / rank times.
+        epochs: at most; the best on validation is kept.
+        batch_size: texts to a step.
+        learning_rate: of the adapters.
+        weight_decay: pulls the adapters' factors towards zero, and so the encoder towards the live one, which is where
+            they begin: decoupled, after each step (AdamW, arXiv 1711.05101).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+
+
 class ContinualSettings(BaseModel):
-    """How feedback becomes a head.
+    """How feedback becomes a head, and by choice an encoder.
 
     Attributes:
         weights: of the kinds of events. Impressions never count.
@@ -42,6 +67,8 @@ class ContinualSettings(BaseModel):
         penalties, distillations: what holds the new head near the live one (`Anchor`). All pairs are tried, the best on
             validation is kept.
         fisher: what else holds it.
+        encoder: whether the encoder learns too, by low-rank adapters that are merged into it (LoRA, arXiv 2106.09685).
+        lora: how it does.
         budget: points of accuracy on old held-out instructions that a new head may lose.
         remembered: how many examples a derived run keeps, this batch's and those before, to be replayed later.
         seed: of what is drawn.
@@ -64,6 +91,8 @@ class ContinualSettings(BaseModel):
     penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(3e-6, 3e-5, 3e-4), min_length=1)
     distillations: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 1.0), min_length=1)
     fisher: float = Field(default=0.0, ge=0)
+    encoder: Literal["frozen", "lora"] = "frozen"
+    lora: LoraSettings = LoraSettings()
     budget: float = Field(default=1.0, ge=0)
     remembered: int = Field(default=2_000, ge=0)
     seed: int = Field(default=0, ge=0)
@@ -73,6 +102,12 @@ class ContinualSettings(BaseModel):
         """All that is tried to hold the head."""
         pairs = itertools.product(self.penalties, self.distillations)
         return [Anchor(penalty, self.fisher, distillation) for penalty, distillation in pairs]
+
+    def encoder_tuning(self, of_run: EncoderTuningConfig) -> EncoderTuningConfig:
+        """How the encoder is tuned, where the run's was, or would have been, as in `of_run`."""
+        own = {"seed": self.seed, "items_per_label": self.replay_items, "item_weight": self.replay_item_weight}
+        # In float32 on any machine: the run may have been tuned on another.
+        return of_run.model_copy(update={"method": "lora", "precision": "float32", **own, **self.lora.model_dump()})
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""One turn of the loop: feedback since the watermark to a derived run, a head-only release, and the watermark."""
+"""One turn of the loop: feedback since the watermark to a derived run, a release of it, and the watermark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from .old_skill import OldSkill, drawn, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
 from .settings import ContinualSettings
+
+if TYPE_CHECKING:
+    from .encoder_update import TunedEncoder
 
 REASON = "continual tuning"
 Say = Callable[[str], None]
@@ -70,9 +73,14 @@ class Tuner:
         """Read the settings.
 
         Raises:
-            ContinualError: the section is wrong.
+            ContinualError: the section is wrong, or does not go with the section `export`.
         """
         self.settings = ContinualSettings.read(self.config.continual)
+        if self.settings.encoder != "frozen" and (borrowed := self.config.export.get("encoder_from")):
+            raise ContinualError(
+                f"config: continual.encoder: {self.settings.encoder} makes an encoder of {self.config.domain}'s own, "
+                f"but export.encoder_from takes over that of {borrowed}; leave one of the two out"
+            )
         self.layout = Layout(self.var)
         self.ledger = Ledger(self.layout.var / "continual" / f"{self.config.domain}.json")
 
@@ -121,6 +129,7 @@ class Tuner:
             ContinualError: there is no feedback store, or it is not the one that was learned from.
             ServingError: there is no release to start from, or none can be made.
             RunError: the run cannot be read or written.
+            TrainingError: the encoder cannot be tuned.
         """
         release, run = self.base()
         try:
@@ -150,17 +159,26 @@ class Tuner:
 
     def _tried(self, skill: OldSkill, batch: Batch, since: int) -> Trial:
         settings = self.settings
-        taught, held_out = (_examples(skill, part) for part in (batch.taught, batch.held_out))
-        replay = drawn(skill.replay, skill.instructions, settings.replay, settings.seed)
+        encoder = self._encoder(skill, batch)
+        new = skill if encoder is None else encoder.skill
+        live_taught, live_held_out = (_examples(skill, part) for part in (batch.taught, batch.held_out))
+        taught, held_out = live_taught, live_held_out
+        if encoder is not None:
+            taught, held_out = (_examples(new, part) for part in (batch.taught, batch.held_out))
+        replay = drawn(new.replay, new.instructions, settings.replay, settings.seed)
         chosen = choose_head(
             skill.head,
             taught,
             replay,
-            [skill.validation, held_out if len(held_out) else taught],
+            [new.validation, held_out if len(held_out) else taught],
             settings.anchors,
             settings.replay_ratio,
         )
         head = chosen.head
+
+        def compared(before: Examples, after: Examples) -> Comparison:
+            return compare_heads(skill.head, head, before, settings.seed, after.vectors)
+
         trial = Trial(
             base_run=skill.run.run_id,
             base_release=skill.release.number,
@@ -170,21 +188,31 @@ class Tuner:
             anchor=chosen.anchor,
             replayed=len(replay),
             moved=distance(head, skill.head),
-            old=compare_heads(skill.head, head, skill.judged_on, settings.seed),
-            new=compare_heads(skill.head, head, held_out, settings.seed),
-            taught=compare_heads(skill.head, head, taught, settings.seed),
+            old=compared(skill.judged_on, new.judged_on),
+            new=compared(live_held_out, held_out),
+            taught=compared(live_taught, taught),
+            encoder=encoder,
         )
         self.say(f"head: moved by {100 * trial.moved:.1f} % of its length; old: {trial.old.described()}")
         self.say(f"new: {trial.new.described()}")
         return trial
 
+    def _encoder(self, skill: OldSkill, batch: Batch) -> TunedEncoder | None:
+        if self.settings.encoder == "frozen":
+            return None
+        from .encoder_update import tune_near_live  # noqa: PLC0415 - loads torch, peft and the Trainer
+
+        return tune_near_live(skill, batch, self.settings, self.layout.var, self.say)
+
     def _release(self, skill: OldSkill, trial: Trial) -> Turn:
-        settings, until = self.settings, trial.until
+        settings, until, encoder = self.settings, trial.until, trial.encoder
         reason = reason_against(trial.old, trial.new, settings.budget)
         report = markdown(trial, settings, reason)
         if reason:
             self._remember("refused", skill.run, trial.since, until, reason=reason)
             self.refused_report.write_text(report, encoding="utf-8")
+            if encoder is not None:
+                encoder.forget(vectors=True)
             raise RefusedError(
                 f"refused: {reason}; release {skill.release.number} stays as it is. More feedback is tried together "
                 f"with this; to leave it out: SINCE={until} ({self.refused_report})"
@@ -193,8 +221,13 @@ class Tuner:
             skill.run,
             self.layout.var,
             reason=REASON,
+            encoder=None if encoder is None else encoder.source,
             head=(trial.head.weight, trial.head.bias),
-            metrics=_metrics(skill, trial),
+            catalogue=None if encoder is None else skill.items,
+            item_vectors=None if encoder is None else encoder.item_vectors(),
+            # Of people's events: those of the few items that have none are still as the old encoder read their texts.
+            history_vectors=None if encoder is None else skill.run.history_vectors(),
+            metrics=_metrics(skill if encoder is None else encoder.skill, trial),
             details=_details(trial),
             extra_files={
                 REPORT: report.encode(),
@@ -204,6 +237,8 @@ class Tuner:
         release = self.export(run, skill.release)
         # Only now: whoever is killed before this repeats the turn, and makes the same of the same.
         self._remember("released", skill.run, trial.since, until, run_id=run.run_id, release=release.number)
+        if encoder is not None:
+            encoder.forget(vectors=False)
         return Turn(release, f"release {release.number} has learned from {len(trial.batch.taught)} events")
 
     def _derived(self, skill: OldSkill, trial: Trial) -> Run | None:
@@ -214,7 +249,9 @@ class Tuner:
                 continue
             if origin.details.get("since") == trial.since and origin.details.get("until") == trial.until:
                 weight, bias = run.head()
-                if np.array_equal(weight, trial.head.weight) and np.array_equal(bias, trial.head.bias):
+                encoder = skill.run.encoder if trial.encoder is None else trial.encoder.source
+                same_head = np.array_equal(weight, trial.head.weight) and np.array_equal(bias, trial.head.bias)
+                if same_head and run.encoder.sha256 == encoder.sha256:
                     return run
         return None
 
@@ -305,7 +342,7 @@ def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
 
 def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
     """The parent's metrics that are still true, those of the new head, and how far it has read."""
-    from training.metrics import label_accuracy  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
+    from training.metrics import label_accuracy, rounded  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
 
     was = skill.run.manifest.metrics
     metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
@@ -313,6 +350,8 @@ def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
         if len(examples):
             logits = trial.head.logits(examples.vectors).astype(np.float32)
             metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
+    if trial.encoder is not None:
+        metrics["encoder_tuning"] = rounded(asdict(trial.encoder.record))
     metrics["continual"] = {"until": trial.until, "old": _figures(trial.old), "new": _figures(trial.new)}
     return metrics
 
@@ -327,6 +366,7 @@ def _details(trial: Trial) -> dict[str, Any]:
         "since": trial.since,
         "until": trial.until,
         "base_release": trial.base_release,
+        "encoder": "frozen" if trial.encoder is None else trial.encoder.record.method,
         "events": batch.read,
         "learned_from": len(batch.taught),
         "held_out": len(batch.held_out),

@@ -1,4 +1,4 @@
-"""Runs made of another run without training afresh: another head, or another catalogue, with the same encoder."""
+"""Runs made of another run without training afresh: another head, another catalogue, or another encoder."""
 
 import hashlib
 import json
@@ -11,11 +11,13 @@ import numpy as np
 
 from training.atomic import link_or_copy, new_folder
 from training.dataset import Instruction, Item
+from training.encoder_source import EncoderSource
 from training.errors import RunError
 from training.run import (
     HISTORY_VECTORS,
     DerivedFrom,
     Run,
+    copy_encoder,
     head_bytes,
     history_vector_bytes,
     item_vector_bytes,
@@ -27,6 +29,7 @@ from training.score import ScoreWeights, Vectors
 
 __all__ = ["derive_run"]
 
+ENCODER = "encoder"  # the folder of it in a run's
 NOT_MEASURED = "Not measured for this run, whose head is not that of the run it was derived from: see metrics.json.\n"
 
 
@@ -35,6 +38,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     var: Path,
     *,
     reason: str,
+    encoder: EncoderSource | None = None,
     head: tuple[Vectors, Vectors] | None = None,
     score_weights: ScoreWeights | None = None,
     catalogue: Sequence[Item] | None = None,
@@ -48,13 +52,14 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
 ) -> Run:
     """Write a run that differs from `parent` in what is given, whole or not at all, and open it.
 
-    Files that stay the same are hard links to the parent's, or copies where the disk cannot link. The encoder, the
-    labels and the config are always the parent's.
+    Files that stay the same are hard links to the parent's, or copies where the disk cannot link. The labels and the
+    config are always the parent's, and so are an encoder's pooling, length and dimensions.
 
     Args:
         parent: The run that is changed; it stays as it is.
         var: Where all that is produced lies; the run's folder is made in `var/runs/<domain>/`.
         reason: Why there is a new run, in a word or two: `run.json` says so.
+        encoder: Another encoder. Needs a head, a catalogue and item vectors, which are of no use with another one.
         head: `weight` [K, H] and `bias` [K].
         score_weights: Of the score's terms.
         catalogue: The items, in row order; their labels are among the parent's. Needs `item_vectors`.
@@ -70,6 +75,8 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
         RunError: What is given does not fit the parent, the parent is damaged, or the folder cannot be written.
     """
     changed: dict[str, bytes] = {}
+    if encoder is not None and (head is None or item_vectors is None):
+        raise RunError(f"{parent.path}: another encoder needs another head and other item vectors")
     if head is not None:
         changed["head.safetensors"] = head_bytes(*_checked_head(parent, *head))
         changed["classification_report.txt"] = (classification_report or NOT_MEASURED).encode()
@@ -85,13 +92,15 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     weights = score_weights or parent.score_weights
     if not changed and weights == parent.score_weights:
         raise RunError(f"{parent.path}: nothing is given that differs from it; a run is not derived to be the same")
-    fingerprint = _fingerprint(parent, reason, weights, changed)
+    fingerprint = _fingerprint(parent, reason, weights, changed, encoder)
     created = datetime.now(timezone.utc)
+    record = parent.manifest.encoder
     manifest = parent.manifest.model_copy(
         update={
             "run_id": run_name(created, fingerprint),
             "created": created.isoformat(timespec="seconds"),
             "fingerprint": fingerprint,
+            "encoder": record if encoder is None else record.model_copy(update={"sha256": encoder.sha256}),
             "score_weights": weights,
             "metrics": parent.manifest.metrics if metrics is None else dict(metrics),
             "derived_from": DerivedFrom(run_id=parent.run_id, reason=reason, details=dict(details or {})),
@@ -102,7 +111,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     path = var / "runs" / parent.domain / manifest.run_id
     try:
         with new_folder(path) as folder:
-            _fill(folder, parent.path, changed)
+            _fill(folder, parent.path, changed, encoder)
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written ({error.strerror}); nothing is left of it, free some space"
@@ -110,7 +119,9 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     return Run.open(path)
 
 
-def _fingerprint(parent: Run, reason: str, weights: ScoreWeights, changed: Mapping[str, bytes]) -> str:
+def _fingerprint(
+    parent: Run, reason: str, weights: ScoreWeights, changed: Mapping[str, bytes], encoder: EncoderSource | None
+) -> str:
     """Of what the run is made of. It is no plan's: a training never takes a derived run for its own."""
     content = {
         "derived_from": parent.manifest.fingerprint,
@@ -118,18 +129,24 @@ def _fingerprint(parent: Run, reason: str, weights: ScoreWeights, changed: Mappi
         "score_weights": weights.model_dump(mode="json"),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(changed.items())},
     }
+    if encoder is not None:
+        content["encoder"] = encoder.fingerprint
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _fill(folder: Path, parent: Path, changed: Mapping[str, bytes]) -> None:
+def _fill(folder: Path, parent: Path, changed: Mapping[str, bytes], encoder: EncoderSource | None) -> None:
     for path in sorted(parent.rglob("*")):
         name = path.relative_to(parent).as_posix()
+        if encoder is not None and name.partition("/")[0] == ENCODER:
+            continue
         if path.is_dir():
             (folder / name).mkdir()
         elif name not in changed:
             link_or_copy(path, folder / name)
     for name, content in changed.items():
         (folder / name).write_bytes(content)
+    if encoder is not None:
+        copy_encoder(encoder.folder, folder / ENCODER)
 
 
 def _checked_head(parent: Run, weight: Vectors, bias: Vectors) -> tuple[Vectors, Vectors]:

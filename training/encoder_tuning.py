@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -21,14 +21,13 @@ from training import processes
 from training.adapters import is_adaptive, make_trainable, merged, trainable_parameters
 from training.atomic import new_folder
 from training.bottleneck import save_bottlenecks, save_encoder
-from training.config import EncoderTuningConfig
+from training.config import DomainConfig, EncoderTuningConfig
 from training.dataset import Dataset
 from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
 from training.errors import ConfigError, TrainingError
 from training.head import HeadExamples, StartHead, TunedHead, label_centroids, sample_items, tune_head
 from training.model import InstructionModel
-from training.plan import Plan
 from training.run import TOKENIZER_FILES, copy_encoder_files, copy_files
 from training.score import CatalogueSide
 from training.tuning_examples import Collator, TuningExamples, tuning_examples
@@ -45,6 +44,26 @@ from training.tuning_trainer import (
 Say = Callable[[str], None]
 RESULT = "tuning.json"
 HEAD = "head.safetensors"
+
+
+class TuningPlan(Protocol):
+    """What a tuning has to know: a training's `Plan`, or that of another tuning."""
+
+    @property
+    def config(self) -> DomainConfig:
+        """Of it, the sections `encoder`, `encoder_tuning` and `training` count here."""
+
+    @property
+    def encoder(self) -> EncoderSource:
+        """What is tuned."""
+
+    @property
+    def var(self) -> Path:
+        """Where all that is produced lies."""
+
+    @property
+    def tuning_folder(self) -> Path:
+        """A folder of this plan's own."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +86,17 @@ class TuningRecord:
 
 
 def tune_encoder(
-    plan: Plan, dataset: Dataset, say: Say, callbacks: Sequence[TrainerCallback] = ()
+    plan: TuningPlan,
+    dataset: Dataset,
+    say: Say,
+    callbacks: Sequence[TrainerCallback] = (),
+    start: StartHead | None = None,
 ) -> tuple[EncoderSource, StartHead, TuningRecord]:
     """Tune the plan's encoder; return the tuned one, in the plan's tuning folder, and the head that learned with it.
 
     A tuning that was cut off goes on from its last checkpoint, to the same result; one that is done is used again.
     Equal inputs give equal bytes on the same CPU with the same number of threads. `callbacks` join the Trainer's own.
+    The head begins as `start`; without one, as the head that the frozen encoder would get.
 
     Raises:
         ConfigError: The settings do not fit the encoder or the hardware.
@@ -84,7 +108,7 @@ def tune_encoder(
         if (folder / RESULT).is_file():
             say("encoder: tuned before, used again")
         else:
-            _tune(plan, dataset, folder, say, callbacks)
+            _tune(plan, dataset, folder, say, callbacks, start)
         record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
@@ -94,27 +118,34 @@ def tune_encoder(
     return EncoderSource(folder, weights_sha256(folder)), StartHead(head["weight"], head["bias"]), record
 
 
-def help_tuning(plan: Plan, dataset: Dataset) -> None:
+def help_tuning(plan: TuningPlan, dataset: Dataset) -> None:
     """Take a share of the batches of the main process, which tunes the same encoder; see `training.processes`."""
     _tune(plan, dataset, _folder(plan), lambda _: None)
 
 
-def forget_tuning(plan: Plan) -> None:
+def forget_tuning(plan: TuningPlan) -> None:
     """Remove the plan's tuning folder, once the run holds the tuned encoder."""
     shutil.rmtree(plan.tuning_folder, ignore_errors=True)
 
 
-def _folder(plan: Plan) -> Path:
+def _folder(plan: TuningPlan) -> Path:
     return (plan.tuning_folder / "encoder").resolve()
 
 
-def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def _tune(
+    plan: TuningPlan,
+    dataset: Dataset,
+    folder: Path,
+    say: Say,
+    callbacks: Sequence[TrainerCallback] = (),
+    start: StartHead | None = None,
+) -> None:
     config, settings = plan.config.encoder_tuning, plan.config.encoder
     model = InstructionModel.from_folder(
         plan.encoder.folder, settings.pooling, settings.max_length, len(dataset.labels)
     )
     if processes.is_main():  # the others get the main process's weights, as the tuning starts
-        head = _start_head(plan, dataset, model)
+        head = start or _start_head(plan, dataset, model)
         model.head.load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
     train, validation = tuning_examples(dataset, model, config)
     transformers.set_seed(config.seed)
@@ -147,7 +178,7 @@ def _tune(plan: Plan, dataset: Dataset, folder: Path, say: Say, callbacks: Seque
     shutil.rmtree(checkpoints)
 
 
-def _start_head(plan: Plan, dataset: Dataset, model: InstructionModel) -> TunedHead:
+def _start_head(plan: TuningPlan, dataset: Dataset, model: InstructionModel) -> TunedHead:
     """The head that the frozen encoder would get, from the drawn items alone: a start, so not worth the catalogue."""
     config, settings = plan.config.encoder_tuning, plan.config.encoder
     rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from feedback_to_live import ASKED, labels_answered, teach
 from project import Project
 
+from serving.releases import ReleaseStore
+
 
 def test_feedback_becomes_answers(own_project: Project) -> None:
     """The small encoder has random weights and little skill to lose: here the way is tried, not the head."""
@@ -24,6 +26,14 @@ def test_feedback_becomes_answers(own_project: Project) -> None:
     assert "release 3 answers" in followed.output
     assert followed.output.rstrip().endswith("stopped")
 
+    quick = ("continual.lora.epochs=1", "continual.lora.batch_size=100")
+    one_head = ("continual.penalties=[3e-6]", "continual.distillations=[1]")
+    both = replace(project, settings=(*project.settings, "continual.encoder=lora", *quick, *one_head))
+    tuned = teach(both, "kicks", "Shirts", pause=0.5)  # random weights that change: what they answer is luck
+    assert "release 4 answers" in tuned.output
+    before, after = (ReleaseStore(project.var / "releases" / project.domain).open(number) for number in (3, 4))
+    assert before.manifest.steps["encoder"] != after.manifest.steps["encoder"], "it has a graph of its own"
+
     listed = project.make("releases").stdout
     assert "follow" in (project.var / "journal" / "ecommerce.jsonl").read_text()
-    assert "answers now" in next(line for line in listed.splitlines() if line.startswith("│ 3 "))
+    assert "answers now" in next(line for line in listed.splitlines() if line.startswith("│ 4 "))

@@ -56,9 +56,18 @@ class WordEncoder:
 
 
 class Shop:
-    """A domain with a live release, its feedback, and what a tuner makes of it."""
+    """A domain with a live release, its feedback, and what a tuner makes of it.
 
-    def __init__(self, config: Path, var: Path) -> None:
+    The encoder is a real one in a folder, whose vectors `embed` makes, or words that stand for directions.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        var: Path,
+        encoder: Path | None = None,
+        embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+    ) -> None:
         self.config, self.var = config, var
         splits = ("train", "validation", "test")
         instructions = [
@@ -68,12 +77,15 @@ class Shop:
         ]
         names = {label: [f"{word}{n}" for n in range(4)] for label, word in KINDS.items()}
         items = [item for label in KINDS for item in items_of(*names[label], label=label)]
-        untaught = made_run(config, var, items, instructions)
-        taught = [one for one in instructions if one.split == "train"]
+        untaught = made_run(config, var, items, instructions, encoder=encoder, embed=embed or vectors_of)
+        # A random encoder's vectors are nearly alike: it takes a long head and all words to tell the kinds apart.
+        taught = [one for one in instructions if one.split == "train" or encoder is not None]
         ids = np.array([untaught.labels.index(one.label) for one in taught])
-        examples = Examples(words_as_vectors([one.text for one in taught]), ids, np.ones(len(ids)))
-        zero = HeadWeights(np.zeros((3, HIDDEN_SIZE), np.float32), np.zeros(3, np.float32))
-        head = update_head(zero, examples, Examples.none(HIDDEN_SIZE), Anchor(1e-3))
+        vectors = (embed or words_as_vectors)([one.text for one in taught])
+        examples, width = Examples(vectors, ids, np.ones(len(ids))), vectors.shape[1]
+        zero = HeadWeights(np.zeros((3, width), np.float32), np.zeros(3, np.float32))
+        penalty = 1e-3 if encoder is None else 1e-6
+        head = update_head(zero, examples, Examples.none(width), Anchor(penalty))
         self.run = derive_run(untaught, var, reason="a head that knows something", head=(head.weight, head.bias))
         self.store = ReleaseStore(var / "releases" / self.run.domain)
         self.release = self.export(self.run)

@@ -169,6 +169,10 @@ def test_what_does_not_fit_is_refused(parent: Run, tmp_path: Path) -> None:
             "item_vectors": vectors,
         },
         "instruction 'ask' has the label 'Hats'": {"instructions": [asked]},
+        "another encoder needs another head and other item vectors": {
+            "encoder": parent.encoder,
+            "head": (weight, bias),
+        },
         "nothing is given": {"score_weights": parent.score_weights},
     }
     for message, given in wrong.items():
