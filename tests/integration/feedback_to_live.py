@@ -2,7 +2,7 @@
 
 The proof of docs/continual.md, from the project's folder, on a `VAR` whose server runs:
 
-    PYTHONPATH=tests/integration .venv/bin/python tests/integration/feedback_to_live.py --var var --label Watches
+    PYTHONPATH=tests:tests/integration .venv/bin/python tests/integration/feedback_to_live.py --var var --label Watches
 """
 
 from __future__ import annotations
