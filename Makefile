@@ -54,6 +54,12 @@ PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; d
 # Settings of the domain's YAML to change for once: SET="training.seed=1 export.calibration_texts=64"
 SET ?=
 
+# Numpy's OpenBLAS does not know the processors from 2023 on and takes its SSE3 kernels for them: five times slower (serving/embedded.py).
+OPENBLAS_CORETYPE ?= $(shell grep -qm1 avx512vl /proc/cpuinfo && echo SkylakeX || { grep -qm1 'avx2.*fma\|fma.*avx2' /proc/cpuinfo && echo Haswell; })
+ifneq ($(OPENBLAS_CORETYPE),)
+export OPENBLAS_CORETYPE
+endif
+
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -44,17 +44,24 @@ def least_cross_entropy(
     shares = np.asarray(weights / np.sum(weights), np.float32)[:, None]
     wanted = np.asarray(targets, np.float32)
 
+    logits = np.empty(
+        (len(rows), len(centre)), np.float32
+    )  # one for all steps: to allocate it costs more than to fill it
+
     def loss(flat: Floats) -> tuple[float, Floats]:
         # The products in float32, at half the time; what is summed up, in float64.
         head = flat.reshape(centre.shape)
-        logits = rows @ head.astype(np.float32).T
-        logits -= logits.max(axis=1, keepdims=True)
-        exponentials = np.exp(logits)
-        sums = exponentials.sum(axis=1, keepdims=True)
-        losses = np.log(sums[:, 0]) - (wanted * logits).sum(axis=1)
-        gradient = ((shares * (exponentials / sums - wanted)).T @ rows).astype(np.float64)
+        np.matmul(rows, head.astype(np.float32).T, out=logits)
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=logits)
+        of_targets = np.einsum("nk,nk->n", wanted, logits)
+        np.exp(logits, out=logits)
+        sums = logits.sum(axis=1, keepdims=True)
+        losses = np.log(sums[:, 0]) - of_targets
+        np.divide(logits, sums, out=logits)
+        np.subtract(logits, wanted, out=logits)
+        np.multiply(logits, shares, out=logits)
         change = head - centre
-        gradient += pull * change
+        gradient = (logits.T @ rows).astype(np.float64) + pull * change
         value = float(shares[:, 0].astype(np.float64) @ losses) + 0.5 * float((pull * change**2).sum())
         return value, gradient.ravel()
 
