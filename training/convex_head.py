@@ -12,7 +12,7 @@ Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
 LEAST_LOGIT = np.float32(-60)
-"""Below the greatest. What is smaller still makes subnormal numbers, which processors multiply a hundred times slower."""
+"""Below the greatest; smaller ones make subnormal numbers, with which processors are a hundred times slower."""
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 
 
