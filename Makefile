@@ -83,7 +83,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON)"
+	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON) OPENBLAS_CORETYPE=$(OPENBLAS_CORETYPE)"
 	@echo "           HOST=$(HOST) GRPC_PORT=$(GRPC_PORT) HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) WATCH=$(WATCH)"
 	@echo "           TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER FORCE SHARE=$(SHARE) RUN REUSE=$(REUSE) SHRINK"
 	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE"
