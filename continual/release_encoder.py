@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +53,7 @@ class ReleaseEncoder:
     ) -> Vectors:
         """The vectors of `texts`, float32 [n, H], of length 1."""
         if self._encoder is None:
-            engine = OnnxRuntimeEngine(self._graph, _all_cores())
+            engine = OnnxRuntimeEngine(self._graph)
             if OUTPUT not in [one.name for one in engine.outputs]:
                 raise ContinualError(f"{self._graph}: has no output {OUTPUT}; export the release again")
             tokenizer = InstructionTokenizer(self._tokenizer, [self.max_length])
@@ -66,18 +64,6 @@ class ReleaseEncoder:
             if progress is not None:
                 progress(len(parts[-1]))
         return np.concatenate(parts)
-
-
-def _all_cores() -> Any:
-    """Session options for a run on all cores, whose threads sleep where there is nothing to do."""
-    import onnxruntime  # noqa: PLC0415 - a turn without new texts does without
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
 
 
 def _file(release: Release, name: str, step_name: str) -> Path:
