@@ -15,7 +15,7 @@ from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
-from .release_encoder import ReleaseEncoder
+from .release_encoder import release_encoder
 from .remembered import Remembered, read_remembered
 
 
@@ -72,7 +72,7 @@ class OldSkill:
 
 def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, item_weight: float) -> OldSkill:
     """Read a run, and embed its instructions with the release's encoder unless the cache has their vectors."""
-    encoder = ReleaseEncoder(release, run)
+    encoder = release_encoder(release, run)
     none = Examples.none(run.manifest.encoder.hidden_size)
     skill = OldSkill(
         run=run,

@@ -18,6 +18,7 @@ import numpy as np
 
 from export.encoder_graphs import EncoderGraphs
 from export.errors import ExportError, VerificationError
+from export.graph_encoder import GraphEncoder
 from export.head_graph import export_head
 from export.item_index import held_out_requests, wants_index, write_items
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
@@ -112,7 +113,7 @@ def export_release(
             if graphs is None:
                 graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, borrowed)
             with new_folder(folder / str(number)) as staged:
-                builder = _ReleaseBuilder(run, serving, number, releases, staged)
+                builder = _ReleaseBuilder(run, serving, number, releases, staged, layout.var)
                 manifest = builder.build(graphs, precision, fingerprint, settings.task_instructions)
                 manifest.write(staged)
         return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
@@ -203,13 +204,20 @@ class _ReleaseBuilder:
     """Fills one release folder."""
 
     def __init__(
-        self, run: Run, serving: ServingSettings, number: int, releases: Sequence[Release], folder: Path
+        self,
+        run: Run,
+        serving: ServingSettings,
+        number: int,
+        releases: Sequence[Release],
+        folder: Path,
+        var: Path,
     ) -> None:
         self.run = run
         self.serving = serving
         self.number = number
         self.releases = releases
         self.folder = folder
+        self.var = var
         self.models = folder / MODELS_FOLDER
         self.item_report: VerificationReport | None = None
 
@@ -324,8 +332,18 @@ class _ReleaseBuilder:
             verification=tuple(
                 GraphVerdict(graph=one.graph, failed=tuple(check.name for check in one.failed)) for one in reports
             ),
-            task=measure_task(self.run, graphs.path, graphs.tokenizer, task_instructions, self.serving.engine),
+            task=measure_task(self.run, self._encoder(graphs), self.var, task_instructions),
         ).write(self.folder)
+
+    def _encoder(self, graphs: EncoderGraphs) -> GraphEncoder:
+        return GraphEncoder(
+            graphs.path,
+            graphs.tokenizer,
+            hidden_size=graphs.hidden_size,
+            pooling=self.run.manifest.encoder.pooling,
+            max_length=graphs.buckets[-1],
+            engine=self.serving.engine,
+        )
 
 
 def add_engine(folder: Path, engine: EngineFile, configs: ConfigWriter) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from export.agreement import encode_rows
-from export.graph_file import open_served
-from export.settings import LENGTH_MULTIPLES, Engine
+from export.graph_encoder import GraphEncoder
 from export.task import Task
 from serving.evidence import TaskResults, instruction_key
 from training.dataset import Instruction
@@ -17,9 +13,7 @@ from training.run import Run
 __all__ = ["measure_task", "test_instructions"]
 
 
-def measure_task(
-    run: Run, graph: Path, tokenizer: Path, limit: int, engine: Engine = "onnxruntime"
-) -> TaskResults | None:
+def measure_task(run: Run, encoder: GraphEncoder, var: Path, limit: int) -> TaskResults | None:
     """Measures the head's accuracy and the ranking on a run's test instructions, one by one.
 
     By the run's own score, over the whole catalogue and without a history: what the index of a large catalogue misses
@@ -27,10 +21,9 @@ def measure_task(
 
     Args:
         run: The run.
-        graph: Its encoder as it is served.
-        tokenizer: The tokenizer's file, which truncates as it does when served.
+        encoder: Its encoder as it is served.
+        var: Where the encoder's vectors are kept.
         limit: At most so many instructions.
-        engine: What runs the graph when it is served.
 
     Returns:
         The results; None if the run has no test instructions.
@@ -41,9 +34,7 @@ def measure_task(
     instructions = test_instructions(run, limit)
     if not instructions:
         return None
-    encodings = Tokenizer.from_file(str(tokenizer)).encode_batch([one.text for one in instructions])
-    session, rows = open_served(graph, engine), [encoding.ids for encoding in encodings]
-    vectors = encode_rows(session, rows, LENGTH_MULTIPLES[engine])
+    vectors = encoder.cache(var).embed(encoder, [one.text for one in instructions], batch_size=64)
     weight, bias = run.head()
     logits = vectors @ weight.T + bias
     return TaskResults.of([_key(one) for one in instructions], Task(run, instructions).measure(vectors, logits))

@@ -17,8 +17,10 @@ import pytest
 from instructrec_client import Client
 from project import ROOT, Project
 
+from continual.release_encoder import release_encoder
 from export.errors import VerificationError
 from export.release import Exported, export_release
+from serving.evidence import Evidence
 from serving.layout import Layout
 from serving.releases import Release, ReleaseStore
 from training.config_loading import load_config
@@ -110,6 +112,23 @@ print("loaded:", sorted(set(("torch", "transformers", "sklearn", "pandas")) & se
     assert {"minimum cosine", "same best label", "overlap of the best 10 items", "loss of NDCG@10"} <= set(measured)
     assert "(release 1)" in (second.path / "verification.md").read_text(encoding="utf-8")
     second.manifest.verify(second.path)
+
+
+def test_what_an_export_has_measured_is_not_embedded_again(
+    small: Project, own_project: Project, trained: Run, releases: ReleaseStore, export: Exporter
+) -> None:
+    shutil.copytree(small.var / "cache/embeddings", own_project.var / "cache/embeddings")
+    encoder, texts = release_encoder(releases.open(1), trained), [one.text for one in trained.instructions("test")]
+    cache = encoder.cache(own_project.var)
+    kept = cache.read(texts)
+    assert set(kept) == set(texts), "a first turn of `make tune` has them already"
+    np.testing.assert_allclose([kept[text] for text in texts], encoder.embed(texts), atol=1e-6)
+    before = cache.path.read_bytes()
+    evidence = Evidence.read(export(with_another_head(trained, own_project.var)).release.path)
+    assert evidence is not None
+    assert evidence.task is not None
+    assert len(evidence.task.instructions) == len(texts)
+    assert cache.path.read_bytes() == before
 
 
 def test_a_damaged_encoder_is_named_and_the_next_release_is_asked(

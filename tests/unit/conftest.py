@@ -147,5 +147,5 @@ def taught_shop(tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPat
     """A domain with a live release whose head can be tuned, without an encoder."""
     from continual_helpers import Shop, WordEncoder  # noqa: PLC0415 - as above
 
-    monkeypatch.setattr("continual.old_skill.ReleaseEncoder", WordEncoder)
+    monkeypatch.setattr("continual.old_skill.release_encoder", WordEncoder)
     return Shop(tiny_config, tmp_path / "var")

@@ -54,7 +54,7 @@ class TorchEncoder:
 
 @pytest.fixture
 def shop(tiny_config: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    monkeypatch.setattr("continual.old_skill.ReleaseEncoder", TorchEncoder)
+    monkeypatch.setattr("continual.old_skill.release_encoder", TorchEncoder)
     model = InstructionModel.from_folder(tiny_encoder, "mean", 32, labels=3)
     return Shop(tiny_config, tmp_path / "var", tiny_encoder, lambda texts: model.embed(list(texts)))
 
