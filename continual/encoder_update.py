@@ -24,7 +24,7 @@ from training.model import InstructionModel
 
 from .feedback_examples import Batch, FeedbackExample
 from .head_update import Vectors
-from .old_skill import OldSkill, drawn_rows, seen_by
+from .old_skill import OldSkill, seen_by
 from .settings import ContinualSettings
 
 
@@ -118,7 +118,7 @@ def tune_near_live(
     of_run = run.manifest.encoder
     model = InstructionModel.from_folder(source.folder, of_run.pooling, of_run.max_length, len(run.labels))
     cache = EmbeddingCache.below(var, source, of_run.pooling, of_run.max_length)
-    new = seen_by(skill, model, cache, settings.replay_items, settings.replay_item_weight)
+    new = seen_by(skill, model, cache, settings)
     return TunedEncoder(plan, source, record, new)
 
 
@@ -129,15 +129,12 @@ def _material(skill: OldSkill, batch: Batch, settings: ContinualSettings) -> _Ma
     lighter, so that the replay weighs at least `replay_ratio` times as much.
     """
     run = skill.run
-    train = run.instructions("train")
-    kept = [train[row] for row in drawn_rows(len(train), settings.replay, settings.seed)]
     remembered = [
         _weighted(_instruction(f"remembered {row}", one.text, one.label, "train"), one.weight)
         for row, one in enumerate(skill.remembered)
         if not one.held_out
     ]
-    # `replay` has all training instructions, each of weight 1, and everything else as it is learned from here.
-    replayed = float(skill.replay.weights.sum()) - len(train) + len(kept)
+    replayed = float(skill.replay.weights.sum())
     wanted = settings.replay_ratio * sum(one.weight for one in batch.taught)
     lighter = min(1.0, replayed / wanted) if replayed and wanted else 1.0
     taught = [_weighted(_of_feedback(one, "train"), one.weight * lighter) for one in batch.taught]
@@ -145,7 +142,7 @@ def _material(skill: OldSkill, batch: Batch, settings: ContinualSettings) -> _Ma
     return _Material(
         source=run.manifest.dataset.source,
         items=skill.items,
-        instructions=(*kept, *run.instructions("validation"), *held_out),
+        instructions=(*skill.train, *run.instructions("validation"), *held_out),
         interactions=(),
         weak_labels=False,
         has_prior=False,

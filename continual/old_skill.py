@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from serving.releases import Release
-from training.dataset import SPLITS, Item
+from training.dataset import SPLITS, Instruction, Item
 from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
 from .release_encoder import release_encoder
 from .remembered import Remembered, read_remembered
+from .settings import ContinualSettings
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class OldSkill:
         head: its head.
         items: its catalogue.
         remembered: the feedback that it has learned.
-        replay: what may be learned again: training instructions, then remembered feedback, then items.
-        instructions: how many of the replay are training instructions.
+        train: the training instructions that may be learned again, drawn if there are many.
+        replay: what may be learned again: those, then remembered feedback, then items.
         validation: the run's validation instructions, which choose between heads.
         test: its test instructions, which judge the one that was chosen.
         feedback: the remembered feedback that was held out, which judges it too.
@@ -45,8 +46,8 @@ class OldSkill:
     head: HeadWeights
     items: tuple[Item, ...]
     remembered: tuple[Remembered, ...]
+    train: tuple[Instruction, ...]
     replay: Examples
-    instructions: int
     validation: Examples
     test: Examples
     feedback: Examples
@@ -70,8 +71,9 @@ class OldSkill:
         return np.array([ids[label] for label in labels], dtype=np.int64)
 
 
-def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, item_weight: float) -> OldSkill:
-    """Read a run, and embed its instructions with the release's encoder unless the cache has their vectors."""
+def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSettings) -> OldSkill:
+    """Read a run, and embed what counts of it with the release's encoder unless the cache has the vectors."""
+    train = run.instructions("train")
     encoder = release_encoder(release, run)
     none = Examples.none(run.manifest.encoder.hidden_size)
     skill = OldSkill(
@@ -82,28 +84,28 @@ def open_old_skill(run: Run, release: Release, var: Path, items_per_label: int, 
         head=HeadWeights(*run.head()),
         items=tuple(run.catalogue()),
         remembered=read_remembered(run),
+        train=tuple(train[row] for row in drawn_rows(len(train), settings.replay, settings.seed)),
         replay=none,
-        instructions=0,
         validation=none,
         test=none,
         feedback=none,
     )
-    rows = rows_per_label([item.label for item in skill.items], items_per_label)
-    return _with_examples(skill, rows, run.item_vectors()[rows], item_weight)
+    rows = rows_per_label([item.label for item in skill.items], settings.replay_items)
+    return _with_examples(skill, rows, run.item_vectors()[rows], settings.replay_item_weight)
 
 
-def seen_by(
-    skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, items_per_label: int, item_weight: float
-) -> OldSkill:
+def seen_by(skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, settings: ContinualSettings) -> OldSkill:
     """The same skill with another encoder's vectors: the same examples in the same order, and the same head."""
     other = replace(skill, encoder=encoder, cache=cache)
-    rows = rows_per_label([item.label for item in skill.items], items_per_label)
-    return _with_examples(other, rows, other.embed([skill.items[row].text for row in rows]), item_weight)
+    rows = rows_per_label([item.label for item in skill.items], settings.replay_items)
+    vectors = other.embed([skill.items[row].text for row in rows])
+    return _with_examples(other, rows, vectors, settings.replay_item_weight)
 
 
 def _with_examples(skill: OldSkill, rows: list[int], item_vectors: Vectors, item_weight: float) -> OldSkill:
     """The skill with all its examples; those of the catalogue are its `rows`, whose vectors are `item_vectors`."""
-    instructions, remembered = skill.run.instructions(), skill.remembered
+    held_out = (one for one in skill.run.instructions() if one.split != "train")
+    instructions, remembered = [*skill.train, *held_out], skill.remembered
     said = [(one.text, one.label) for one in instructions] + [(one.text, one.label) for one in remembered]
     vectors, label_ids = skill.embed([text for text, _ in said]), skill.label_ids([label for _, label in said])
     weights = np.array([1.0] * len(instructions) + [one.weight for one in remembered])
@@ -111,7 +113,7 @@ def _with_examples(skill: OldSkill, rows: list[int], item_vectors: Vectors, item
         [one.split for one in instructions]
         + ["held-out feedback" if one.held_out else "taught feedback" for one in remembered]
     )
-    train, validation, test, taught, held_out = (
+    train, validation, test, taught, measured = (
         Examples(vectors[kinds == kind], label_ids[kinds == kind], weights[kinds == kind])
         for kind in (*SPLITS, "taught feedback", "held-out feedback")
     )
@@ -121,10 +123,9 @@ def _with_examples(skill: OldSkill, rows: list[int], item_vectors: Vectors, item
     return replace(
         skill,
         replay=joined(train, taught, of_items),
-        instructions=len(train),
         validation=validation,
         test=test,
-        feedback=held_out,
+        feedback=measured,
     )
 
 
@@ -143,12 +144,6 @@ def rows_per_label(labels: Sequence[str], count: int) -> list[int]:
     for row, label in enumerate(labels):
         rows_of[label].append(row)
     return [row for rows in rows_of.values() for row in rows[:: max(1, -(-len(rows) // max(1, count)))][:count]]
-
-
-def drawn(replay: Examples, instructions: int, most: int, seed: int) -> Examples:
-    """The replay with at most `most` of its training instructions, which are its first `instructions` examples."""
-    rows = np.concatenate([drawn_rows(instructions, most, seed), np.arange(instructions, len(replay))])
-    return Examples(replay.vectors[rows], replay.label_ids[rows], replay.weights[rows])
 
 
 def drawn_rows(instructions: int, most: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

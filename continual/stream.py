@@ -16,7 +16,7 @@ import numpy.typing as npt
 from training.evaluation.bootstrap import Bootstrap, Estimate
 
 from .head_update import Anchor, Examples, HeadWeights, choose_head, update_head
-from .old_skill import drawn
+from .old_skill import drawn_rows
 from .settings import ContinualSettings
 
 TRAIN, VALIDATION = 0.60, 0.15
@@ -113,7 +113,8 @@ def continual(settings: ContinualSettings, *, replays: bool = True, holds: bool 
             return full_retraining(stream, step, old)
         earlier = range(step)
         memory = stream.examples("train", earlier)
-        replay = drawn(memory, len(memory), settings.replay if replays else 0, settings.seed + step)
+        rows = drawn_rows(len(memory), settings.replay if replays else 0, settings.seed + step)
+        replay = Examples(memory.vectors[rows], memory.label_ids[rows], memory.weights[rows])
         validations = [stream.examples("validation", part) for part in (earlier, [step])]
         anchors = settings.anchors if holds else [NO_ANCHOR]
         new = stream.examples("train", [step])

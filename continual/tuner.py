@@ -29,7 +29,7 @@ from .evaluation import Comparison, compare_heads, reason_against
 from .feedback_examples import Batch, FeedbackExample, collect
 from .head_update import Examples, choose_head, distance
 from .ledger import Attempt, Ledger, Outcome
-from .old_skill import OldSkill, drawn, open_old_skill
+from .old_skill import OldSkill, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
 from .settings import ContinualSettings
@@ -165,11 +165,10 @@ class Tuner:
         taught, held_out = live_taught, live_held_out
         if encoder is not None:
             taught, held_out = (_examples(new, part) for part in (batch.taught, batch.held_out))
-        replay = drawn(new.replay, new.instructions, settings.replay, settings.seed)
         chosen = choose_head(
             skill.head,
             taught,
-            replay,
+            new.replay,
             [new.validation, held_out if len(held_out) else taught],
             settings.anchors,
             settings.replay_ratio,
@@ -186,7 +185,7 @@ class Tuner:
             batch=batch,
             head=head,
             anchor=chosen.anchor,
-            replayed=len(replay),
+            replayed=len(new.replay),
             moved=distance(head, skill.head),
             old=compared(skill.judged_on, new.judged_on),
             new=compared(live_held_out, held_out),
@@ -276,8 +275,7 @@ class Tuner:
     def _skill(self, run: Run, release: Release) -> OldSkill:
         known = self._known
         if known is None or known.run.run_id != run.run_id or known.release.number != release.number:
-            settings = self.settings
-            known = open_old_skill(run, release, self.layout.var, settings.replay_items, settings.replay_item_weight)
+            known = open_old_skill(run, release, self.layout.var, self.settings)
             self._known = known
         return known
 

@@ -52,6 +52,7 @@ class WordEncoder:
         return self
 
     def embed(self, _: object, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        self.embedded += texts
         return words_as_vectors(texts)
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from continual_helpers import Shop, words_as_vectors
+from continual_helpers import Shop, WordEncoder, words_as_vectors
 
 from continual.command import main, only_one
 from continual.errors import ContinualError, LedgerError, RefusedError
 from continual.head_update import HeadWeights
+from continual.old_skill import open_old_skill
 from continual.remembered import read_remembered
+from continual.settings import ContinualSettings
 from serving.releases import Release
 from training.run import Run
 
@@ -54,6 +56,18 @@ def test_feedback_becomes_a_release_that_knows_the_phrase(taught_shop: Shop) -> 
     assert "drip" not in report, "a report holds no one's words"
     assert {one.label for one in read_remembered(run)} == {"Shoes"}
     assert run.instructions() == taught_shop.run.instructions(), "people's words stay out of what goes into a release"
+
+
+def test_only_the_training_instructions_that_are_drawn_are_embedded(taught_shop: Shop) -> None:
+    run = taught_shop.run
+    skill = open_old_skill(run, taught_shop.release, taught_shop.var, ContinualSettings(replay=3))
+    again = open_old_skill(run, taught_shop.release, taught_shop.var, ContinualSettings(replay=3))
+    held_out = [one.text for one in run.instructions() if one.split != "train"]
+    assert isinstance(skill.encoder, WordEncoder)
+    assert skill.encoder.embedded == [*(one.text for one in skill.train), *held_out]
+    assert (len(skill.train), len(skill.replay)) == (3, 3 + 12), "and five items a label at most, of four"
+    assert again.train == skill.train
+    assert all(one in run.instructions("train") for one in skill.train)
 
 
 def test_nothing_new_is_one_line(taught_shop: Shop) -> None:
