@@ -35,7 +35,7 @@ class LabelNames:
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         everything = cls({**variants, **exact})
         for title, label in {(item.title, item.label) for item in items}:
-            for _, _, form in everything._matches(_words(title)):
+            for _, _, form in everything.matches(words_of(title)):
                 found[form][label] += 1
         kept = {
             form: label
@@ -55,7 +55,7 @@ class LabelNames:
         """
         labels: list[str] = []
         last_end = -1
-        for start, end, form in self._matches(_words(text)):
+        for start, end, form in self.matches(words_of(text)):
             if start == last_end:
                 labels.pop()
             labels.append(self._label_of_form[form])
@@ -67,15 +67,15 @@ class LabelNames:
 
         None where `text` holds no name or several: what else it says might then depend on the other.
         """
-        words = _words(text)
-        found = list(self._matches(words))
+        words = words_of(text)
+        found = list(self.matches(words))
         if len(found) != 1:
             return None
         start, end, form = found[0]
-        new = _singular(" ".join(_words(name)))
-        return " ".join([*words[:start], new if _singular(form) == form else _plural(new), *words[end:]])
+        new = singular(" ".join(words_of(name)))
+        return " ".join([*words[:start], new if singular(form) == form else _plural(new), *words[end:]])
 
-    def _matches(self, words: Sequence[str]) -> Iterable[tuple[int, int, str]]:
+    def matches(self, words: Sequence[str]) -> Iterable[tuple[int, int, str]]:
         """Start, end and form of each name in `words`, from left to right, the longest first."""
         start = 0
         while start < len(words):
@@ -89,7 +89,7 @@ class LabelNames:
                 start += 1
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """The words in small letters, without apostrophes: "Men's T-shirt" is men, t, shirt."""
     return re.findall(r"\w+", re.sub(r"['’]s\b|['’]", "", text.casefold()))
 
@@ -100,9 +100,9 @@ def _of_labels(labels: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     variants: defaultdict[str, set[str]] = defaultdict(set)
     for label in labels:
         for part in _parts(label):
-            if form := "".join(_words(part)):
+            if form := "".join(words_of(part)):
                 exact[form].add(label)
-                for variant in (_singular(form), _plural(_singular(form))):
+                for variant in (singular(form), _plural(singular(form))):
                     variants[variant].add(label)
     single = [{form: min(own) for form, own in forms.items() if len(own) == 1} for forms in (exact, variants)]
     return single[0], {form: label for form, label in single[1].items() if form not in exact}
@@ -114,7 +114,7 @@ def _parts(label: str) -> list[str]:
     return list(dict.fromkeys([label, *(part.strip() for part in parts)]))
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     """The English singular of a plural, by its letters; other words as they are."""
     if len(word) > 3 and word.endswith("ies"):
         return word[:-3] + "y"

@@ -5,6 +5,7 @@ A teacher finds the labels, where it is sure; or the texts name them, where the 
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,13 @@ from training.errors import RunError
 from training.label_names import LabelNames
 from training.run import Run
 from training.score import Vectors, log_softmax
+from training.word_meanings import WordMeanings
 
 CHUNK = 256  # texts compared with the whole catalogue at once
 NEIGHBOURS = 50
 TEMPERATURE = 0.03
 EXCHANGED = 0.1  # the weight of a text whose name was exchanged, beside one as it was said
+SELDOM = 0.25  # a text that names nothing is nearer to an item than this share of those that do
 BEARABLE = 0.03  # the least share of a label that a text names: a pendant lamp is no Pendant
 
 
@@ -36,9 +39,10 @@ def pseudo_label(
     least `config.confidence`. Of a label found more than `config.per_label` times as many are drawn (Lee 2013; the
     votes and thresholds are this project's).
 
-    With `config.names`, a text that names exactly one label has that one, if the teacher's share of it is `BEARABLE`;
-    other texts are left out. What a person names outright is a better teacher than a head that knows titles alone.
-    Labels that few texts name get texts of others, with their name instead.
+    With `config.names`, a text that names exactly one label has that one, and one that names none has the label that
+    its words mean, each if the teacher's share of it is `BEARABLE`; other texts are left out. What a person names
+    outright is a better teacher than a head that knows titles alone. Labels that few texts name get texts of others,
+    with their name instead.
 
     Raises:
         RunError: The teacher has other labels than the dataset.
@@ -53,9 +57,18 @@ def pseudo_label(
     near, votes = votes_of_items(h, teacher, logs.shape[1])
     shares = (np.exp(logs) + votes) / 2
     names = LabelNames.learn(dataset.items) if config.names else None
-    label_ids = shares.argmax(axis=1) if names is None else _named(names, dataset, teacher)
+    label_ids, least = shares.argmax(axis=1), np.full(len(h), np.quantile(near, 1 - config.nearest))
+    if names is not None:
+        meanings = WordMeanings.learn(
+            dataset.unlabelled, dataset.items, names, partial(cache.embed, model, batch_size=batch_size)
+        )
+        named, meant = _labels_in_words(names, meanings, dataset, teacher)
+        label_ids = np.where(named >= 0, named, meant)
+        if (named >= 0).any():
+            # Where a text is of nothing in the catalogue, words mean something all the same.
+            least[named < 0] = max(least[0], np.quantile(near[named >= 0], SELDOM))
     share = shares[np.arange(len(h)), label_ids]
-    sure = (near >= np.quantile(near, 1 - config.nearest)) & (label_ids >= 0)
+    sure = (near >= least) & (label_ids >= 0)
     sure &= share >= (BEARABLE if config.names else config.confidence)
     generator = np.random.default_rng(config.seed)
     chosen: list[int] = []
@@ -82,10 +95,12 @@ def _exchanged(
     """
     generator = np.random.default_rng(config.seed)
     counts = Counter(one.instruction.label for one in labelled)
+    instructions = [one.instruction for one in labelled]
+    with_names = [(one.text, one.label) for one in instructions if names.named(one.text)]
     made: list[AugmentedInstruction] = []
     for label in labels:
         own_names = names.names_of(label)
-        others = [one.instruction.text for one in labelled if one.instruction.label != label] if own_names else []
+        others = [text for text, named in with_names if named != label] if own_names else []
         wanted = max(0, config.per_label - counts[label])
         for row in generator.permutation(len(others))[:wanted]:
             text = names.exchanged(others[row], own_names[int(generator.integers(len(own_names)))])
@@ -94,11 +109,22 @@ def _exchanged(
     return made
 
 
-def _named(names: LabelNames, dataset: Dataset, teacher: Run) -> npt.NDArray[np.int64]:
-    """The label that each unlabelled instruction names, int64 [n]; -1 where it names none or several."""
+def _labels_in_words(
+    names: LabelNames, meanings: WordMeanings, dataset: Dataset, teacher: Run
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The label that each unlabelled instruction names, and the one that it means where it names none, int64 [n] each.
+
+    -1 where there is none, or where it names several.
+    """
     number = {label: place for place, label in enumerate(teacher.labels)}
-    named = (names.named(text) for text in dataset.unlabelled)
-    return np.array([number.get(labels[0], -1) if len(labels) == 1 else -1 for labels in named], dtype=np.int64)
+    named, meant = np.full((2, len(dataset.unlabelled)), -1, dtype=np.int64)
+    for row, text in enumerate(dataset.unlabelled):
+        labels = names.named(text)
+        if len(labels) == 1:
+            named[row] = number.get(labels[0], -1)
+        elif not labels and (label := meanings.meant(text)) is not None:
+            meant[row] = number.get(label, -1)
+    return named, meant
 
 
 def votes_of_items(h: Vectors, teacher: Run, labels: int) -> tuple[Vectors, Vectors]:
