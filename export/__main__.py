@@ -13,26 +13,15 @@ from export.tensorrt.module import require_gpu_build
 from serving.layout import Layout
 from training.config import DomainConfig
 from training.config_loading import load_config
+from training.options import config_option, data_option, overrides_argument, var_option
 from training.run import Run
 from training.run_listing import derived_from
 
 
 @click.command(help=__doc__)
-@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="The domain's YAML.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="The directory of datasets.",
-)
-@click.option(
-    "--var",
-    type=click.Path(path_type=Path),
-    default=Path("var"),
-    show_default=True,
-    help="Where all that is produced lies.",
-)
+@config_option
+@data_option
+@var_option
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True)
 @click.option(
     "--run",
@@ -46,9 +35,9 @@ from training.run_listing import derived_from
     show_default=True,
     help="Take the encoder over from a release that has the same one.",
 )
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@overrides_argument
 def main(
-    config_path: Path,
+    config: Path,
     data: Path,
     var: Path,
     precision: Precision,
@@ -60,11 +49,11 @@ def main(
     started = time.monotonic()
     if precision.startswith("trt-"):
         require_gpu_build()
-    config = load_config(config_path, overrides)
-    run, newer = (_named(run_path, config), []) if run_path else _trained(config, config_path, data, var)
+    settings = load_config(config, overrides)
+    run, newer = (_named(run_path, settings), []) if run_path else _trained(settings, config, data, var)
     from export.release import export_release  # noqa: PLC0415 - loads much; the checks above should not wait for it
 
-    exported = export_release(run, config, Layout(var), precision, reuse=reuse, say=_warn)
+    exported = export_release(run, settings, Layout(var), precision, reuse=reuse, say=_warn)
     release = exported.release
     if not exported.is_new:
         click.echo(f"release {release.number} is up to date")

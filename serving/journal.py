@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from .errors import PublishError
-from .files import append_line
+from .line_journal import LineJournal, now
 
 
 class Publication(BaseModel):
@@ -38,26 +36,16 @@ class Publication(BaseModel):
         return datetime.datetime.fromisoformat(self.at)
 
 
-class Journal:
-    """Append-only, one JSON object a line; a line that a crash cut off does not count."""
+class Journal(LineJournal[Publication]):
+    """The publications of a domain."""
 
     def __init__(self, path: Path) -> None:
         """Take the file; it need not exist yet."""
-        self.path = path
+        super().__init__(path, Publication)
 
     def publications(self) -> list[Publication]:
         """All publications, oldest first."""
-        try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        found = []
-        for line in lines:
-            try:
-                found.append(Publication.model_validate_json(line))
-            except ValidationError:
-                continue
-        return found
+        return self.lines()
 
     def write(self, release: int, before: int | None, verb: str, forced: Sequence[str] = ()) -> Publication:
         """Add a publication, durably.
@@ -65,17 +53,8 @@ class Journal:
         Raises:
             PublishError: the file cannot be written.
         """
-        publication = Publication(
-            at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            release=release,
-            before=before,
-            verb=verb,
-            forced=tuple(forced),
-        )
-        try:
-            append_line(self.path, json.dumps(publication.model_dump(mode="json")))
-        except OSError as error:
-            raise PublishError(f"cannot write the journal {self.path}: {error.strerror or error}") from None
+        publication = Publication(at=now(), release=release, before=before, verb=verb, forced=tuple(forced))
+        self.append(publication)
         return publication
 
     def live_before(self, release: int) -> int | None:

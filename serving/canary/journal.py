@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ..errors import PublishError
-from ..files import append_line
+from ..line_journal import LineJournal, now
 
 Action = Literal["up", "share", "promoted", "dropped", "taken down"]
 
@@ -34,26 +32,16 @@ class CanaryEvent(BaseModel):
     reason: str = ""
 
 
-class CanaryJournal:
-    """Append-only, one JSON object a line; a line that a crash cut off does not count."""
+class CanaryJournal(LineJournal[CanaryEvent]):
+    """The canaries of a domain."""
 
     def __init__(self, path: Path) -> None:
         """Take the file; it need not exist yet."""
-        self.path = path
+        super().__init__(path, CanaryEvent)
 
     def events(self) -> list[CanaryEvent]:
         """All of them, oldest first."""
-        try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        found = []
-        for line in lines:
-            try:
-                found.append(CanaryEvent.model_validate_json(line))
-            except ValidationError:
-                continue
-        return found
+        return self.lines()
 
     def write(self, release: int, action: Action, share: float, reason: str = "") -> None:
         """Add a line, durably.
@@ -61,9 +49,4 @@ class CanaryJournal:
         Raises:
             PublishError: the file cannot be written.
         """
-        at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        event = CanaryEvent(at=at, release=release, action=action, share=share, reason=reason)
-        try:
-            append_line(self.path, event.model_dump_json())
-        except OSError as error:
-            raise PublishError(f"cannot write the journal {self.path}: {error.strerror or error}") from None
+        self.append(CanaryEvent(at=now(), release=release, action=action, share=share, reason=reason))
