@@ -30,6 +30,8 @@ from .releases import ReleaseStore
 from .server import Server, tail
 
 PORT = click.IntRange(1, 65535)
+MENDING_SECONDS = 10.0
+"""So long `stop` waits for whoever is at work; the watcher, who comes unasked, is done in half of it."""
 
 
 @click.group(help=__doc__)
@@ -176,7 +178,7 @@ def logs(var: Path, lines: int) -> None:
 def stop(var: Path) -> None:
     """Stop the server after it has answered what is in flight, and leave nothing behind."""
     server = Server(Layout(var))
-    with server.lock():
+    with server.lock(patience_seconds=MENDING_SECONDS):
         click.echo(server.stop())
 
 

@@ -55,20 +55,28 @@ class Server:
         self.layout = layout
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, patience_seconds: float = 0.0) -> Iterator[None]:
         """Hold off every other command that starts, stops or publishes here; a dead holder's lock is gone with it.
+
+        Args:
+            patience_seconds: how long to wait for another holder.
 
         Raises:
             ServerError: another command holds it.
         """
         self.layout.var.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_seconds
         with self.layout.lock.open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ServerError(
-                    f"another deploy or stop is at work in {self.layout.var}; wait until it is done"
-                ) from None
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise ServerError(
+                            f"another deploy or stop is at work in {self.layout.var}; wait until it is done"
+                        ) from None
+                time.sleep(0.05)
             yield
 
     def state(self) -> ServerState | None:

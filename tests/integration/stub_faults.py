@@ -90,7 +90,8 @@ def main() -> None:
                             flush=True,
                         )
         finally:
-            print(Server(layout).stop())
+            with Server(layout).lock(patience_seconds=10):  # else the watcher takes the stop for one more fault
+                print(Server(layout).stop())
 
 
 if __name__ == "__main__":

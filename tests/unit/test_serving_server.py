@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -215,6 +216,23 @@ def test_the_lock_keeps_a_second_process_out_and_dies_with_its_holder(layout):
         pytest.fail("two hold the lock")
     with Server(layout).lock():
         pass
+
+
+def test_a_stop_waits_for_the_watcher_to_finish_mending(layout):
+    mending, mended = threading.Event(), []
+
+    def mend() -> None:
+        with Server(layout).lock():
+            mending.set()
+            time.sleep(0.3)
+            mended.append(True)
+
+    watcher = threading.Thread(target=mend)
+    watcher.start()
+    mending.wait()
+    with Server(layout).lock(patience_seconds=30):
+        assert mended
+    watcher.join()
 
 
 def test_the_lock_is_not_handed_down_to_what_is_started_under_it(layout, start):
