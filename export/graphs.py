@@ -13,6 +13,7 @@ from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide, emit
+from export.kept_graph import Existing, KeptGraph
 from export.onnx_graph import export_encoder
 from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import Engine, ExportSettings, Precision, ServingSettings
@@ -41,8 +42,7 @@ def build_encoder(
     origin: EncoderOrigin,
     folder: Path,
     var: Path,
-    *,
-    borrowed: Path | None = None,
+    existing: Existing,
 ) -> EncoderGraphs:
     """Export a run's encoder at a precision and verify every graph on the way.
 
@@ -54,14 +54,16 @@ def build_encoder(
         origin: what the graph is made of, for the manifest.
         folder: where the graphs are written.
         var: for the cache of torch's vectors.
-        borrowed: the graph of another domain, to be taken if it passes on this run's texts.
+        existing: what need not be made.
 
     Raises:
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
     builder = _EncoderBuilder(run, serving, settings, folder, var)
-    return builder.build(precision, origin) if borrowed is None else builder.borrow(borrowed, precision, origin)
+    if existing.borrowed is not None:
+        return builder.borrow(existing.borrowed, precision, origin)
+    return builder.build(precision, origin, existing.kept)
 
 
 class _EncoderBuilder:
@@ -82,22 +84,33 @@ class _EncoderBuilder:
         self.cache = EmbeddingCache.below(var, run.encoder, self.model.pooling, self.model.max_length)
         self.batch_size = run.config.training.embedding_batch_size
 
-    def build(self, precision: Precision, origin: EncoderOrigin) -> EncoderGraphs:
+    def build(self, precision: Precision, origin: EncoderOrigin, kept: KeptGraph | None) -> EncoderGraphs:
         """Make the graph of a precision, by way of FP32."""
         with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
-            progress.set_postfix_str("encoder to ONNX FP32")
-            path = self.folder / "encoder-fp32.onnx"
-            export_encoder(self.model, path)
-            progress.set_postfix_str("verifying FP32 against torch")
-            reports = self._verify(path, FP32_BUDGET, served=precision == "fp32")
+            path, reports = self._fp32(kept, progress)
             engine = None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
-            elif precision != "fp32":
+            elif precision == "fp32":
+                reports = [*reports, *self._verify_served(path, FP32_BUDGET)]
+            else:
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
                 reports += self._verify_served(path, FP16_BUDGET)
         return self._graphs(path, reports, origin, engine)
+
+    def _fp32(self, kept: KeptGraph | None, progress: tqdm[NoReturn]) -> tuple[Path, list[VerificationReport]]:
+        """The FP32 graph, verified in ONNX Runtime: the one that was kept, or a new one, which is."""
+        path = self.folder / "encoder-fp32.onnx"
+        if kept is not None and (reports := kept.take(path)) is not None:
+            return path, reports
+        progress.set_postfix_str("encoder to ONNX FP32")
+        export_encoder(self.model, path)
+        progress.set_postfix_str("verifying FP32 against torch")
+        reports = [self._hold_against_torch(path, FP32_BUDGET, "onnxruntime")]
+        if kept is not None:
+            kept.keep(path, reports)
+        return path, reports
 
     def _graphs(
         self, path: Path, reports: list[VerificationReport], origin: EncoderOrigin, engine: EngineFile | None = None
@@ -157,10 +170,9 @@ class _EncoderBuilder:
                 ]
         raise failed
 
-    def _verify(self, path: Path, budget: VerificationBudget, *, served: bool = True) -> list[VerificationReport]:
-        """In ONNX Runtime, and, where the graph is what another engine will serve, in that one."""
-        report = self._hold_against_torch(path, budget, "onnxruntime")
-        return [report, *(self._verify_served(path, budget) if served else [])]
+    def _verify(self, path: Path, budget: VerificationBudget) -> list[VerificationReport]:
+        """In ONNX Runtime, and, where another engine will serve the graph, in that one."""
+        return [self._hold_against_torch(path, budget, "onnxruntime"), *self._verify_served(path, budget)]
 
     def _verify_served(self, path: Path, budget: VerificationBudget) -> list[VerificationReport]:
         return [] if self.engine == "onnxruntime" else [self._hold_against_torch(path, budget, self.engine)]

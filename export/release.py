@@ -21,6 +21,7 @@ from export.errors import ExportError, VerificationError
 from export.graph_encoder import GraphEncoder
 from export.head_graph import export_head
 from export.item_index import held_out_requests, wants_index, write_items
+from export.kept_graph import Existing, KeptGraph
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.report import VerificationReport
 from export.reuse import encoder_origin, reuse_encoder
@@ -111,7 +112,9 @@ def export_release(
             if reuse:
                 graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
             if graphs is None:
-                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, borrowed)
+                kept = _kept_graph(run, serving, settings, origin, layout) if reuse else None
+                existing = Existing(borrowed, kept)
+                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, existing)
             with new_folder(folder / str(number)) as staged:
                 builder = _ReleaseBuilder(run, serving, number, releases, staged, layout.var)
                 manifest = builder.build(graphs, precision, fingerprint, settings.task_instructions)
@@ -155,6 +158,14 @@ def _next_number(folder: Path, layout: Layout, domain: str) -> int:
     return max([*used, live.number if live else 0], default=0) + 1
 
 
+def _kept_graph(
+    run: Run, serving: ServingSettings, settings: ExportSettings, origin: EncoderOrigin, layout: Layout
+) -> KeptGraph:
+    """Where the FP32 graph of this very run may lie, held against torch on the same texts."""
+    fp32 = encoder_origin(run, "fp32", serving, settings, origin.release)
+    return KeptGraph(layout.var, run.domain, (run.run_id, run.manifest.fingerprint, fp32.fingerprint, fp32.texts))
+
+
 def _build_graphs(
     run: Run,
     precision: Precision,
@@ -163,12 +174,12 @@ def _build_graphs(
     origin: EncoderOrigin,
     scratch: Path,
     layout: Layout,
-    borrowed: Path | None,
+    existing: Existing,
 ) -> EncoderGraphs:
     from export.graphs import build_encoder  # noqa: PLC0415 - loads torch, which a release that has it all does not need
 
     try:
-        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var, borrowed=borrowed)
+        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var, existing)
     except VerificationError as error:
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)

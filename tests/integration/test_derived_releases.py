@@ -18,7 +18,7 @@ from instructrec_client import Client
 from project import ROOT, Project
 
 from continual.release_encoder import release_encoder
-from export.errors import VerificationError
+from export.errors import ExportError, VerificationError
 from export.release import Exported, export_release
 from serving.evidence import Evidence
 from serving.layout import Layout
@@ -190,6 +190,24 @@ def test_a_graph_that_does_not_do_for_the_run_is_made_anew(
         export(with_another_head(trained, own_project.var))
     [line] = export.said
     assert "does not do for this run (overlap of the best 10 items): it is made anew" in line
+
+
+def test_another_precision_of_a_run_takes_the_fp32_graph_that_was_kept(
+    trained: Run, export: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.release.reuse_encoder", lambda *_: None)
+    config = load_config(ROOT / "configs/ecommerce.yaml", tuple(export.project.settings))
+    layout = Layout(export.project.var)
+    first = export_release(trained, config, layout, "fp16").release
+    traced: list[object] = []
+    monkeypatch.setattr("export.graphs.export_encoder", lambda *arguments: traced.append(arguments))
+    second = export_release(trained, config, layout, "fp32").release
+    assert not traced
+    name = "encoder-fp32.onnx"
+    assert second.manifest.verification[name] == first.manifest.verification[name]
+    with pytest.raises(ExportError):
+        export_release(trained, config, layout, "fp16", reuse=False)
+    assert traced, "REUSE=no makes it anew"
 
 
 def test_what_the_settings_change_is_not_taken_over(trained: Run) -> None:
