@@ -206,11 +206,12 @@ class EncoderTuningConfig(Section):
 class SelfTrainingConfig(Section):
     """Labels for the source's unlabelled instructions, by a teacher (training/pseudo_labels.py).
 
-    With `names`, those instructions are learned from that name one label, and have it where the teacher bears with it.
+    With `names`, those instructions are learned from that name or mean one label, and have it where the teacher bears
+    with it.
     """
 
     teacher: str = Field(min_length=1, description="a run's folder or id")
-    names: bool = Field(default=False, description="labels are those that the texts name, not those the teacher finds")
+    names: bool = Field(default=False, description="labels are those that the words say, not those the teacher finds")
     confidence: float = Field(default=0.6, ge=0, le=1, description="least mean of probability and votes")
     nearest: float = Field(default=0.5, gt=0, le=1, description="share of the texts, those nearest to some item")
     per_label: int = Field(default=100, ge=1, description="at most so many of a label")
