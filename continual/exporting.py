@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
+from export.kept_settings import precision_of, served_as
 from export.release import export_release
-from export.settings import Precision
 from serving.layout import Layout
 from serving.releases import Release
 from training.config import DomainConfig
@@ -18,10 +16,11 @@ def export_after(run: Run, before: Release, config: DomainConfig, layout: Layout
     Args:
         run: with another head.
         before: the release of the run that it was derived from.
-        config: the domain's config; whether all steps are one is as in `before`.
+        config: the domain's config; mode and engine are as in `before`.
         layout: where releases lie.
     """
-    mode = "fused" if "fused" in before.manifest.steps else "ensemble"
-    config = config.model_copy(update={"serving": {**config.serving, "mode": mode}})
-    precision = cast("Precision", before.manifest.precision)  # as export wrote it
-    return export_release(run, config, layout, precision).release
+    served = served_as(before)
+    config = config.model_copy(
+        update={"serving": {**config.serving, "mode": served.mode, "engine": served.engine}},
+    )
+    return export_release(run, config, layout, precision_of(before)).release

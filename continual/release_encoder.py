@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.graph_encoder import GraphEncoder
-from export.settings import ServingSettings
+from export.kept_settings import served_as
 from serving.releases import Release
 from training.run import Run
 
@@ -15,7 +15,7 @@ GRAPH, TOKENIZER = "model.onnx", "tokenizer.json"
 
 
 def release_encoder(release: Release, run: Run) -> GraphEncoder:
-    """Tokenizer and graph of a release with the encoder in a step of its own, or fused.
+    """Tokenizer and graph of a release with the encoder in a step of its own, or fused, in the engine that serves it.
 
     Args:
         release: has both files.
@@ -23,16 +23,16 @@ def release_encoder(release: Release, run: Run) -> GraphEncoder:
 
     Raises:
         ContinualError: the release lacks one of them.
+        ExportError: it does not say how it is served.
     """
-    graph, record = _file(release, GRAPH, "encoder"), run.manifest.encoder
-    serving = ServingSettings.model_validate(run.config.serving)
+    record, served = run.manifest.encoder, served_as(release)
     return GraphEncoder(
-        graph,
+        _file(release, GRAPH, "encoder"),
         _file(release, TOKENIZER, "tokenizer"),
         hidden_size=record.hidden_size,
         pooling=record.pooling,
-        max_length=serving.buckets_up_to(record.max_length)[-1],
-        sha256=release.manifest.files[graph.relative_to(release.path).as_posix()],
+        max_length=served.max_length,
+        engine=served.engine,
     )
 
 

@@ -113,9 +113,10 @@ class Tuner:
         Raises:
             ServingError: there is no release to start from.
             RunError: its run cannot be read.
+            ExportError: its graph cannot be read or run.
         """
         release, run = self.base()
-        self._skill(run, release).embed(["warm up"])
+        self._skill(run, release).encoder.embed(["warm up"])  # past the cache: the graph is to be opened
         self.read_until = self.watermark(run)
 
     def turn(self, since: int | None = None) -> Turn:
@@ -130,6 +131,7 @@ class Tuner:
             ServingError: there is no release to start from, or none can be made.
             RunError: the run cannot be read or written.
             TrainingError: the encoder cannot be tuned.
+            ExportError: the release's graph cannot be read or run, or no release can be made.
         """
         release, run = self.base()
         try:

@@ -33,7 +33,7 @@ from training.run_listing import derived_from
     "--reuse/--no-reuse",
     default=True,
     show_default=True,
-    help="Take the encoder over from a release that has the same one.",
+    help="Take the encoder over from a release that has the same one, or the FP32 graph that the export before kept.",
 )
 @overrides_argument
 def main(

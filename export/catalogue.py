@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from export.errors import ExportError
-from export.kept_settings import precision_of, serving_overrides
+from export.kept_settings import precision_of, served_as
 from export.release import export_release
 from export.settings import PRECISIONS, Precision
 from serving.errors import ReleaseError
@@ -52,7 +52,7 @@ def main(
     started = time.monotonic()
     layout, domain = Layout(var), load_config(config).domain
     before = release_before(layout, domain)
-    kept = () if before is None else serving_overrides(before)
+    kept = () if before is None else served_as(before).overrides
     settings = load_config(config, (*kept, *overrides))
     run = Run.open(run_path) if run_path else _run_of(layout, domain, before)
     if run.domain != domain:

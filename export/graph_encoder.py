@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import ExportError
+from export.graph_file import library_version
 from export.settings import LENGTH_MULTIPLES, Engine
 from serving.files import sha256_of
-from serving.steps.encoder_engine import open_engine
+from serving.steps import encoder_engine, length_runs, text_encoder, tokenization
 from serving.steps.text_encoder import OUTPUT, TextEncoder
-from serving.steps.tokenization import InstructionTokenizer
 from training.embedding_cache import EmbeddingCache
 
 __all__ = ["GraphEncoder"]
 
 Vectors = npt.NDArray[np.float32]
+
+SERVED_BY = (encoder_engine, length_runs, text_encoder, tokenization)
+"""The code that makes a text a vector here as it does when served."""
 
 
 class GraphEncoder:
@@ -40,7 +43,6 @@ class GraphEncoder:
         pooling: str,
         max_length: int,
         engine: Engine = "onnxruntime",
-        sha256: str | None = None,
     ) -> None:
         """Name the two files.
 
@@ -51,16 +53,24 @@ class GraphEncoder:
             pooling: The encoder's, for the cache's key.
             max_length: Tokens that a text is cut to, the last length bucket.
             engine: What runs the graph when it is served.
-            sha256: The graph's, if it is known.
         """
         self.hidden_size = hidden_size
         self._graph, self._tokenizer, self._engine = graph, tokenizer, engine
-        self._pooling, self._max_length, self._sha256 = pooling, max_length, sha256
+        self._pooling, self._max_length = pooling, max_length
         self._encoder: TextEncoder | None = None
 
     def cache(self, var: Path) -> EmbeddingCache:
-        """The cache of this graph's vectors in this engine."""
-        made_by = f"{self._engine} {importlib.metadata.version(self._engine)} {self._sha256 or sha256_of(self._graph)}"
+        """The cache of the vectors that these very files give in this engine.
+
+        Raises:
+            ExportError: One of them cannot be read.
+        """
+        code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in SERVED_BY if module.__file__))
+        try:
+            files = f"{sha256_of(self._graph)} {sha256_of(self._tokenizer)}"
+        except OSError as error:
+            raise ExportError(f"{error.filename}: cannot be read: {error.strerror}; export the release again") from None
+        made_by = f"{self._engine} {library_version(self._engine)} {files} {code.hexdigest()}"
         return EmbeddingCache(var / "cache" / "embeddings", made_by, self._pooling, self._max_length)
 
     def embed(
@@ -74,7 +84,10 @@ class GraphEncoder:
         encoder = self._opened()
         parts = [np.empty((0, self.hidden_size), np.float32)]
         for start in range(0, len(texts), batch_size):
-            parts.append(encoder.encode(texts[start : start + batch_size]))
+            try:
+                parts.append(encoder.encode(texts[start : start + batch_size]))
+            except Exception as error:  # the engines' exceptions share no base class
+                raise ExportError(f"{self._graph}: {self._engine} fails to run it: {error}") from error
             if progress is not None:
                 progress(len(parts[-1]))
         return np.concatenate(parts)
@@ -82,11 +95,14 @@ class GraphEncoder:
     def _opened(self) -> TextEncoder:
         if self._encoder is None:
             try:
-                engine = open_engine(self._engine, self._graph, threads=1)
-            except Exception as error:  # the engines' exceptions share no base class
+                engine = encoder_engine.open_engine(self._engine, self._graph, threads=1)
+            except Exception as error:  # as above
                 raise ExportError(f"{self._graph}: {self._engine} refuses the graph: {error}") from error
             if OUTPUT not in [one.name for one in engine.outputs]:
                 raise ExportError(f"{self._graph}: has no output {OUTPUT}; export the release again")
-            tokenizer = InstructionTokenizer(self._tokenizer, [self._max_length])
+            try:
+                tokenizer = tokenization.InstructionTokenizer(self._tokenizer, [self._max_length])
+            except Exception as error:  # tokenizers raises nothing more specific
+                raise ExportError(f"{self._tokenizer}: no tokenizer: {error}; export the release again") from error
             self._encoder = TextEncoder(tokenizer, engine, length_multiple=LENGTH_MULTIPLES[self._engine])
         return self._encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,15 @@ from export.errors import ExportError
 from export.settings import Engine
 from serving.steps.encoder_engine import SLOW_FUSIONS, OpenVinoEngine
 
-__all__ = ["SLOW_FUSIONS", "EncoderSession", "load_graph", "open_served", "open_session", "save_graph"]
+__all__ = [
+    "SLOW_FUSIONS",
+    "EncoderSession",
+    "library_version",
+    "load_graph",
+    "open_served",
+    "open_session",
+    "save_graph",
+]
 
 
 class EncoderSession(Protocol):
@@ -25,6 +34,14 @@ class EncoderSession(Protocol):
     def run(self, names: Sequence[str], feed: dict[str, npt.NDArray[Any]], /) -> list[npt.NDArray[Any]]:
         """The named outputs."""
         ...
+
+
+def library_version(name: str) -> str:
+    """The version of an installed distribution; "not installed" of another, as OpenVINO where ONNX Runtime serves."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:

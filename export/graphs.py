@@ -13,7 +13,7 @@ from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide, emit
-from export.kept_graph import Existing, KeptGraph
+from export.kept_graph import KeptGraph, ReadyGraphs
 from export.onnx_graph import export_encoder
 from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
 from export.settings import Engine, ExportSettings, Precision, ServingSettings
@@ -42,7 +42,7 @@ def build_encoder(
     origin: EncoderOrigin,
     folder: Path,
     var: Path,
-    existing: Existing,
+    ready: ReadyGraphs,
 ) -> EncoderGraphs:
     """Export a run's encoder at a precision and verify every graph on the way.
 
@@ -54,16 +54,16 @@ def build_encoder(
         origin: what the graph is made of, for the manifest.
         folder: where the graphs are written.
         var: for the cache of torch's vectors.
-        existing: what need not be made.
+        ready: what need not be made.
 
     Raises:
         VerificationError: a graph differs from torch by more than its budget.
         ExportError: the encoder cannot be exported or quantised.
     """
     builder = _EncoderBuilder(run, serving, settings, folder, var)
-    if existing.borrowed is not None:
-        return builder.borrow(existing.borrowed, precision, origin)
-    return builder.build(precision, origin, existing.kept)
+    if ready.borrowed is not None:
+        return builder.borrow(ready.borrowed, precision, origin)
+    return builder.build(precision, origin, ready.kept)
 
 
 class _EncoderBuilder:
@@ -88,7 +88,7 @@ class _EncoderBuilder:
         """Make the graph of a precision, by way of FP32."""
         with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
             path, reports = self._fp32(kept, progress)
-            engine = None
+            fp32, engine = (path, reports), None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
             elif precision == "fp32":
@@ -97,6 +97,8 @@ class _EncoderBuilder:
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
                 reports += self._verify_served(path, FP16_BUDGET)
+            if kept is not None:  # last, when no other graph wants the room
+                kept.keep(*fp32)
         return self._graphs(path, reports, origin, engine)
 
     def _fp32(self, kept: KeptGraph | None, progress: tqdm[NoReturn]) -> tuple[Path, list[VerificationReport]]:
@@ -108,8 +110,6 @@ class _EncoderBuilder:
         export_encoder(self.model, path)
         progress.set_postfix_str("verifying FP32 against torch")
         reports = [self._hold_against_torch(path, FP32_BUDGET, "onnxruntime")]
-        if kept is not None:
-            kept.keep(path, reports)
         return path, reports
 
     def _graphs(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from export.report import VerificationReport
 from serving.files import sha256_of, write_atomically
 
-__all__ = ["Existing", "KeptGraph"]
+__all__ = ["KeptGraph", "ReadyGraphs"]
 
 _REPORTS = TypeAdapter(list[VerificationReport])
 
@@ -40,7 +40,7 @@ class KeptGraph:
                 return None
             reports = _REPORTS.validate_python(record["reports"])
             shutil.copyfile(self._graph, path)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return reports
 
@@ -51,15 +51,17 @@ class KeptGraph:
             "sha256": sha256_of(path),
             "reports": [report.model_dump(mode="json") for report in reports],
         }
-        # A full disk must not fail an export that is about to succeed; a graph of half its length is taken for none.
-        with contextlib.suppress(OSError):
+        try:
             self._graph.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self._graph)
             write_atomically(self._record, json.dumps(record).encode())
+        except OSError:  # a full disk must not fail an export that is about to succeed, nor be kept full
+            with contextlib.suppress(OSError):
+                self._graph.unlink()
 
 
 @dataclass(frozen=True)
-class Existing:
+class ReadyGraphs:
     """Graphs that may be there already.
 
     Attributes:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from export.errors import ExportError
-from export.model_config import FUSED, step_name
-from export.settings import PRECISIONS, Precision
-from serving.live_repository import CONFIG_NAME, parse_config
-from serving.releases import Release
+from dataclasses import dataclass
+from typing import cast
 
-__all__ = ["precision_of", "serving_overrides"]
+from tritonclient.grpc import model_config_pb2
+
+from export.errors import ExportError
+from export.model_config import FUSED
+from export.settings import PRECISIONS, Engine, Mode, Precision
+from serving.errors import PublishError
+from serving.live_repository import CONFIG_NAME, read_config
+from serving.releases import Release
+from serving.steps.encoder_engine import ENGINES
+
+__all__ = ["ServedAs", "precision_of", "served_as"]
+
+
+@dataclass(frozen=True)
+class ServedAs:
+    """How a release is served.
+
+    Attributes:
+        mode: in four steps, or in one.
+        engine: what runs the encoder.
+        max_length: tokens that a text is cut to.
+    """
+
+    mode: Mode
+    engine: Engine
+    max_length: int
+
+    @property
+    def overrides(self) -> tuple[str, str]:
+        """Mode and engine as overrides of a domain's YAML."""
+        return f"serving.mode={self.mode}", f"serving.engine={self.engine}"
 
 
 def precision_of(release: Release) -> Precision:
@@ -23,12 +50,28 @@ def precision_of(release: Release) -> Precision:
     return found
 
 
-def serving_overrides(release: Release) -> tuple[str, ...]:
-    """How a release is served, as overrides of a domain's YAML: its mode and its engine."""
-    manifest = release.manifest
-    step = FUSED if FUSED in manifest.steps else "encoder"
-    path = release.models / step_name(manifest.domain, step) / CONFIG_NAME
-    config = parse_config(path.read_text(encoding="utf-8"))
-    engine = config.parameters["engine"].string_value if step == FUSED else config.backend
-    mode = "fused" if step == FUSED else "ensemble"
-    return (f"serving.mode={mode}", f"serving.engine={engine}")
+def served_as(release: Release) -> ServedAs:
+    """How a release is served, by the configs of its steps.
+
+    Raises:
+        ExportError: a config is missing, or does not say so.
+    """
+    fused = FUSED in release.manifest.steps
+    try:
+        if fused:
+            parameters = _config(release, FUSED).parameters
+            engine, lengths = parameters["engine"].string_value, parameters["max_length"].string_value
+        else:
+            engine = _config(release, "encoder").backend
+            lengths = _config(release, "tokenizer").parameters["length_buckets"].string_value
+        if engine not in ENGINES:
+            raise ValueError(f"unknown engine {engine!r}")
+        return ServedAs("fused" if fused else "ensemble", cast("Engine", engine), int(lengths.split(",")[-1]))
+    except (OSError, KeyError, ValueError, PublishError) as error:
+        raise ExportError(
+            f"{release.path}: does not say how it is served ({error}); export the release again"
+        ) from None
+
+
+def _config(release: Release, step: str) -> model_config_pb2.ModelConfig:
+    return read_config(release.models / release.manifest.steps[step].model / CONFIG_NAME)

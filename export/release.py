@@ -21,10 +21,10 @@ from export.errors import ExportError, VerificationError
 from export.graph_encoder import GraphEncoder
 from export.head_graph import export_head
 from export.item_index import held_out_requests, wants_index, write_items
-from export.kept_graph import Existing, KeptGraph
+from export.kept_graph import KeptGraph, ReadyGraphs
 from export.model_config import FUSED, GPU_VARIANT, MODEL_REPOSITORY, ConfigWriter, step_name, steps_of
 from export.report import VerificationReport
-from export.reuse import encoder_origin, reuse_encoder
+from export.reuse import TRAINING_ROOM, encoder_origin, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from export.shared_steps import SHARED, borrowed_encoder, digest_of, name_by_content
 from export.step_code import STEPS_CODE, copy_code
@@ -84,7 +84,7 @@ def export_release(
         config: the domain's config as it is now; of it, the sections `serving` and `export` count here.
         layout: where releases lie.
         precision: of the encoder's graph.
-        reuse: whether an earlier release's encoder may be taken over.
+        reuse: whether an earlier release's encoder may be taken over, or the FP32 graph that an export has kept.
         say: is told, a line each, why one was not that might have been.
 
     Raises:
@@ -112,9 +112,9 @@ def export_release(
             if reuse:
                 graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
             if graphs is None:
-                kept = _kept_graph(run, serving, settings, origin, layout) if reuse else None
-                existing = Existing(borrowed, kept)
-                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, existing)
+                kept = _kept_graph(run, serving, settings, layout) if reuse and borrowed is None else None
+                ready = ReadyGraphs(borrowed, kept)
+                graphs = _build_graphs(run, precision, serving, settings, origin, Path(scratch), layout, ready)
             with new_folder(folder / str(number)) as staged:
                 builder = _ReleaseBuilder(run, serving, number, releases, staged, layout.var)
                 manifest = builder.build(graphs, precision, fingerprint, settings.task_instructions)
@@ -158,12 +158,12 @@ def _next_number(folder: Path, layout: Layout, domain: str) -> int:
     return max([*used, live.number if live else 0], default=0) + 1
 
 
-def _kept_graph(
-    run: Run, serving: ServingSettings, settings: ExportSettings, origin: EncoderOrigin, layout: Layout
-) -> KeptGraph:
-    """Where the FP32 graph of this very run may lie, held against torch on the same texts."""
-    fp32 = encoder_origin(run, "fp32", serving, settings, origin.release)
-    return KeptGraph(layout.var, run.domain, (run.run_id, run.manifest.fingerprint, fp32.fingerprint, fp32.texts))
+def _kept_graph(run: Run, serving: ServingSettings, settings: ExportSettings, layout: Layout) -> KeptGraph:
+    """Where the FP32 graph of this very run may lie, held against torch on the same texts by the same code."""
+    fp32, code = encoder_origin(run, "fp32", serving, settings, number=1), hashlib.sha256()
+    _add_code(code, (TRAINING_ROOM, STEPS_CODE))
+    made_of = (run.run_id, run.manifest.fingerprint, fp32.fingerprint, fp32.texts, code.hexdigest())
+    return KeptGraph(layout.var, run.domain, made_of)
 
 
 def _build_graphs(
@@ -174,12 +174,12 @@ def _build_graphs(
     origin: EncoderOrigin,
     scratch: Path,
     layout: Layout,
-    existing: Existing,
+    ready: ReadyGraphs,
 ) -> EncoderGraphs:
     from export.graphs import build_encoder  # noqa: PLC0415 - loads torch, which a release that has it all does not need
 
     try:
-        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var, existing)
+        return build_encoder(run, precision, serving, settings, origin, scratch, layout.var, ready)
     except VerificationError as error:
         report = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -203,12 +203,15 @@ def _fingerprint(
         str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
     ):
         digest.update(part.encode() + b"\0")
-    roots = (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY)
+    _add_code(digest, (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY))
+    return digest.hexdigest()
+
+
+def _add_code(digest: hashlib._Hash, roots: Sequence[Path]) -> None:
     for root in roots:
         for path in sorted(root.rglob("*")):
             if path.suffix in {".py", ".pbtxt"}:
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 class _ReleaseBuilder:

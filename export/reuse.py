@@ -7,7 +7,6 @@ measured anew.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer
 from export.agreement import encode_rows, not_finite, ranking_checks, vector_checks
 from export.encoder_graphs import EncoderGraphs
 from export.errors import VerificationError
-from export.graph_file import open_served, open_session
+from export.graph_file import library_version, open_served, open_session
 from export.head_graph import VECTOR, export_head
 from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationBudget, VerificationReport
 from export.settings import LENGTH_MULTIPLES, ExportSettings, Precision, ServingSettings
@@ -72,7 +71,7 @@ def encoder_origin(
         settings.model_dump_json(),
         sha256_of(borrowed) if borrowed else "",
         serving.engine,  # what ran the graph when it was verified
-        *(f"{name} {_version(name)}" for name in LIBRARIES),
+        *(f"{name} {library_version(name)}" for name in LIBRARIES),
         *(sha256_of(path) for path in ENCODER_CODE),
     ):
         digest.update(part.encode() + b"\0")
@@ -163,13 +162,6 @@ def _whole_files(release: Release) -> _Files:
         return _Files(found["model.onnx"], found["tokenizer.json"], reports[-1])
     except (KeyError, IndexError, ValidationError) as error:
         raise ReleaseError(f"{release.path} does not say what was measured of its encoder ({error})") from None
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # OpenVINO, where ONNX Runtime serves
 
 
 def _verified_on(run: Run, settings: ExportSettings) -> list[Instruction]:

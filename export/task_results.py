@@ -30,6 +30,7 @@ def measure_task(run: Run, encoder: GraphEncoder, var: Path, limit: int) -> Task
 
     Raises:
         ExportError: The graph cannot be read or run.
+        TrainingError: The cache cannot be used.
     """
     instructions = test_instructions(run, limit)
     if not instructions:

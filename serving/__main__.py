@@ -27,11 +27,9 @@ from .options import config_option, domain_option, overrides_argument, var_optio
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
-from .server import Server, tail
+from .server import MENDING_SECONDS, Server, tail
 
 PORT = click.IntRange(1, 65535)
-MENDING_SECONDS = 10.0
-"""So long `stop` waits for whoever is at work; the watcher, who comes unasked, is done in half of it."""
 
 
 @click.group(help=__doc__)

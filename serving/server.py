@@ -25,6 +25,8 @@ from .layout import Layout
 from .live_repository import LiveRepository
 from .steps.limits import METRICS_VARIABLE
 
+MENDING_SECONDS = 10.0
+"""So long `make stop` waits for whoever is at work: the watcher, who comes unasked, mends most faults in half of it."""
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
 
@@ -74,7 +76,8 @@ class Server:
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
                         raise ServerError(
-                            f"another deploy or stop is at work in {self.layout.var}; wait until it is done"
+                            f"another deploy or stop is at work in {self.layout.var}, or the watcher mends the server; "
+                            "wait until it is done"
                         ) from None
                 time.sleep(0.05)
             yield

@@ -1,4 +1,4 @@
-"""The options that the commands of training share."""
+"""The options that commands on a domain's config share, in training and in the rooms above it."""
 
 from pathlib import Path
 

@@ -80,6 +80,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         self_training_teacher = open_run(config.self_training.teacher, var / "runs", "self_training.teacher")
         unset = set() if config.self_training.names else {"names"}  # younger than the other settings, as above
         own = config.self_training.model_dump(mode="json", exclude={"teacher", *unset})
+        if config.self_training.names:
+            own["words"] = "names and meanings"  # names alone before
         inputs["self_training"] = {**own, "teacher": self_training_teacher.manifest.fingerprint}
     distillation_teacher = open_teacher(config, encoder, var / "runs")
     if config.distillation is not None and distillation_teacher is not None:

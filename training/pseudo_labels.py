@@ -1,6 +1,6 @@
 """Self-training: the instructions that nobody labelled get labels where they fit the items.
 
-A teacher finds the labels, where it is sure; or the texts name them, where the teacher does not find that absurd.
+A teacher finds the labels, where it is sure; or the texts name or mean them, where it does not find that absurd.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ NEIGHBOURS = 50
 TEMPERATURE = 0.03
 EXCHANGED = 0.1  # the weight of a text whose name was exchanged, beside one as it was said
 SELDOM = 0.25  # a text that names nothing is nearer to an item than this share of those that do
-BEARABLE = 0.03  # the least share of a label that a text names: a pendant lamp is no Pendant
+BEARABLE = 0.03  # the least share of a label that a text names or means: a pendant lamp is no Pendant
 
 
 def pseudo_label(
@@ -89,7 +89,7 @@ def _instruction(name: str, text: str, label: str, weight: float) -> AugmentedIn
 def _exchanged(
     labelled: Sequence[AugmentedInstruction], names: LabelNames, labels: Sequence[str], config: SelfTrainingConfig
 ) -> list[AugmentedInstruction]:
-    """Texts of `labelled` with another label's name instead, for labels that fewer than `per_label` of them name.
+    """Texts of `labelled` with another label's name instead, for labels that fewer than `per_label` of them have.
 
     So the rest of a text ("with a rubber sole") does not stand for those labels that people happened to name with it.
     """

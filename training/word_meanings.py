@@ -12,9 +12,8 @@ import numpy.typing as npt
 from training.dataset import Item
 from training.label_names import PURITY, LabelNames, singular, words_of
 
-FOLLOWS = (
-    0.01  # share of all names that a word follows, from which on it counts as what comes after the thing asked for
-)
+FOLLOWS = 0.01  # the share of all names that a word follows, from which on it is what comes after the thing asked for
+FOLLOWED = 3  # names that it follows at least
 TITLES = 5  # that hold a phrase, from which on they say what it means
 ALIKE = 0.5  # the least cosine of a phrase and a label's name
 FAVOUR = 0.02  # of a label with e times as many items, in cosine
@@ -29,7 +28,7 @@ class WordMeanings:
     """
 
     def __init__(self, meanings: Mapping[str, tuple[str, float]], after: frozenset[str]) -> None:
-        """Know the label of each phrase and how like it is to a label's name, and the words that come `after` names."""
+        """Know each phrase's label and how like it is to the most like of all names, and the words `after` names."""
         self._meanings = meanings
         self._after = after
 
@@ -39,7 +38,8 @@ class WordMeanings:
 
         A phrase means the label of most titles that hold it, if they agree as much as they must for a variant of a name
         (`PURITY`). Names of labels do not count there: that Track Pants are called so does not make pants Track Pants.
-        Other phrases mean the label whose name is most like them, with some favour for labels that have many items.
+        Other phrases mean the label whose name is most like them, with some favour for labels that have many items. A
+        phrase that is like no name (`ALIKE`) is of nothing here, and means nothing.
 
         Args:
             texts: what people say.
@@ -76,10 +76,12 @@ def _words_after_names(texts: Sequence[str], names: LabelNames) -> frozenset[str
     total = 0
     for text in texts:
         words = words_of(text)
-        for _, end, _ in names.matches(words):
-            total += 1
-            counts.update(words[end : end + 1])
-    return frozenset(word for word, count in counts.items() if count >= FOLLOWS * total)
+        found = list(names.matches(words))
+        starts = {start for start, _, _ in found}
+        total += len(found)
+        # A dress shirt is a shirt: the second of two names does not come after what is asked for, it is that.
+        counts.update(words[end] for _, end, _ in found if end < len(words) and end not in starts)
+    return frozenset(word for word, count in counts.items() if count >= max(FOLLOWED, FOLLOWS * total))
 
 
 def _phrases(words: Sequence[str], after: frozenset[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import random
 import shutil
 import socket
 import subprocess
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +85,8 @@ class Project:
 def run_command(command: click.Command, *arguments: object) -> str:
     """Run one of the project's command lines in this process, which has torch loaded, and return what it prints."""
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
+    raised = "".join(traceback.format_exception(*result.exc_info)) if result.exc_info else ""
+    assert result.exit_code == 0, f"{result.output}\n{raised}"
     return result.stdout
 
 

@@ -26,7 +26,7 @@ from serving.deploy import deploy
 from serving.embedded import Endpoints
 from serving.layout import Layout
 from serving.releases import Release
-from serving.server import Server
+from serving.server import MENDING_SECONDS, Server
 
 IN_A_ROW = 50
 """Answers without a failure between them, after which a server counts as mended."""
@@ -90,7 +90,9 @@ def main() -> None:
                             flush=True,
                         )
         finally:
-            with Server(layout).lock(patience_seconds=10):  # else the watcher takes the stop for one more fault
+            with Server(layout).lock(
+                patience_seconds=MENDING_SECONDS
+            ):  # else the watcher takes the stop for one more fault
                 print(Server(layout).stop())
 
 

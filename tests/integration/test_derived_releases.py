@@ -19,6 +19,7 @@ from project import ROOT, Project
 
 from continual.release_encoder import release_encoder
 from export.errors import ExportError, VerificationError
+from export.kept_settings import ServedAs, served_as
 from export.release import Exported, export_release
 from serving.evidence import Evidence
 from serving.layout import Layout
@@ -131,6 +132,24 @@ def test_what_an_export_has_measured_is_not_embedded_again(
     assert cache.path.read_bytes() == before
 
 
+def test_how_a_release_is_served_is_read_from_its_configs(
+    own_project: Project, trained: Run, releases: ReleaseStore, export: Exporter
+) -> None:
+    first, cut = releases.open(1), ("serving.length_buckets=[8]", "serving.mode=fused")
+    assert served_as(first) == ServedAs("ensemble", "onnxruntime", 64)
+    second = export(trained, *cut).release
+    assert served_as(second) == ServedAs("fused", "onnxruntime", 8)
+    long = " ".join(["shirt"] * 30)
+    vectors = [
+        release_encoder(release, trained).embed([long, long[: len("shirt") * 12]]) for release in (first, second)
+    ]
+    assert not np.allclose(vectors[0][0], vectors[0][1], atol=1e-5)
+    np.testing.assert_allclose(vectors[1][0], vectors[1][1], atol=1e-6)
+    change(first.models / "ecommerce_tokenizer" / "config.pbtxt", lambda _: b"name: {")
+    with pytest.raises(ExportError, match=r"does not say how it is served .*; export the release again"):
+        served_as(first)
+
+
 def test_a_damaged_encoder_is_named_and_the_next_release_is_asked(
     own_project: Project, trained: Run, releases: ReleaseStore, export: Exporter
 ) -> None:
@@ -205,9 +224,10 @@ def test_another_precision_of_a_run_takes_the_fp32_graph_that_was_kept(
     assert not traced
     name = "encoder-fp32.onnx"
     assert second.manifest.verification[name] == first.manifest.verification[name]
-    with pytest.raises(ExportError):
-        export_release(trained, config, layout, "fp16", reuse=False)
-    assert traced, "REUSE=no makes it anew"
+    for run, reuse in ((trained, False), (with_another_head(trained, layout.var), True)):
+        with pytest.raises(ExportError):
+            export_release(run, config, layout, "fp16", reuse=reuse)
+        assert traced.pop(), "with REUSE=no, and for another run, it is made anew"
 
 
 def test_what_the_settings_change_is_not_taken_over(trained: Run) -> None:

@@ -8,6 +8,7 @@ from marked_releases import Marker
 from project import Project, new_project
 from tritonclient import grpc
 
+from export.kept_settings import ServedAs, served_as
 from export.shared_steps import SHARED, name_by_content
 from serving.deploy import deploy, roll_back
 from serving.embedded import Endpoints
@@ -43,7 +44,9 @@ def shared_release(marker: Marker, domain: str, number: int, encoder: int) -> Re
     (ensemble / "config.pbtxt").write_text(format_config(config))
     files = {name: sha256_of(made.path / name) for name in sorted(files_below(made.path))}
     made.manifest.model_copy(update={"domain": domain, "steps": steps, "files": files}).write(made.path)
-    return Release(made.path)
+    release = Release(made.path)
+    assert served_as(release) == ServedAs("ensemble", "onnxruntime", 64), "whatever its steps are called"
+    return release
 
 
 def rename(model: Path) -> Any:

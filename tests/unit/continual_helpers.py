@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ class WordEncoder:
     def cache(self, var: Path) -> WordEncoder:
         return self
 
-    def embed(self, _: object, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def embed(self, *of_encoder_or_cache: Any, batch_size: int = 64) -> np.ndarray:
+        texts: Sequence[str] = of_encoder_or_cache[-1]
         self.embedded += texts
         return words_as_vectors(texts)
 

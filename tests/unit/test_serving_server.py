@@ -224,12 +224,14 @@ def test_a_stop_waits_for_the_watcher_to_finish_mending(layout):
     def mend() -> None:
         with Server(layout).lock():
             mending.set()
-            time.sleep(0.3)
+            time.sleep(0.5)
             mended.append(True)
 
     watcher = threading.Thread(target=mend)
     watcher.start()
-    mending.wait()
+    assert mending.wait(timeout=30)
+    with pytest.raises(ServerError, match="or the watcher mends the server"), Server(layout).lock(patience_seconds=0.1):
+        pytest.fail("two hold the lock")
     with Server(layout).lock(patience_seconds=30):
         assert mended
     watcher.join()

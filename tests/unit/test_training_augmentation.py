@@ -181,6 +181,8 @@ def test_what_texts_name_or_mean_is_learned_from(train: Train, made: Any) -> Non
     assert "I want a hat for the red bag" not in label_of  # names two labels
     # Names none; to this encoder, which knows no words, all of them are alike, and there are as many hats as bags.
     assert label_of["show me the fish of the sea"] in teacher.labels
+    exchanged_texts = [one.instruction.text for one in exchanged]
+    assert all(names.named(text) for text in exchanged_texts), "nothing is exchanged where nothing is named"
     student = finished(train("var", "training.shots=0", *overrides))
     plain = finished(train("var", "training.shots=0", overrides[0]))
     assert len({run.manifest.fingerprint for run in (teacher, student, plain)}) == 3

@@ -80,6 +80,18 @@ def test_between_two_labels_the_one_with_more_items_is_meant() -> None:
     assert meant(titles | {"Capes": ["a"] * 3}) == "Capes"
 
 
+def test_the_second_of_two_names_is_asked_for_and_a_rare_word_after_a_name_says_nothing() -> None:
+    texts = [
+        *TEXTS,
+        *["sandals hoodie with a zip"] * 2,
+        *["a sweatshirt tee in red"] * 2,
+        *["track pants trousers"] * 9,
+    ]
+    meanings = learn(texts)
+    assert meanings.meant("a hoodie") == "Sweatshirts", "twice after a name is no rule"
+    assert meanings.meant("my pants with pockets") == "Trousers"
+
+
 def test_without_texts_nothing_is_meant() -> None:
     assert learn([]).meant("a hoodie") is None
     assert learn(["a sandal"]).meant("a hoodie") is None
