@@ -20,7 +20,7 @@ from serving.errors import ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
 from serving.releases import Release
-from serving.server import Server
+from serving.server import MENDING_SECONDS, Server
 
 from . import exporting  # noqa: F401 - loads now what a turn will need: seconds that its feedback need not wait for
 from .errors import RefusedError
@@ -113,6 +113,13 @@ class Follower:
         state = Server(self.tuner.layout).state()
         if state is None:
             raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
-        deployment = deploy(self.tuner.layout, release, state.endpoints, gates=Gates(self.gates), verb="follow")
+        deployment = deploy(
+            self.tuner.layout,
+            release,
+            state.endpoints,
+            gates=Gates(self.gates),
+            verb="follow",
+            patience_seconds=MENDING_SECONDS,  # nobody is there to try again
+        )
         seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
         logger.info("release %s answers%s", deployment.answer.release, seconds)

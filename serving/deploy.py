@@ -58,6 +58,7 @@ def deploy(
     gates: Gates | None,
     verb: str = "deploy",
     forced: tuple[str, ...] = (),
+    patience_seconds: float = 0.0,
 ) -> Deployment:
     """Make a release the one that answers, and write it into the domain's journal.
 
@@ -68,6 +69,7 @@ def deploy(
         gates: what the release has to pass; None for one that answered before, or was judged as a canary.
         verb: what the journal says asked for it.
         forced: gates that it was let through before, as a canary; the journal says so.
+        patience_seconds: how long to wait for another command, or for the watcher, to be done.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
@@ -77,7 +79,7 @@ def deploy(
         ServerError: the server failed.
     """
     server = Server(layout)
-    with server.lock():
+    with server.lock(patience_seconds=patience_seconds):
         recover(layout)
         release.manifest.verify(release.path)
         warning = engine_warning(release)

@@ -26,7 +26,7 @@ from .live_repository import LiveRepository
 from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
-"""So long `make stop` waits for whoever is at work: the watcher, who comes unasked, mends most faults in half of it."""
+"""So long `make stop` and `make follow` wait for whoever is at work: the watcher mends most faults in half of it."""
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
 

@@ -23,7 +23,10 @@ def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest
     """The releases that were made live, on a server that is only said to run."""
     found: list[int] = []
 
-    def deploy(_layout: object, release: Release, _endpoints: object, *, gates: Gates, verb: str) -> SimpleNamespace:
+    def deploy(
+        _layout: object, release: Release, _endpoints: object, *, gates: Gates, verb: str, patience_seconds: float
+    ) -> SimpleNamespace:
+        assert patience_seconds > 0, "the watcher may be at work"
         assert verb == "follow"
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
