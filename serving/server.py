@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import os
 import signal
@@ -22,6 +21,7 @@ from .errors import PreflightError, PublishError, ServerError
 from .feedback_model import MODEL, is_staged
 from .files import write_atomically
 from .layout import Layout
+from .line_journal import now
 from .live_repository import LiveRepository
 from .steps.limits import METRICS_VARIABLE
 
@@ -120,7 +120,7 @@ class Server:
         state = ServerState(
             pid=process.pid,
             identity=process_tree.identity(process.pid) or "ended at once",
-            started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            started=now(),
             endpoints=endpoints,
         )
         self._write_state(state.model_dump_json(indent=1).encode() + b"\n")

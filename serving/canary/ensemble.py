@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from ..errors import PublishError
 from ..files import remove, write_atomically
+from ..line_journal import now
 from ..live_repository import (
     CANARY_OF,
     CONFIG_NAME,
@@ -105,8 +106,7 @@ def canaries(repository: LiveRepository) -> Iterator[Canary]:
 
 def new_canary(release: Release, share: float, forced: tuple[str, ...]) -> Canary:
     """A canary of a release, from now."""
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Canary(release.manifest.domain, release.number, share, now, forced)
+    return Canary(release.manifest.domain, release.number, share, now(), forced)
 
 
 def with_share(canary: Canary, share: float) -> Canary:

@@ -77,14 +77,12 @@ def test_it_measures_a_release_and_writes_what_was_best(own_project: Project, co
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_half_way_it_leaves_nothing_behind(own_project: Project, config: Path, number: signal.Signals) -> None:
     text, work = config.read_text(), Layout(own_project.var / "tune-serving" / "work")
+    # What runs in a shell's background inherits that SIGINT is ignored; a handler becomes the default in a new program.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        command(own_project, config, *FEW),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Whatever runs in a shell's background inherits that SIGINT is ignored, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no other thread is at work
+        command(own_project, config, *FEW), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    signal.signal(signal.SIGINT, inherited)
     deadline = time.monotonic() + 60
     while not process_tree.processes(work.shared_memory_prefix):
         assert process.poll() is None, process.communicate()

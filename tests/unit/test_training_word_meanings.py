@@ -70,7 +70,9 @@ def test_words_mean_labels(text: str, label: str | None) -> None:
 
 def test_between_two_labels_the_one_with_more_items_is_meant() -> None:
     titles = {"Capes": ["a"], "Coats": ["b"] * 2}
-    even = lambda phrases: np.ones((len(phrases), 1), np.float32)  # noqa: E731 - all are as like as can be
+
+    def even(phrases: Sequence[str]) -> np.ndarray:
+        return np.ones((len(phrases), 1), np.float32)  # all are as like as can be
 
     def meant(titles: dict[str, list[str]]) -> str | None:
         items = [Item(f"{text} {n}", text, text, label) for label, own in titles.items() for n, text in enumerate(own)]
