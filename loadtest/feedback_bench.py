@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import grpc
 import numpy as np
-from instructrec_client import AsyncClient, Feedback
+from instructrec_client import AsyncClient, Feedback, InstructRecError
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -93,7 +93,7 @@ def _event(query: Query) -> Feedback:
 
 @asynccontextmanager
 async def _client_sender(url: str, domain: str, queries: list[Query], size: int) -> AsyncIterator[Send]:
-    async with AsyncClient(url, domain=domain, timeout=DEADLINE_S) as client:
+    async with AsyncClient(url, domain=domain, timeout=DEADLINE_S, retries=0) as client:
 
         async def send(number: int) -> None:
             await client.feedback_batch([_event(queries[(number + row) % len(queries)]) for row in range(size)])
@@ -145,7 +145,11 @@ async def _closed_loop(
         async def sender() -> None:
             while time.perf_counter() - start < seconds:
                 sent = time.perf_counter()
-                await send(next(numbers))
+                try:
+                    await send(next(numbers))
+                except (InstructRecError, grpc.aio.AioRpcError) as error:
+                    reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                    raise click.ClickException(f"{url} took no feedback ({size} events a request): {reason}") from error
                 times.append((time.perf_counter() - sent) * 1_000)
 
         await asyncio.gather(*(sender() for _ in range(SIZES[size])))
@@ -202,6 +206,8 @@ def measure_harm(
         results[with_feedback].append(_recommend(url, domain, queries, recommend_rate, seconds))
         if with_feedback:
             sender.join()
+            if sender.exitcode:
+                raise click.ClickException("the sender of feedback failed, so nothing was beside the recommendations")
     without, beside = np.array(results[False]), np.array(results[True])
     ratios = beside / without
     return Harm(

@@ -30,6 +30,7 @@ class Throttle:
     """What became of a client's requests lately, and which further ones it sends.
 
     With r requests, a of them accepted, the next one is held back with probability max(0, (r - 1.5·a - 20) / (r + 1)).
+    A request under way is none of the r: that many are asked at once says nothing of what the server refuses.
 
     Args:
         uniform: Draws a number between two others.
@@ -58,21 +59,23 @@ class Throttle:
         with self._lock:
             self._forget()
             held_back = max(0.0, (self._requests - EXCESS * self._accepted - GRACE) / (self._requests + 1))
-            self._requests += 1
         if held_back and self._uniform(0, 1) < held_back:
+            self._count(accepted=False)
             raise QueueFull("held back by this client, because the server refuses much: send less, or add servers")
         try:
             yield
         except QueueFull:
+            self._count(accepted=False)
             raise
         except BaseException:
-            self._accept()  # other errors say nothing of how much the server can do
+            self._count(accepted=True)  # other errors say nothing of how much the server can do
             raise
-        self._accept()
+        self._count(accepted=True)
 
-    def _accept(self) -> None:
+    def _count(self, *, accepted: bool) -> None:
         with self._lock:
-            self._accepted += 1
+            self._requests += 1
+            self._accepted += accepted
 
     def _forget(self) -> None:
         now = self._clock()

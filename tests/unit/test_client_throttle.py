@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
-from instructrec_client import AsyncClient, Client, DeadlineExceeded, QueueFull
+from instructrec_client import AsyncClient, Client, DeadlineExceeded, QueueFull, ServerError
 from instructrec_client._throttle import Throttle
 
 QUEUE = 20.0
@@ -62,6 +63,15 @@ def test_a_moments_peak_holds_nothing_back() -> None:
     assert traffic.flow(1, rate=100, capacity=1_000) == (100, 100)
 
 
+def test_many_requests_at_once_are_no_refused_ones() -> None:
+    throttle = Throttle(lambda low, high: low, lambda: 0.0)
+    with ExitStack() as under_way:
+        for _ in range(1_000):
+            under_way.enter_context(throttle.attempt())
+    with throttle.attempt():
+        pass
+
+
 @pytest.mark.parametrize("error", [DeadlineExceeded("late"), ValueError("wrong"), KeyboardInterrupt()])
 def test_other_errors_hold_nothing_back(error: BaseException) -> None:
     throttle = Throttle(lambda low, high: low, lambda: 0.0)
@@ -104,6 +114,21 @@ class FullServer:
 class AsyncFullServer(FullServer):
     async def infer(self, *_: object) -> None:  # type: ignore[override]
         super().infer()
+
+
+class SlowServer:
+    """A connection to a server that is busy for a moment, and refuses nothing."""
+
+    async def infer(self, *_: object) -> None:
+        await asyncio.sleep(0.05)
+        raise ServerError("it answers everybody like this")
+
+
+async def test_a_burst_reaches_a_server_that_refused_nothing() -> None:
+    client = AsyncClient()
+    client._transport = SlowServer()  # type: ignore[assignment]
+    outcomes = await asyncio.gather(*(client.recommend("a shirt") for _ in range(200)), return_exceptions=True)
+    assert {type(one) for one in outcomes} == {ServerError}
 
 
 @pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 80)])
