@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from feedback.location import Location
 from feedback.reader import FeedbackReader
 from serving.journal import Journal
 from serving.layout import Layout
+from serving.line_journal import now
 from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
 from training.config import DomainConfig
@@ -291,11 +291,10 @@ class Tuner:
         return since
 
     def _remember(self, outcome: Outcome, run: Run, since: int, until: int, **more: Any) -> None:
-        at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         root = lineage(run)[-1]
         self.ledger.add(
             Attempt(
-                at=at,
+                at=now(),
                 outcome=outcome,
                 base_run=run.run_id,
                 root=root,

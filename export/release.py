@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import hashlib
 import json
@@ -36,6 +35,7 @@ from serving.errors import ReleaseError
 from serving.evidence import Evidence, GraphVerdict
 from serving.files import sha256_of
 from serving.layout import Layout
+from serving.line_journal import now
 from serving.live_repository import CONFIG_NAME, LiveRepository
 from serving.manifest import EncoderOrigin, Manifest, Step, files_below
 from serving.releases import INSTRUCTIONS_FILE, MODELS_FOLDER, VERIFICATION_FILE, Release, ReleaseStore
@@ -265,7 +265,7 @@ class _ReleaseBuilder:
         return Manifest(
             domain=run.domain,
             release=self.number,
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=now(),
             run_id=run.run_id,
             run_fingerprint=run.manifest.fingerprint,
             export_fingerprint=fingerprint,

@@ -1,6 +1,7 @@
 """Makes an encoder trainable: all its weights, low-rank adapters that merge into them at the end, or bottlenecks."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -59,7 +60,10 @@ def make_trainable(encoder: transformers.PreTrainedModel, config: EncoderTuningC
             **common,
         )
     try:
-        adapted: nn.Module = get_peft_model(encoder, settings)
+        with warnings.catch_warnings():
+            # peft asks transformers under a name that is to go; nobody who tunes can do anything about it.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            adapted: nn.Module = get_peft_model(encoder, settings)
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"encoder_tuning.target_modules: {reason}; name linear layers of the encoder") from None
