@@ -5,7 +5,8 @@ ServingError
 ├── PublishError        a release could not be made live; the one before it still answers
 │   └── GateError       it did not pass a gate
 ├── ServerError         the server does not run, does not start or does not answer
-│   └── BusyError       it refuses a request because too many wait
+│   ├── BusyError       it refuses a request because too many wait
+│   └── LateError       it leaves a request unanswered for longer than its sender waits
 └── PreflightError      the machine lacks what the server needs: a port, shared memory, a library
 """
 
@@ -34,6 +35,10 @@ class ServerError(ServingError):
 
 class BusyError(ServerError):
     """The server refuses a request because too many wait: it lives, and is asked for more than it can do."""
+
+
+class LateError(ServerError):
+    """The server has not answered a request in time: it hangs, or is asked for more than it can do."""
 
 
 class PreflightError(ServingError):

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .canary.ensemble import load_canaries
-from .errors import BusyError, ServerError, ServingError
+from .errors import BusyError, LateError, ServerError, ServingError
 from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
@@ -34,7 +34,8 @@ from .server import Server, ServerState
 PROBE_TIMEOUT_SECONDS = 2.0
 BUSY_PAUSE_SECONDS = 0.1
 BUSY_LOOKS = 5
-"""After so many looks in a row at which every probe was refused, a hundred in all, a step hangs: it is no overload."""
+"""After so many looks in a row at which every probe was refused, a hundred in all, and nobody else was answered, a step
+hangs: it is no overload."""
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,38 @@ def _probe_patiently(url: str, release: Release) -> None:
             return
 
 
+def count_answers(client: grpc.InferenceServerClient, domain: str) -> int:
+    """How many requests to a domain's loaded releases the server has answered.
+
+    Raises:
+        ServerError: it does not say.
+    """
+    try:
+        statistics = client.get_inference_statistics(domain, client_timeout=PROBE_TIMEOUT_SECONDS)
+    except InferenceServerException as error:
+        raise ServerError(f"{domain}: the server does not say what it answered: {error.message()}") from None
+    return sum(one.inference_stats.success.count for one in statistics.model_stats)
+
+
+def ask_domain(url: str, release: Release) -> None:
+    """Probe a live release; nothing happens where it answers, or answers others while the probe waits.
+
+    Raises:
+        BusyError: it refused every probe.
+        ReleaseError: the release lacks what it could be asked.
+        ServerError: it is silent; see `probe_release`.
+    """
+    domain = release.manifest.domain
+    with grpc.InferenceServerClient(url) as client:
+        before = count_answers(client, domain)
+        try:
+            _probe_patiently(url, release)
+        except (BusyError, LateError):
+            # An overloaded server keeps a probe waiting behind others, whom it answers; where a step hangs, nobody is.
+            if count_answers(client, domain) <= before:
+                raise
+
+
 class Healer:
     """Looks after the server of one `VAR`; `look` is called again and again."""
 
@@ -148,6 +181,7 @@ class Healer:
         self._patience = patience
         self._silent = self._busy = 0
         self._without_feedback = False
+        self._unasked: dict[str, str] = {}
 
     def look(self) -> list[str]:
         """Look once, and mend what is wrong.
@@ -231,8 +265,8 @@ class Healer:
         """Why the first domain that does not answer does not.
 
         Raises:
-            BusyError: it refused every probe, as a server does that is asked for more than it can do, and as one does
-                whose step hangs while requests keep coming.
+            BusyError: it refused every probe and answered nobody else, as a domain does whose step hangs while requests
+                keep coming.
         """
         repository = LiveRepository(self.layout.live)
         for domain in repository.domains():
@@ -241,14 +275,21 @@ class Healer:
                 continue
             try:
                 release = ReleaseStore(self.layout.releases(domain)).open(live.number)
-                _probe_patiently(state.endpoints.grpc_url, release)
+                ask_domain(state.endpoints.grpc_url, release)
             except BusyError:
                 raise
             except ServerError as error:
                 return error.message
-            except ServingError:
-                continue  # its files are gone from the store; that is no fault of the server
+            except ServingError as error:  # its files are gone from the store; that is no fault of the server
+                self._say_once(domain, error.message)
+            else:
+                self._unasked.pop(domain, None)
         return None
+
+    def _say_once(self, domain: str, reason: str) -> None:
+        if self._unasked.get(domain) != reason:
+            self._unasked[domain] = reason
+            logger.warning("nobody can tell whether %s answers: %s", domain, reason)
 
     def _look_at_feedback(self, state: ServerState) -> list[str]:
         """Say when events cannot be stored, and when they can again.

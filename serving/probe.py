@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from .errors import BusyError, ServerError
+from .errors import BusyError, LateError, ReleaseError, ServerError
 from .releases import Release
 from .steps.limits import QUEUE_FULL
 
@@ -44,7 +44,8 @@ def probe(url: str, domain: str, text: str, *, timeout_seconds: float = 5.0) -> 
 
     Raises:
         BusyError: too many requests wait.
-        ServerError: no answer, an error, or an answer that breaks the wire contract.
+        LateError: no answer in time.
+        ServerError: an error, or an answer that breaks the wire contract.
     """
     try:
         with grpc.InferenceServerClient(url) as client:
@@ -69,14 +70,19 @@ def ask(client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_s
     try:
         result = client.infer(domain, [instruction, history, top_k], client_timeout=timeout_seconds)
     except InferenceServerException as error:
-        kind = BusyError if QUEUE_FULL in str(error.message()) else ServerError
-        raise kind(f"does not answer: {error.message()}") from None
+        raise _kind(error)(f"does not answer: {error.message()}") from None
     elapsed = (time.perf_counter() - started) * 1_000
     score, items = result.as_numpy("score"), result.as_numpy("item_id")
     if items.size == 0 or not np.isfinite(score).all() or (np.diff(score) > 0).any():
         raise ServerError("answered without items, or with scores that are not finite and descending")
     release = result.as_numpy("release").reshape(-1)[0].decode("utf-8")
     return ProbeAnswer(release=release, model_version=result.get_response().model_version, milliseconds=elapsed)
+
+
+def _kind(error: InferenceServerException) -> type[ServerError]:
+    if QUEUE_FULL in str(error.message()):
+        return BusyError
+    return LateError if error.status() == "StatusCode.DEADLINE_EXCEEDED" else ServerError
 
 
 def probe_release(url: str, release: Release, *, model: str | None = None, timeout_seconds: float = 5.0) -> ProbeAnswer:
@@ -89,13 +95,16 @@ def probe_release(url: str, release: Release, *, model: str | None = None, timeo
         timeout_seconds: how long to wait.
 
     Raises:
+        ReleaseError: its instructions cannot be read, which says nothing about the server.
         ServerError: see `probe`; or another release answered.
     """
     try:
         with release.instructions.open(encoding="utf-8") as stream:
             text = json.loads(stream.readline())["text"]
-    except (OSError, ValueError, KeyError):
-        raise ServerError(
+    except OSError as error:
+        raise ReleaseError(f"{release.instructions} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ReleaseError(
             f"{release.instructions} has no instruction to probe with; export the release again"
         ) from None
     model = model or release.manifest.domain

@@ -64,7 +64,7 @@ def _answers(layout: Layout, state: ServerState, one: Unfinished) -> bool:
     live, release = LiveRepository(layout.live).live_release(one.domain), _release(layout, one)
     if live is None or live.number != one.number or release is None:
         return False
-    with contextlib.suppress(ServerError):
+    with contextlib.suppress(ReleaseError, ServerError):
         probe_release(state.endpoints.grpc_url, release)
         return True
     return False
