@@ -2,8 +2,8 @@
 
 Triton 2.51 never restarts a Python stub that died, and does not notice one that hangs: every request that needs it
 fails or waits, while all readiness endpoints say READY. Three looks tell what happened: is the server's process there,
-has each loaded step a stub that runs, and does each domain answer a real instruction. A fourth only tells: can feedback
-be stored. A publish that was killed is brought to an end first.
+has each instance of a loaded step a stub that runs, and does each domain answer a real instruction. A fourth only
+tells: can feedback be stored. A publish that was killed is brought to an end first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,21 +51,26 @@ class StubPlace:
 
 @dataclass(frozen=True)
 class Stubs:
-    """The stubs of a server, by what they serve.
+    """The stubs of a server, by what they serve; each instance of a step has one.
 
     Attributes:
-        running: those that can answer.
+        running: how many can answer.
         stopped: processes that are there, but were stopped (SIGSTOP) and cannot answer.
     """
 
-    running: frozenset[StubPlace]
-    stopped: dict[StubPlace, psutil.Process]
+    running: Counter[StubPlace]
+    stopped: list[tuple[StubPlace, psutil.Process]]
+
+    def dead(self, needed: Mapping[StubPlace, int]) -> list[StubPlace]:
+        """Where there are fewer than needed, those that were stopped included."""
+        there = self.running + Counter(place for place, _ in self.stopped)
+        return sorted(place for place, count in needed.items() if there[place] < count)
 
 
 def find_stubs(layout: Layout) -> Stubs:
     """Look at the stubs of a server: each carries the path of its model on its command line."""
-    running: set[StubPlace] = set()
-    stopped: dict[StubPlace, psutil.Process] = {}
+    running: Counter[StubPlace] = Counter()
+    stopped: list[tuple[StubPlace, psutil.Process]] = []
     for process in process_tree.processes(layout.shared_memory_prefix):
         with contextlib.suppress(psutil.Error, ValueError):
             command = process.cmdline()
@@ -74,28 +80,41 @@ def find_stubs(layout: Layout) -> Stubs:
             place = StubPlace(model, int(version))
             status = process.status()
             if status in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}:
-                stopped[place] = process
+                stopped.append((place, process))
             elif status not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
-                running.add(place)
-    return Stubs(frozenset(running), stopped)
+                running[place] += 1
+    return Stubs(running, stopped)
 
 
-def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> frozenset[StubPlace]:
-    """The versions that Triton calls READY and that a Python stub should serve: all models but the ensembles.
+def loaded_steps(client: grpc.InferenceServerClient, layout: Layout) -> dict[StubPlace, int]:
+    """How many stubs should serve each version that Triton calls READY: of all models but the ensembles.
 
     Raises:
         InferenceServerException: the server does not answer.
     """
     ensembles = set(LiveRepository(layout.live).ensembles())
     models = client.get_model_repository_index(client_timeout=PROBE_TIMEOUT_SECONDS).models
-    return frozenset(
+    ready = [
         StubPlace(model.name, int(model.version))
         for model in models
         # What the live repository does not hold any more was taken out, and is about to be unloaded.
         if model.state == "READY"
         and model.name not in ensembles
         and (layout.live / model.name / model.version).is_dir()
-    )
+    ]
+    return {place: _instances(client, place) for place in ready}
+
+
+def _instances(client: grpc.InferenceServerClient, place: StubPlace) -> int:
+    """How many instances Triton made, by the config that it read: a variant of it, or one that was replaced since."""
+    try:
+        answer = client.get_model_config(place.model, str(place.version), client_timeout=PROBE_TIMEOUT_SECONDS)
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.DEADLINE_EXCEEDED":
+            raise
+        return 0  # unloaded since it was listed
+    # Triton has filled in what the file leaves out: the kind, and every GPU of a group, each with so many instances.
+    return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group)
 
 
 def reload_step(client: grpc.InferenceServerClient, layout: Layout, model: str, versions: Iterable[int]) -> None:
@@ -237,8 +256,7 @@ class Healer:
 
     def _mend_stubs(self, client: grpc.InferenceServerClient) -> list[str]:
         stubs = find_stubs(self.layout)
-        dead = sorted(loaded_steps(client, self.layout) - stubs.running - set(stubs.stopped))
-        if not dead and not stubs.stopped:
+        if not stubs.dead(loaded_steps(client, self.layout)) and not stubs.stopped:
             return []
         done: list[str] = []
         with self._at_work() as allowed:
@@ -246,9 +264,9 @@ class Healer:
                 return []
             # Somebody may have loaded or unloaded a step between the two looks.
             stubs = find_stubs(self.layout)
-            dead = sorted(loaded_steps(client, self.layout) - stubs.running - set(stubs.stopped))
-            process_tree.kill(stubs.stopped.values())
-            reasons = {**dict.fromkeys(dead, "is dead"), **dict.fromkeys(stubs.stopped, "hangs")}
+            dead = stubs.dead(loaded_steps(client, self.layout))
+            process_tree.kill(process for _, process in stubs.stopped)
+            reasons = {**dict.fromkeys(dead, "is dead"), **{place: "hangs" for place, _ in stubs.stopped}}
             for model, places in itertools.groupby(sorted(reasons), key=lambda place: place.model):
                 versions = [place.version for place in places]
                 began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,8 +70,8 @@ def healer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> healing.Healer:
     )
     state = ServerState(pid=1, identity="running", started="2026-01-01T00:00:00+00:00", endpoints=Endpoints())
     monkeypatch.setattr(healing.Server, "state", lambda _: state)
-    monkeypatch.setattr(healing, "find_stubs", lambda _: healing.Stubs(frozenset(), {}))
-    monkeypatch.setattr(healing, "loaded_steps", lambda *_: frozenset())
+    monkeypatch.setattr(healing, "find_stubs", lambda _: healing.Stubs(Counter(), []))
+    monkeypatch.setattr(healing, "loaded_steps", lambda *_: {})
     monkeypatch.setattr(healing, "count_answers", lambda *_: 7)
     monkeypatch.setattr(healing, "PROBE_TIMEOUT_SECONDS", 0.0)
     monkeypatch.setattr(healing, "BUSY_PAUSE_SECONDS", 0.0)
