@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import PublishError, ServerError
 from .live_repository import CONFIG_NAME, parse_config
-from .probe import ask
+from .probe import ask_patiently
 from .releases import Release
 
 WARM_UPS = 3
@@ -63,7 +63,7 @@ def answer_beforehand(client: grpc.InferenceServerClient, release: Release) -> N
     with candidate(client, release) as name:
         for text in sample_texts(release, WARM_UPS):
             try:
-                ask(client, name, text, timeout_seconds=TIMEOUT_SECONDS)
+                ask_patiently(client, name, text, timeout_seconds=TIMEOUT_SECONDS)
             except ServerError as error:
                 raise ServerError(f"{name} {error.message}") from None
 

@@ -17,6 +17,9 @@ from .errors import BusyError, LateError, ReleaseError, ServerError
 from .releases import Release
 from .steps.limits import QUEUE_FULL
 
+REFUSED_SECONDS = 5.0
+REFUSED_PAUSE_SECONDS = 0.05
+
 
 @dataclass(frozen=True)
 class ProbeAnswer:
@@ -77,6 +80,25 @@ def ask(client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_s
         raise ServerError("answered without items, or with scores that are not finite and descending")
     release = result.as_numpy("release").reshape(-1)[0].decode("utf-8")
     return ProbeAnswer(release=release, model_version=result.get_response().model_version, milliseconds=elapsed)
+
+
+def ask_patiently(
+    client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_seconds: float = 5.0
+) -> ProbeAnswer:
+    """As `ask`, for some seconds again and again where too many requests wait.
+
+    Raises:
+        BusyError: each one was refused.
+        ServerError: as `ask`.
+    """
+    deadline = time.monotonic() + REFUSED_SECONDS
+    while True:
+        try:
+            return ask(client, domain, text, timeout_seconds=timeout_seconds)
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(REFUSED_PAUSE_SECONDS)
 
 
 def _kind(error: InferenceServerException) -> type[ServerError]:

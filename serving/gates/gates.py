@@ -86,7 +86,7 @@ class Gates:
         with candidate(client, release) as name:
             found = compare_latency(url, domain, name, sample_texts(release, PAIRS), self._settings.latency_ratio)
         if found is None:
-            words = f"release {live.number} does not answer, so there is nothing to compare the time of an answer with"
+            words = f"release {live.number} answers too few requests to compare the time of an answer with"
             self._add(Finding("latency", True, words), release)
         else:
             self._add(Finding("latency", not found.is_over, str(found)), release)

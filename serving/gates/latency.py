@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from tritonclient import grpc
 
 from ..candidate import WARM_UPS
-from ..errors import ServerError
-from ..probe import ask
+from ..errors import BusyError, LateError, ServerError
+from ..probe import REFUSED_PAUSE_SECONDS, ask, ask_patiently
 
 PAIRS = 24
 LEVEL = 0.01
@@ -25,6 +25,8 @@ PATIENCE_SECONDS = 1.0
 """After so long no further pair is begun, if there are `FEWEST` already."""
 FEWEST = 8
 REQUEST_TIMEOUT_SECONDS = 5.0
+LEAVING_OUT_SECONDS = 6.0
+"""So long pairs are left out that the live release refuses or is late for: one that is late, or many refused."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def compare_latency(
 ) -> LatencyComparison | None:
     """Ask both ensembles in turns, one request at a time.
 
+    A pair that the live ensemble refuses or is late for, as a busy server may be, is left out.
+
     Args:
         url: of Triton's gRPC service.
         live: the ensemble that answers now.
@@ -91,30 +95,56 @@ def compare_latency(
         clock: seconds.
 
     Returns:
-        The comparison; None if the live ensemble does not answer, with which nothing can be compared.
+        The comparison; None if the live ensemble answers fewer than `FEWEST` pairs, with which nothing can be compared.
 
     Raises:
         ServerError: the candidate does not answer.
     """
-    times: dict[str, list[float]] = {live: [], candidate: []}
-    began = clock()
+    times: list[tuple[float, float]] = []
+    first = began = clock()
+    turn = -WARM_UPS
     with grpc.InferenceServerClient(url) as client:
-        for turn in range(-WARM_UPS, pairs):
-            if turn == 0:
+        while turn < pairs and not (turn >= FEWEST and clock() - began > PATIENCE_SECONDS):
+            try:
+                pair = _ask_both(client, live, candidate, texts[turn % len(texts)], live_first=bool(turn % 2))
+            except _LiveError as error:
+                if not error.may_pass or clock() - first > LEAVING_OUT_SECONDS:
+                    break
+                time.sleep(REFUSED_PAUSE_SECONDS)
+                continue
+            turn += 1
+            if turn > 0:
+                times.append(pair)
+            else:
                 began = clock()
-            if turn >= FEWEST and clock() - began > PATIENCE_SECONDS:
-                break
-            text = texts[turn % len(texts)]
-            for model in (live, candidate) if turn % 2 else (candidate, live):
-                try:
-                    answer = ask(client, model, text, timeout_seconds=REQUEST_TIMEOUT_SECONDS)
-                except ServerError as error:
-                    if model == live:
-                        return None
-                    raise ServerError(f"{model} {error.message}") from None
-                if turn >= 0:
-                    times[model].append(answer.milliseconds)
-    return LatencyComparison(tuple(times[live]), tuple(times[candidate]), budget)
+    if len(times) < min(FEWEST, pairs):
+        return None
+    return LatencyComparison(tuple(one for one, _ in times), tuple(other for _, other in times), budget)
+
+
+class _LiveError(Exception):
+    """The live ensemble did not answer; `may_pass` says whether it may the next time."""
+
+    def __init__(self, error: ServerError) -> None:
+        self.may_pass = isinstance(error, BusyError | LateError)
+
+
+def _ask_both(
+    client: grpc.InferenceServerClient, live: str, candidate: str, text: str, *, live_first: bool
+) -> tuple[float, float]:
+    """The milliseconds of both ensembles' answers to one instruction."""
+    milliseconds = {}
+    for model in (live, candidate) if live_first else (candidate, live):
+        try:
+            answer = (ask if model == live else ask_patiently)(
+                client, model, text, timeout_seconds=REQUEST_TIMEOUT_SECONDS
+            )
+        except ServerError as error:
+            if model == live:
+                raise _LiveError(error) from None
+            raise ServerError(f"{model} {error.message}") from None
+        milliseconds[model] = answer.milliseconds
+    return milliseconds[live], milliseconds[candidate]
 
 
 def _chance(successes: int, trials: int) -> float:

@@ -57,16 +57,17 @@ class MetricComparison:
 
 
 class NotComparableError(Exception):
-    """The two releases share too few test instructions."""
+    """The two releases share too few test instructions, or too few results of a metric."""
 
 
 def compare_task(
     live: TaskResults | None, candidate: TaskResults | None, settings: GateSettings
 ) -> list[MetricComparison]:
-    """Compare two releases by every metric that both have.
+    """Compare two releases by every metric that the live one has on enough instructions.
 
     Raises:
-        NotComparableError: one has no results, or they share too few instructions; the message says so.
+        NotComparableError: one has no results, or they share too few instructions of such a metric; the message says
+            so.
     """
     if live is None or candidate is None:
         lacking = "the live release" if live is None else "the new one"
@@ -79,6 +80,11 @@ def compare_task(
         shared = max(shared, len(keys))
         if len(keys) >= settings.min_instructions:
             found.append(_compare(metric, [before[key] for key in keys], [after[key] for key in keys], margin))
+        elif len(before) >= settings.min_instructions:  # or a release would pass by results that it leaves out
+            raise NotComparableError(
+                f"of {metric} the two share {len(keys)} test instructions, {settings.min_instructions} are needed "
+                f"(live {len(before)}, new {len(after)})"
+            )
     if not found:
         raise NotComparableError(
             f"the two share {shared} test instructions, {settings.min_instructions} are needed "

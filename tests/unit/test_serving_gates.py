@@ -85,6 +85,20 @@ def test_only_instructions_that_both_were_tested_on_count() -> None:
         compare_task(live, None, ALL)
 
 
+def test_no_release_passes_by_leaving_a_metric_out() -> None:
+    keys = [instruction_key(str(row), "words", "label") for row in range(200)]
+    right, low, nothing = np.ones(200), np.full(200, 0.5), np.full(200, np.nan)
+    live = TaskResults.of(keys, {"top-1 label accuracy": right, "NDCG@10": low})
+    for known in (0, 49):
+        ranking = np.concatenate([np.zeros(known), nothing[known:]])
+        newer = TaskResults.of(keys, {"top-1 label accuracy": right, "NDCG@10": ranking})
+        with pytest.raises(NotComparableError, match=f"of NDCG@10 the two share {known} test instructions, 50 are"):
+            compare_task(live, newer, ALL)
+    few = TaskResults.of(keys, {"top-1 label accuracy": right, "NDCG@10": np.concatenate([low[:49], nothing[49:]])})
+    assert [one.metric for one in compare_task(few, newer, ALL)] == ["top-1 label accuracy"]
+    assert len(compare_task(few, live, ALL)) == 1, "the live release has too few results to be held against"
+
+
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.text(max_size=3), st.one_of(st.none(), st.floats(0, 1))), max_size=30),
