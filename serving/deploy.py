@@ -177,20 +177,22 @@ def _start(
     server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
 ) -> Deployment:
     domain = release.manifest.domain
+    live, before = repository.live_release(domain), repository.ensemble_config(domain)
     try:
         repository.stage(release, variants=with_engine)
-        before = repository.switch(release)
+        repository.switch(release)
+        domains = repository.domains()
+        try:
+            state = server.start(endpoints, domains)
+            server.wait_until_ready(state, domains)
+            answer = _first_answer(state, release)
+        except BaseException:
+            server.stop(drain_seconds=1)
+            raise
     except BaseException:
-        _discard(repository, release)
-        raise
-    domains = repository.domains()
-    try:
-        state = server.start(endpoints, domains)
-        server.wait_until_ready(state, domains)
-        answer = _first_answer(state, release)
-    except BaseException:
-        server.stop(drain_seconds=1)
-        repository.restore(domain, before)
+        if _switched(repository, domain, live):
+            with contextlib.suppress(PublishError):
+                repository.restore(domain, before)
         _discard(repository, release)
         raise
     load_canaries(repository, state.endpoints.grpc_url)
@@ -206,7 +208,7 @@ def _publish(
     gates: Gates | None,
 ) -> Deployment:
     domain, url = release.manifest.domain, state.endpoints.grpc_url
-    live = repository.live_release(domain)
+    live, before = repository.live_release(domain), repository.ensemble_config(domain)
     try:
         changed = repository.stage(release, variants=with_engine)
     except BaseException:
@@ -219,19 +221,18 @@ def _publish(
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     log_start = server.log_size()
     with grpc.InferenceServerClient(url) as client:
-        before, switched = None, False
         try:
             load_steps(client, server, release, changed, log_start)
             if gates is not None and live is not None:
                 before_it = Release(server.layout.releases(domain) / str(live.number))
                 gates.check_answers(client, url, release, before_it)
             began = time.monotonic()
-            before, switched = repository.switch(release), True
+            repository.switch(release)
             _load(client, domain)
             answer = _first_answer(state, release)
             seconds = time.monotonic() - began
         except BaseException as error:
-            if switched:
+            if _switched(repository, domain, live):
                 _go_back(client, repository, domain, before)
             _discard(repository, release)
             if isinstance(error, GateError):
@@ -269,6 +270,14 @@ def load_steps(
             raise PublishError(f"{step.model} version {step.version} does not get ready: {reason}")
     if loaded:
         answer_beforehand(client, release)
+
+
+def _switched(repository: LiveRepository, domain: str, live: LiveRelease | None) -> bool:
+    """Whether a domain pins something else than before, also where the switch was cut off after its rename."""
+    try:
+        return repository.live_release(domain) != live
+    except (OSError, PublishError):
+        return True  # it cannot be read: putting the config before back is safe in either case
 
 
 def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, domain: str, before: str | None) -> None:

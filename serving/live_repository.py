@@ -114,6 +114,16 @@ class LiveRepository:
         versions = {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
         return LiveRelease(number=config.version_policy.specific.versions[0], versions=versions)
 
+    def ensemble_config(self, domain: str) -> str | None:
+        """A domain's ensemble's config, for `restore`; None if there is none.
+
+        Raises:
+            PublishError: it cannot be read.
+        """
+        path = self.folder / domain / CONFIG_NAME
+        with self._writing():
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+
     def _pinned(self) -> dict[str, set[int]]:
         """The versions that live ensembles need, by model: domains may share a step, and canaries have some too."""
         pinned: dict[str, set[int]] = {}
@@ -251,26 +261,25 @@ class LiveRepository:
         write_atomically(path, content)
         return True
 
-    def switch(self, release: Release) -> str | None:
+    def switch(self, release: Release) -> None:
         """Re-point the domain's ensemble to a staged release, in one step.
 
-        Returns:
-            The ensemble's config before, for `restore`; None if the domain had none.
-
         Raises:
-            PublishError: the config cannot be written; the one before is still there.
+            PublishError: the config cannot be written; `live_release` says which one is there.
         """
         domain = release.manifest.domain
         path = self.folder / domain / CONFIG_NAME
-        before = path.read_text(encoding="utf-8") if path.is_file() else None
         config = parse_config(release.model_file(domain, CONFIG_NAME).decode())
         config.version_policy.specific.versions.append(release.number)
         with self._writing():
             self._replace_if_changed(path, format_config(config).encode())
-        return before
 
     def restore(self, domain: str, config: str | None) -> None:
         """Undo `switch`.
+
+        Args:
+            domain: which was switched.
+            config: its `ensemble_config` from before.
 
         Raises:
             PublishError: the config cannot be written.
@@ -288,11 +297,13 @@ class LiveRepository:
     def discard(self, release: Release) -> None:
         """Take out a staged release that failed, so that a server started later does not stumble over it.
 
+        Where the switch to it could not be undone, its mark stays, so that the next command does that.
+
         Raises:
             PublishError: the folder cannot be written.
         """
-        pinned = self._pinned()
         with self._writing():
+            pinned = self._pinned()
             for step in release.manifest.steps.values():
                 needed = pinned.get(step.model, set())
                 path = self.folder / step.model / CONFIG_NAME
@@ -307,7 +318,9 @@ class LiveRepository:
                     else:
                         each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
-            self.marks.remove(release.manifest.domain, release.number)
+            live = self.live_release(release.manifest.domain)
+            if live is None or live.number != release.number:
+                self.marks.remove(release.manifest.domain, release.number)
 
     def retire(self, domain: str, keep: Iterable[LiveRelease], *, others: Iterable[LiveRelease] = ()) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.

@@ -50,7 +50,8 @@ def test_staging_changes_nothing_that_answers(repository, releases):
     assert repository.stage(releases[1]) == ["shop_encoder", "shop_topk"]
     assert repository.live_release("shop") is None
     assert repository.domains() == []
-    assert repository.switch(releases[1]) is None
+    assert repository.ensemble_config("shop") is None
+    repository.switch(releases[1])
     assert repository.domains() == ["shop"]
     config = (repository.folder / "shop" / "config.pbtxt").read_bytes()
     assert repository.stage(releases[2]) == ["shop_topk"]
@@ -106,7 +107,8 @@ def test_publishing_again_changes_nothing(repository, releases):
 def test_switch_can_be_undone(repository, releases):
     publish(repository, releases[1])
     repository.stage(releases[2])
-    before = repository.switch(releases[2])
+    before = repository.ensemble_config("shop")
+    repository.switch(releases[2])
     repository.restore("shop", before)
     assert check_whole(repository, releases) == 1
     repository.restore("shop", None)

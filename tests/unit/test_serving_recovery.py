@@ -128,7 +128,8 @@ def test_going_back_needs_no_room_on_the_disk(layout, monkeypatch):
     config = repository.folder / "shop" / "config.pbtxt"
     age = config.stat().st_mtime_ns
     repository.stage(releases[3])
-    before = repository.switch(releases[3])
+    before = repository.ensemble_config("shop")
+    repository.switch(releases[3])
     with monkeypatch.context() as patch:
         patch.setattr("serving.live_repository.write_atomically", full)
         patch.setattr("serving.unfinished.write_atomically", full)
