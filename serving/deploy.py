@@ -178,6 +178,7 @@ def _start(
 ) -> Deployment:
     domain = release.manifest.domain
     live, before = repository.live_release(domain), repository.ensemble_config(domain)
+    remembered = server.remembered()
     try:
         repository.stage(release, variants=with_engine)
         repository.switch(release)
@@ -187,7 +188,7 @@ def _start(
             server.wait_until_ready(state, domains)
             answer = _first_answer(state, release)
         except BaseException:
-            server.stop(drain_seconds=1)
+            server.undo_start(remembered)
             raise
     except BaseException:
         if _switched(repository, domain, live):

@@ -84,11 +84,15 @@ class Server:
 
     def state(self) -> ServerState | None:
         """The running server's state, or None if none runs."""
+        state = self.remembered()
+        return state if state is not None and process_tree.identity(state.pid) == state.identity else None
+
+    def remembered(self) -> ServerState | None:
+        """What is written down of the server that was started last, also if it died since; None if it was stopped."""
         try:
-            state = ServerState.model_validate_json(self.layout.server_state.read_bytes())
+            return ServerState.model_validate_json(self.layout.server_state.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
-        return state if process_tree.identity(state.pid) == state.identity else None
 
     def start(self, endpoints: Endpoints, domains: list[str]) -> ServerState:
         """Start the server in a process group of its own; it outlives this command.
@@ -123,16 +127,32 @@ class Server:
             started=now(),
             endpoints=endpoints,
         )
-        self._write_state(state.model_dump_json(indent=1).encode() + b"\n")
+        self._write_state(state)
         return state
 
-    def _write_state(self, content: bytes) -> None:
+    def undo_start(self, before: ServerState | None) -> None:
+        """Stop a server that was started in vain.
+
+        A watcher goes on to mend the server of before, if that one died and was not stopped.
+
+        Args:
+            before: what was `remembered` before the start.
+
+        Raises:
+            ServerError: a process cannot be killed.
+        """
+        self.stop(drain_seconds=1, forget=before is None)
+        if before is not None and before != self.remembered():
+            with contextlib.suppress(PreflightError):  # on a full disk the watcher starts it where it was tried last
+                self._write_state(before)
+
+    def _write_state(self, state: ServerState) -> None:
         """Write down what was started; where the disk is full, over what was written of the server before.
 
         Raises:
             PreflightError: it cannot be written, so the server was killed again: nobody would know of it.
         """
-        path = self.layout.server_state
+        path, content = self.layout.server_state, state.model_dump_json(indent=1).encode() + b"\n"
         try:
             write_atomically(path, content)
         except OSError as full:

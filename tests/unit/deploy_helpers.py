@@ -49,7 +49,7 @@ class Shop:
         )
         monkeypatch.setattr(grpc, "InferenceServerClient", lambda _: nullcontext(client))
         monkeypatch.setattr(Server, "start", lambda _, endpoints, __: self.say_it_runs(endpoints))
-        monkeypatch.setattr(Server, "stop", lambda _, **options: self.crash(**options))
+        monkeypatch.setattr(Server, "stop", lambda _, forget=True, **__: self.crash(forget=forget))
         for name in ("wait_until_up", "wait_until_ready"):
             monkeypatch.setattr(Server, name, lambda *_: None)
         for module in (deploying, recovery):
@@ -68,7 +68,7 @@ class Shop:
         self.layout.server_state.write_text(state.model_dump_json())
         return state
 
-    def crash(self, *, forget: bool = False, **_: Any) -> None:
+    def crash(self, *, forget: bool = False) -> None:
         """The server is gone; with `forget` it was meant to go."""
         state = self.server.state()
         if state is not None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy_helpers import Shop
+from deploy_helpers import ENDPOINTS, Shop
 
 from serving import files
+from serving.deploy import deploy
+from serving.embedded import Endpoints
 from serving.errors import PublishError, ServerError
 from serving.layout import Layout
 from serving.recovery import recover
+from serving.server import ServerState
 
 
 @pytest.fixture
@@ -121,3 +124,27 @@ def test_a_release_that_does_not_answer_is_taken_back(shop: Shop) -> None:
     with pytest.raises(ServerError, match="release 2 does not answer"):
         shop.deploy(2)
     assert (shop.live(), shop.repository.marks.all()) == (1, [])
+
+
+def test_a_deploy_that_fails_while_the_server_is_down_leaves_it_to_the_watcher(shop: Shop) -> None:
+    shop.deploy(1)
+    shop.crash()
+    known = shop.layout.server_state.read_text()
+    shop.broken = {2}
+    elsewhere = Endpoints(grpc_port=8801)
+    for endpoints in (ENDPOINTS, elsewhere):
+        with pytest.raises(ServerError, match="release 2 does not answer"):
+            deploy(shop.layout, shop.releases[2], endpoints, gates=None)
+        assert shop.server.state() is None
+        assert ServerState.model_validate_json(shop.layout.server_state.read_text()) == (
+            ServerState.model_validate_json(known)
+        ), "it is started where it listened"
+    shop.broken.clear()
+    assert deploy(shop.layout, shop.releases[2], elsewhere, gates=None).endpoints == elsewhere
+
+
+def test_a_first_start_that_fails_leaves_nothing_to_watch(shop: Shop) -> None:
+    shop.broken = {1}
+    with pytest.raises(ServerError):
+        shop.deploy(1)
+    assert not shop.layout.server_state.exists()
