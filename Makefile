@@ -150,7 +150,7 @@ canary-drop: setup  ## Take the canary down: the live release answers everybody 
 	@$(PY) -m serving canary drop --domain $(DOMAIN) --var $(VAR)
 
 rollback: setup  ## Let the release before answer again (or TO=n)
-	@$(PY) -m serving rollback --domain $(DOMAIN) --var $(VAR) $(if $(TO),--to $(TO))
+	@$(PY) -m serving rollback --domain $(DOMAIN) --var $(VAR) $(if $(TO),--to $(TO)) $(if $(filter no,$(WATCH)),--no-watch)
 
 releases: setup  ## List the domain's releases: when, what changed, metrics, which one answers
 	@$(PY) -m serving releases --domain $(DOMAIN) --var $(VAR)

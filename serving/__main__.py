@@ -23,7 +23,7 @@ from .gates.gates import Gates, summary
 from .gates.settings import read_settings
 from .layout import Layout
 from .live_repository import LiveRepository
-from .options import config_option, domain_option, overrides_argument, var_option
+from .options import config_option, domain_option, overrides_argument, var_option, watch_option
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
@@ -56,9 +56,7 @@ for command in (rollback, releases, diff, canary):
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True)
 @config_option
 @click.option("--force", is_flag=True, help="Publish the release though it does not pass a gate.")
-@click.option(
-    "--watch/--no-watch", "watched", default=True, show_default=True, help="Have a watcher look after the server."
-)
+@watch_option
 @overrides_argument
 def deploy(
     var: Path,

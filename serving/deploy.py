@@ -23,7 +23,7 @@ from .live_repository import LiveRelease, LiveRepository
 from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
-from .server import Server, ServerState
+from .server import MENDING_SECONDS, Server, ServerState
 
 PROBE_PATIENCE_SECONDS = 10.0
 
@@ -81,53 +81,65 @@ def deploy(
     server = Server(layout)
     with server.lock(patience_seconds=patience_seconds):
         recover(layout)
-        release.manifest.verify(release.path)
-        warning = engine_warning(release)
-        repository = LiveRepository(layout.live)
-        before = repository.live_release(release.manifest.domain)
-        is_new = before is None or before.number != release.number
-        gates = gates if is_new else None
-        live = Release(layout.releases(release.manifest.domain) / str(before.number)) if before else None
-        if gates is not None:
-            try:
-                gates.check_files(release, live)
-            except GateError as error:
-                raise GateError(f"{error.message}; nothing was changed") from None
-        deployment = _deploy(server, repository, release, endpoints, warning is None, gates)
-        forced = gates.failed if gates is not None else forced
-        if is_new:
-            journal = Journal(layout.journal(release.manifest.domain))
-            journal.write(release.number, before.number if before else None, verb, forced)
-        repository.confirm(release.manifest.domain)
-        leave_to_live(repository, release.manifest.domain, release.number, deployment.endpoints.grpc_url)
-        if deployment.action != "unchanged":
-            _retire(server, repository, release.manifest.domain, before)
-        return replace(deployment, warning=warning, forced=forced)
+        return _make_live(server, release, endpoints, gates, verb, forced)
 
 
 def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
     """Let an earlier release of a domain answer again; without a number the one that answered before the live one.
+
+    If no server runs, as when the live release has crashed it, one is started where it listened last. The watcher is
+    waited for, should it be mending.
 
     Raises:
         ReleaseError: there is no such release, or the journal does not know what answered before.
         ServingError: as `deploy`.
     """
     server = Server(layout)
-    with server.lock():
+    with server.lock(patience_seconds=MENDING_SECONDS):
         recover(layout)
-    live = LiveRepository(layout.live).live_release(domain)
-    state = server.state()
-    if live is None or state is None:
-        raise ServerError(f"no release of {domain} is live in {layout.var}, there is nothing to roll back")
-    if number is None:
-        number = Journal(layout.journal(domain)).live_before(live.number)
+        live = LiveRepository(layout.live).live_release(domain)
+        if live is None:
+            raise ServerError(f"no release of {domain} is live in {layout.var}, there is nothing to roll back")
         if number is None:
-            raise ReleaseError(
-                f"nothing is known to have answered before release {live.number} of {domain}; "
-                "name a release: make rollback TO=<number> (`make releases` lists them)"
-            )
-    release = ReleaseStore(layout.releases(domain)).open(number)
-    return deploy(layout, release, state.endpoints, gates=None, verb="rollback")
+            number = Journal(layout.journal(domain)).live_before(live.number)
+            if number is None:
+                raise ReleaseError(
+                    f"nothing is known to have answered before release {live.number} of {domain}; "
+                    "name a release: make rollback TO=<number> (`make releases` lists them)"
+                )
+        release = ReleaseStore(layout.releases(domain)).open(number)
+        known = server.remembered()
+        endpoints = known.endpoints if known is not None else Endpoints()
+        return _make_live(server, release, endpoints, gates=None, verb="rollback", forced=())
+
+
+def _make_live(
+    server: Server, release: Release, endpoints: Endpoints, gates: Gates | None, verb: str, forced: tuple[str, ...]
+) -> Deployment:
+    """What `deploy` does; the caller holds the server's lock and has ended what was killed."""
+    layout = server.layout
+    release.manifest.verify(release.path)
+    warning = engine_warning(release)
+    repository = LiveRepository(layout.live)
+    before = repository.live_release(release.manifest.domain)
+    is_new = before is None or before.number != release.number
+    gates = gates if is_new else None
+    live = Release(layout.releases(release.manifest.domain) / str(before.number)) if before else None
+    if gates is not None:
+        try:
+            gates.check_files(release, live)
+        except GateError as error:
+            raise GateError(f"{error.message}; nothing was changed") from None
+    deployment = _deploy(server, repository, release, endpoints, warning is None, gates)
+    forced = gates.failed if gates is not None else forced
+    if is_new:
+        journal = Journal(layout.journal(release.manifest.domain))
+        journal.write(release.number, before.number if before else None, verb, forced)
+    repository.confirm(release.manifest.domain)
+    leave_to_live(repository, release.manifest.domain, release.number, deployment.endpoints.grpc_url)
+    if deployment.action != "unchanged":
+        _retire(server, repository, release.manifest.domain, before)
+    return replace(deployment, warning=warning, forced=forced)
 
 
 def _deploy(
@@ -182,6 +194,8 @@ def _start(
     try:
         repository.stage(release, variants=with_engine)
         repository.switch(release)
+        if live is not None and remembered is not None:
+            repository.unlist(live)  # the server died, maybe of what this release alone needs
         domains = repository.domains()
         try:
             state = server.start(endpoints, domains)

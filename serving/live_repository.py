@@ -274,8 +274,27 @@ class LiveRepository:
         with self._writing():
             self._replace_if_changed(path, format_config(config).encode())
 
+    def unlist(self, release: LiveRelease) -> None:
+        """Have a server that starts next pass over what only a release needs that was switched away from.
+
+        Raises:
+            PublishError: the folder cannot be written.
+        """
+        with self._writing():
+            pinned = self._pinned()
+            for model, version in release.versions.items():
+                if model in pinned and version not in pinned[model]:
+                    self._list(model, self._listed(model) - {version})
+
+    def _list(self, model: str, versions: set[int]) -> None:
+        """Have Triton load these versions of a step."""
+        for path in (self.folder / model / CONFIG_NAME, *(self.folder / model / VARIANTS_FOLDER).glob("*.pbtxt")):
+            config = read_config(path)
+            config.version_policy.specific.versions[:] = sorted(versions)
+            self._replace_if_changed(path, format_config(config).encode())
+
     def restore(self, domain: str, config: str | None) -> None:
-        """Undo `switch`.
+        """Undo `switch`, and an `unlist` after it.
 
         Args:
             domain: which was switched.
@@ -286,6 +305,10 @@ class LiveRepository:
         """
         path = self.folder / domain / CONFIG_NAME
         with self._writing():
+            # First, so that what is pinned is listed at every instant.
+            for step in parse_config(config or "").ensemble_scheduling.step:
+                if step.model_version not in (listed := self._listed(step.model_name)):
+                    self._list(step.model_name, listed | {step.model_version})
             kept = next((one for one in self.marks.find(domain) if config is not None and one.before == config), None)
             if kept is not None:
                 kept.put_back(path)
@@ -309,13 +332,10 @@ class LiveRepository:
                 path = self.folder / step.model / CONFIG_NAME
                 if step.version in needed or not path.is_file():
                     continue
-                left = sorted(self._listed(step.model) - {step.version})
-                for each in (path, *(path.parent / VARIANTS_FOLDER).glob("*.pbtxt")):
-                    if needed:
-                        config = read_config(each)
-                        config.version_policy.specific.versions[:] = left
-                        write_atomically(each, format_config(config).encode())
-                    else:
+                if needed:
+                    self._list(step.model, self._listed(step.model) - {step.version})
+                else:
+                    for each in (path, *(path.parent / VARIANTS_FOLDER).glob("*.pbtxt")):
                         each.unlink()
                 self._retire_folder(self.folder / step.model / str(step.version))
             live = self.live_release(release.manifest.domain)

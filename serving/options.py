@@ -12,6 +12,9 @@ var_option = click.option(
     help="Where all that is produced lies.",
 )
 domain_option = click.option("--domain", default="ecommerce", show_default=True)
+watch_option = click.option(
+    "--watch/--no-watch", "watched", default=True, show_default=True, help="Have a watcher look after the server."
+)
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),

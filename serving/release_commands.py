@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from . import watcher
 from .canary.journal import CanaryEvent, CanaryJournal
 from .comparison import changed_steps, compare
 from .deploy import roll_back
@@ -17,7 +18,7 @@ from .errors import ReleaseError
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRepository
-from .options import domain_option, var_option
+from .options import domain_option, var_option, watch_option
 from .releases import Release, ReleaseStore
 from .server import Server
 
@@ -28,11 +29,17 @@ SHOWN_METRICS = (("top-1", "labels", "top1_accuracy"), ("NDCG@10", "ranking", "n
 @var_option
 @domain_option
 @click.option("--to", "number", type=int, help="The release to go back to; the one that answered before if left out.")
-def rollback(var: Path, domain: str, number: int | None) -> None:
-    """Let an earlier release answer again."""
+@watch_option
+def rollback(var: Path, domain: str, number: int | None, watched: bool) -> None:
+    """Let an earlier release answer again; start the server if none runs."""
     deployment = roll_back(Layout(var), domain, number)
-    took = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds * 1_000:.0f} ms"
+    started = deployment.action == "started"
+    took = f", server started at {deployment.endpoints.grpc_url}" if started else ""
+    if deployment.switch_seconds is not None:
+        took = f", switched in {deployment.switch_seconds * 1_000:.0f} ms"
     click.echo(f"{domain}: release {deployment.answer.release} answers again{took}")
+    if started and watched:
+        watcher.start(Layout(var))
 
 
 @click.command()

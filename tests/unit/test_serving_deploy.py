@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deploy_helpers import ENDPOINTS, Shop
+from live_repository_helpers import listed
 
 from serving import files
-from serving.deploy import deploy
+from serving.deploy import deploy, roll_back
 from serving.embedded import Endpoints
-from serving.errors import PublishError, ServerError
+from serving.errors import PublishError, ReleaseError, ServerError
+from serving.journal import Journal
 from serving.layout import Layout
 from serving.recovery import recover
 from serving.server import ServerState
@@ -148,3 +153,75 @@ def test_a_first_start_that_fails_leaves_nothing_to_watch(shop: Shop) -> None:
     with pytest.raises(ServerError):
         shop.deploy(1)
     assert not shop.layout.server_state.exists()
+
+
+def test_a_release_that_crashed_the_server_is_rolled_back(shop: Shop) -> None:
+    elsewhere = Endpoints(grpc_port=8801)
+    for number in (1, 3):
+        deploy(shop.layout, shop.releases[number], elsewhere, gates=None)
+    shop.crash()
+    done = roll_back(shop.layout, "shop")
+    assert (done.action, done.answer.release, done.endpoints) == ("started", "1", elsewhere)
+    assert shop.live() == 1
+    for step in ("encoder", "topk"):
+        assert listed(shop.repository, f"shop_{step}") == [1], "what crashed the server is not loaded again"
+    last = shop.journal()[-1]
+    assert (last.release, last.before, last.verb) == (1, 3, "rollback")
+    assert roll_back(shop.layout, "shop", 3).action == "published"
+    assert shop.live() == 3
+
+
+def test_a_rollback_that_fails_leaves_the_release_of_before_whole(shop: Shop) -> None:
+    for number in (1, 3):
+        shop.deploy(number)
+    shop.crash()
+    shop.broken = {1}
+    with pytest.raises(ServerError, match="release 1 does not answer"):
+        roll_back(shop.layout, "shop")
+    assert shop.live() == 3
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_rollback_that_is_killed_leaves_the_release_of_before_whole(shop: Shop, gone: bool) -> None:
+    """Also where the release that it went to was removed meanwhile."""
+    for number in (1, 3):
+        shop.deploy(number)
+    live = shop.repository.live_release("shop")
+    assert live is not None
+    shop.crash()
+    shop.repository.stage(shop.releases[1])
+    shop.repository.switch(shop.releases[1])
+    shop.repository.unlist(live)
+    if gone:
+        shutil.rmtree(shop.releases[1].path)
+    assert recover(shop.layout) == ["the publish of shop release 1 was killed: taken back"]
+    assert shop.live() == 3
+
+
+def test_a_rollback_after_a_stop_starts_the_server_where_it_listens_unless_told(shop: Shop) -> None:
+    for number in (1, 3):
+        shop.deploy(number)
+    shop.crash(forget=True)
+    assert roll_back(shop.layout, "shop").endpoints == Endpoints()
+    assert listed(shop.repository, "shop_topk") == [1, 3], "nothing crashed, so it is one step away"
+
+
+def test_a_rollback_needs_a_live_release_and_one_before(shop: Shop) -> None:
+    with pytest.raises(ServerError, match="there is nothing to roll back"):
+        roll_back(shop.layout, "shop")
+    shop.deploy(1)
+    with pytest.raises(ReleaseError, match="nothing is known to have answered before release 1"):
+        roll_back(shop.layout, "shop")
+
+
+def test_a_rollback_waits_for_the_watcher_and_chooses_after_it(shop: Shop) -> None:
+    """Whoever held the lock may have changed what is live."""
+    for number in (1, 2):
+        shop.deploy(number)
+    with ThreadPoolExecutor(1) as pool:
+        with shop.server.lock():
+            done = pool.submit(roll_back, shop.layout, "shop")
+            time.sleep(0.2)
+            assert not done.done()
+            Journal(shop.layout.journal("shop")).write(2, 3, "deploy")
+        assert done.result(60).answer.release == "3"
