@@ -121,5 +121,7 @@ class Follower:
             verb="follow",
             patience_seconds=MENDING_SECONDS,  # nobody is there to try again
         )
+        for warning in deployment.warnings:
+            logger.warning("%s", warning)
         seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
         logger.info("release %s answers%s", deployment.answer.release, seconds)

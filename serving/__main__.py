@@ -74,8 +74,8 @@ def deploy(
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
     gates = Gates(read_settings(config, overrides).gates, force=force)
     deployment = make_live(Layout(var), release, Endpoints(**endpoints), gates=gates)
-    if deployment.warning:
-        click.echo(f"Warning: {deployment.warning}", err=True)
+    for warning in deployment.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     for line in summary(gates.findings):
         click.echo(f"  {line}")
     forced = f", FORCED past {', '.join(deployment.forced)}" if deployment.forced else ""

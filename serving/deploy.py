@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tritonclient import grpc
@@ -24,6 +25,7 @@ from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
 from .server import MENDING_SECONDS, Server, ServerState
+from .unfinished import Intent
 
 PROBE_PATIENCE_SECONDS = 10.0
 
@@ -38,7 +40,8 @@ class Deployment:
         answer: the release's first real answer.
         switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
             server had to be switched.
-        warning: why the release's engine is not used, if it has one and it does not belong on this machine.
+        warnings: why the release's engine is not used, if it has one and it does not belong on this machine; and what
+            else could not be done once the release was live.
         forced: the gates that the release did not pass and was let through all the same.
     """
 
@@ -46,8 +49,27 @@ class Deployment:
     endpoints: Endpoints
     answer: ProbeAnswer
     switch_seconds: float | None = None
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to go live, what it has to pass, and on whose word.
+
+    Attributes:
+        forced_before: the gates that it was let through before, as a canary.
+    """
+
+    release: Release
+    gates: Gates | None
+    verb: str
+    forced_before: tuple[str, ...] = ()
+
+    @property
+    def intent(self) -> Intent:
+        """What the journal is to say, by what the gates have found so far."""
+        return Intent(verb=self.verb, forced=self.gates.failed if self.gates is not None else self.forced_before)
 
 
 def deploy(
@@ -81,7 +103,7 @@ def deploy(
     server = Server(layout)
     with server.lock(patience_seconds=patience_seconds):
         recover(layout)
-        return _make_live(server, release, endpoints, gates, verb, forced)
+        return _make_live(server, _Order(release, gates, verb, forced), endpoints)
 
 
 def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deployment:
@@ -110,45 +132,53 @@ def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deploym
         release = ReleaseStore(layout.releases(domain)).open(number)
         known = server.remembered()
         endpoints = known.endpoints if known is not None else Endpoints()
-        return _make_live(server, release, endpoints, gates=None, verb="rollback", forced=())
+        return _make_live(server, _Order(release, None, "rollback"), endpoints)
 
 
-def _make_live(
-    server: Server, release: Release, endpoints: Endpoints, gates: Gates | None, verb: str, forced: tuple[str, ...]
-) -> Deployment:
+def _make_live(server: Server, order: _Order, endpoints: Endpoints) -> Deployment:
     """What `deploy` does; the caller holds the server's lock and has ended what was killed."""
-    layout = server.layout
+    layout, release = server.layout, order.release
     release.manifest.verify(release.path)
-    warning = engine_warning(release)
+    domain, warning = release.manifest.domain, engine_warning(release)
+    warnings = [warning] if warning else []
     repository = LiveRepository(layout.live)
-    before = repository.live_release(release.manifest.domain)
+    before = repository.live_release(domain)
     is_new = before is None or before.number != release.number
-    gates = gates if is_new else None
-    live = Release(layout.releases(release.manifest.domain) / str(before.number)) if before else None
-    if gates is not None:
+    if not is_new:
+        order = replace(order, gates=None)
+    live = Release(layout.releases(domain) / str(before.number)) if before else None
+    if order.gates is not None:
         try:
-            gates.check_files(release, live)
+            order.gates.check_files(release, live)
         except GateError as error:
             raise GateError(f"{error.message}; nothing was changed") from None
-    deployment = _deploy(server, repository, release, endpoints, warning is None, gates)
-    forced = gates.failed if gates is not None else forced
+    deployment = _deploy(server, repository, order, endpoints, warning is None)
+    url, intent = deployment.endpoints.grpc_url, order.intent
     if is_new:
-        journal = Journal(layout.journal(release.manifest.domain))
-        journal.write(release.number, before.number if before else None, verb, forced)
-    repository.confirm(release.manifest.domain)
-    leave_to_live(repository, release.manifest.domain, release.number, deployment.endpoints.grpc_url)
+        journal = Journal(layout.journal(domain))
+        journal.write(release.number, before.number if before else None, intent.verb, intent.forced)
+    repository.confirm(domain)
+    with _warned(warnings):
+        leave_to_live(repository, domain, release.number, url)
+    if deployment.action != "started":  # else it came up with the server
+        with _warned(warnings):
+            publish_feedback(layout, url)
     if deployment.action != "unchanged":
-        _retire(server, repository, release.manifest.domain, before)
-    return replace(deployment, warning=warning, forced=forced)
+        _retire(server, repository, domain, before)
+    return replace(deployment, warnings=tuple(warnings), forced=intent.forced)
+
+
+@contextlib.contextmanager
+def _warned(warnings: list[str]) -> Iterator[None]:
+    """Only say what fails: the release is live and in the journal, so its publication did not."""
+    try:
+        yield
+    except PublishError as error:
+        warnings.append(error.message)
 
 
 def _deploy(
-    server: Server,
-    repository: LiveRepository,
-    release: Release,
-    endpoints: Endpoints,
-    with_engine: bool,
-    gates: Gates | None,
+    server: Server, repository: LiveRepository, order: _Order, endpoints: Endpoints, with_engine: bool
 ) -> Deployment:
     state = server.state()
     if state is not None:
@@ -156,15 +186,13 @@ def _deploy(
         state = server.state()
     if state is None:
         stage_feedback(server.layout)
-        return _start(server, repository, release, endpoints, with_engine)
+        return _start(server, repository, order, endpoints, with_engine)
     if state.endpoints != endpoints:
         raise ServerError(
             f"a server of {server.layout.var} runs already with {state.endpoints}, you asked for {endpoints}; "
             "run `make stop` first, or choose another VAR"
         )
-    deployment = _publish(server, state, repository, release, with_engine, gates)
-    publish_feedback(server.layout, state.endpoints.grpc_url)
-    return deployment
+    return _publish(server, state, repository, order, with_engine)
 
 
 def engine_warning(release: Release) -> str | None:
@@ -186,13 +214,14 @@ def engine_warning(release: Release) -> str | None:
 
 
 def _start(
-    server: Server, repository: LiveRepository, release: Release, endpoints: Endpoints, with_engine: bool
+    server: Server, repository: LiveRepository, order: _Order, endpoints: Endpoints, with_engine: bool
 ) -> Deployment:
-    domain = release.manifest.domain
+    release, domain = order.release, order.release.manifest.domain
     live, before = repository.live_release(domain), repository.ensemble_config(domain)
     remembered = server.remembered()
     try:
         repository.stage(release, variants=with_engine)
+        repository.marks.intend(domain, release.number, order.intent)
         repository.switch(release)
         if live is not None and remembered is not None:
             repository.unlist(live)  # the server died, maybe of what this release alone needs
@@ -215,14 +244,10 @@ def _start(
 
 
 def _publish(
-    server: Server,
-    state: ServerState,
-    repository: LiveRepository,
-    release: Release,
-    with_engine: bool,
-    gates: Gates | None,
+    server: Server, state: ServerState, repository: LiveRepository, order: _Order, with_engine: bool
 ) -> Deployment:
-    domain, url = release.manifest.domain, state.endpoints.grpc_url
+    release, url = order.release, state.endpoints.grpc_url
+    domain = release.manifest.domain
     live, before = repository.live_release(domain), repository.ensemble_config(domain)
     try:
         changed = repository.stage(release, variants=with_engine)
@@ -238,9 +263,10 @@ def _publish(
     with grpc.InferenceServerClient(url) as client:
         try:
             load_steps(client, server, release, changed, log_start)
-            if gates is not None and live is not None:
+            if order.gates is not None and live is not None:
                 before_it = Release(server.layout.releases(domain) / str(live.number))
-                gates.check_answers(client, url, release, before_it)
+                order.gates.check_answers(client, url, release, before_it)
+            repository.marks.intend(domain, release.number, order.intent)
             began = time.monotonic()
             repository.switch(release)
             _load(client, domain)

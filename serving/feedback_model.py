@@ -69,10 +69,13 @@ def publish_feedback(layout: Layout, url: str) -> None:
     """Have a running server serve the model as it is now; nothing happens where it does already.
 
     Raises:
-        PublishError: Triton refuses it; what was there before still answers.
+        PublishError: the folder cannot be written, or Triton refuses the model; what was there before still answers.
     """
     path = layout.live / MODEL / CONFIG_NAME
-    before = path.read_bytes() if path.is_file() else None
+    try:
+        before = path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise PublishError(f"cannot read {path}: {error.strerror or error}") from None
     changed = stage_feedback(layout)
     try:
         with grpc.InferenceServerClient(url) as client:
@@ -80,11 +83,15 @@ def publish_feedback(layout: Layout, url: str) -> None:
             if changed or not client.is_model_ready(MODEL, str(_pinned(layout.live / MODEL)), client_timeout=10):
                 client.load_model(MODEL, client_timeout=120)
     except InferenceServerException as error:
-        if changed and before is not None:
-            write_atomically(path, before)
-        elif changed:
-            path.unlink()
-        raise PublishError(f"Triton refuses {MODEL}: {error.message()}") from None
+        refused = f"Triton refuses {MODEL}: {error.message()}"
+        try:
+            if changed and before is not None:
+                write_atomically(path, before)
+            elif changed:
+                path.unlink()
+        except OSError as full:
+            raise PublishError(f"{refused}; and {path} cannot be put back: {full.strerror or full}") from None
+        raise PublishError(refused) from None
 
 
 def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
@@ -112,7 +119,8 @@ def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
 
 def _pinned(folder: Path) -> int | None:
     path = folder / CONFIG_NAME
-    return read_config(path).version_policy.specific.versions[0] if path.is_file() else None
+    versions = read_config(path).version_policy.specific.versions if path.is_file() else ()
+    return versions[0] if versions else None
 
 
 def _assemble(folder: Path) -> None:

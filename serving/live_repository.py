@@ -115,14 +115,9 @@ class LiveRepository:
         return LiveRelease(number=config.version_policy.specific.versions[0], versions=versions)
 
     def ensemble_config(self, domain: str) -> str | None:
-        """A domain's ensemble's config, for `restore`; None if there is none.
-
-        Raises:
-            PublishError: it cannot be read.
-        """
+        """A domain's ensemble's config, for `restore`; None if there is none."""
         path = self.folder / domain / CONFIG_NAME
-        with self._writing():
-            return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def _pinned(self) -> dict[str, set[int]]:
         """The versions that live ensembles need, by model: domains may share a step, and canaries have some too."""

@@ -12,6 +12,7 @@ import contextlib
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .canary.ensemble import leave_to_live
 from .errors import ReleaseError, ServerError
 from .journal import Journal
 from .layout import Layout
@@ -19,10 +20,10 @@ from .live_repository import LiveRelease, LiveRepository
 from .probe import probe_release
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
-from .unfinished import Unfinished
+from .unfinished import Intent, Unfinished
 
 VERB = "recovered"
-"""In the journal: the command that asked for the publication was killed before it could write its own."""
+"""In the journal: the command that asked for the publication was killed, and what it was is not known."""
 
 
 def recover(layout: Layout) -> list[str]:
@@ -43,7 +44,7 @@ def recover(layout: Layout) -> list[str]:
             server.wait_until_up(state)
             state = server.state()  # it may have ended meanwhile, of the very release
         if state is not None and _answers(layout, state, one):
-            _write_down(layout, repository, one)
+            _write_down(layout, repository, state, one)
             done.append(f"the publish of {one.domain} release {one.number} was killed after it answered: kept")
         else:
             _take_back(layout, state, one)
@@ -70,11 +71,13 @@ def _answers(layout: Layout, state: ServerState, one: Unfinished) -> bool:
     return False
 
 
-def _write_down(layout: Layout, repository: LiveRepository, one: Unfinished) -> None:
+def _write_down(layout: Layout, repository: LiveRepository, state: ServerState, one: Unfinished) -> None:
     journal = Journal(layout.journal(one.domain))
     last = next(reversed(journal.publications()), None)
     if last is None or last.release != one.number:
-        journal.write(one.number, last.release if last else None, VERB)
+        intent = one.intent or Intent(verb=VERB)
+        journal.write(one.number, last.release if last else None, intent.verb, intent.forced)
+    leave_to_live(repository, one.domain, one.number, state.endpoints.grpc_url)
     repository.confirm(one.domain)
 
 

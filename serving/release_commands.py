@@ -33,6 +33,8 @@ SHOWN_METRICS = (("top-1", "labels", "top1_accuracy"), ("NDCG@10", "ranking", "n
 def rollback(var: Path, domain: str, number: int | None, watched: bool) -> None:
     """Let an earlier release answer again; start the server if none runs."""
     deployment = roll_back(Layout(var), domain, number)
+    for warning in deployment.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     started = deployment.action == "started"
     took = f", server started at {deployment.endpoints.grpc_url}" if started else ""
     if deployment.switch_seconds is not None:

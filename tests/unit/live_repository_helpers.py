@@ -14,6 +14,7 @@ from serving_helpers import content_of
 
 from serving.live_repository import LiveRepository, parse_config
 from serving.releases import Release
+from serving.unfinished import Intent
 
 ENCODER_KEPT = {
     1: {"encoder": (1, "e1"), "topk": (1, "t1")},
@@ -27,6 +28,7 @@ def publish(repository: LiveRepository, release: Release) -> list[str]:
     domain = release.manifest.domain
     before = repository.live_release(domain)
     changed = repository.stage(release)
+    repository.marks.intend(domain, release.number, Intent(verb="deploy"))
     repository.switch(release)
     repository.confirm(domain)
     now = repository.live_release(domain)

@@ -30,7 +30,8 @@ def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest
         assert verb == "follow"
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
-        return SimpleNamespace(answer=SimpleNamespace(release=str(release.number)), switch_seconds=0.1)
+        answer = SimpleNamespace(release=str(release.number))
+        return SimpleNamespace(answer=answer, switch_seconds=0.1, warnings=())
 
     monkeypatch.setattr("continual.follow.deploy", deploy)
     monkeypatch.setattr("continual.follow.Server.state", lambda _: SimpleNamespace(endpoints=None))

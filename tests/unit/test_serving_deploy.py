@@ -10,18 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from deploy_helpers import ENDPOINTS, Shop
-from live_repository_helpers import listed
+from live_repository_helpers import Crash, listed
 
 from serving import files
+from serving.canary.ensemble import new_canary, read_canary, write_canary
 from serving.deploy import deploy, roll_back
 from serving.embedded import Endpoints
 from serving.errors import PublishError, ReleaseError, ServerError
+from serving.gates.gates import Finding, Gates
+from serving.gates.settings import GateSettings
 from serving.journal import Journal
 from serving.layout import Layout
 from serving.recovery import recover
+from serving.releases import Release
 from serving.server import ServerState
 
 
@@ -225,3 +230,53 @@ def test_a_rollback_waits_for_the_watcher_and_chooses_after_it(shop: Shop) -> No
             assert not done.done()
             Journal(shop.layout.journal("shop")).write(2, 3, "deploy")
         assert done.result(60).answer.release == "3"
+
+
+@pytest.mark.parametrize("failing", ["publish_feedback", "leave_to_live"])
+def test_what_fails_once_a_release_is_live_is_a_warning(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: Any) -> None:
+        assert shop.journal()[-1].release == 2
+        assert shop.repository.marks.all() == []
+        raise PublishError("No space left on device")
+
+    shop.deploy(1)
+    monkeypatch.setattr(f"serving.deploy.{failing}", fail)
+    done = shop.deploy(2)
+    assert (done.action, done.warnings) == ("published", ("No space left on device",))
+    assert shop.live() == 2
+
+
+class Forced(Gates):
+    """Gates by which no release passes, and which are overridden: one says so from the files, one from answers."""
+
+    def __init__(self) -> None:
+        super().__init__(GateSettings(), force=True)
+
+    def check_files(self, release: Release, live: Release | None) -> None:
+        self._add(Finding("task", False, "worse"), release)
+
+    def check_answers(self, client: Any, url: str, release: Release, live: Release) -> None:
+        self._add(Finding("latency", False, "slower"), release)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_publish_that_is_killed_before_its_journal_is_journaled_as_what_it_was(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    shop.deploy(1)
+    if not runs:
+        shop.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.deploy.Journal.write", Mock(side_effect=Crash))
+        with pytest.raises(Crash):
+            shop.deploy(2, gates=Forced(), verb="follow")
+    canary = new_canary(shop.releases[2], 0.1, ())
+    write_canary(shop.repository, canary, shop.releases[2])
+    assert recover(shop.layout) == ["the publish of shop release 2 was killed after it answered: kept"]
+    last = shop.journal()[-1]
+    assert (last.release, last.before, last.verb) == (2, 1, "follow")
+    assert last.forced == (("task", "latency") if runs else ("task",)), "without a server nothing was asked"
+    assert read_canary(shop.repository, "shop") is None, "it would be held against itself"
+    assert not list(shop.layout.live.glob(".*"))

@@ -1,0 +1,82 @@
+"""The feedback model in the live repository where Triton refuses it, or its config is damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from serving import feedback_model
+from serving.errors import PublishError
+from serving.feedback_model import MODEL, stage_feedback
+from serving.layout import Layout
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "var")
+    stage_feedback(layout)
+    return layout
+
+
+def refusing_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InferenceServerException("failed to load")
+
+    client = SimpleNamespace(load_model=refuse, is_model_ready=lambda *_, **__: True)
+    monkeypatch.setattr(feedback_model.grpc, "InferenceServerClient", lambda _: nullcontext(client))
+
+
+def other_instances(layout: Layout) -> bytes:
+    """The config in the live repository is not what a deploy would write."""
+    path = layout.live / MODEL / "config.pbtxt"
+    path.write_text(path.read_text().replace("count: 1", "count: 2"))
+    return path.read_bytes()
+
+
+def test_a_model_that_triton_refuses_is_put_back(staged: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = other_instances(staged)
+    refusing_server(monkeypatch)
+    with pytest.raises(PublishError, match=r"Triton refuses feedback: failed to load$"):
+        feedback_model.publish_feedback(staged, "url")
+    assert (staged.live / MODEL / "config.pbtxt").read_bytes() == before
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_refused_model_that_cannot_be_put_back_is_one_clear_error(
+    staged: Layout, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if first:
+        shutil.rmtree(staged.live / MODEL)
+    else:
+        other_instances(staged)
+    refusing_server(monkeypatch)
+    staging = feedback_model.stage_feedback
+
+    def stage(layout: Layout) -> bool:
+        done = staging(layout)
+        monkeypatch.setattr(feedback_model, "write_atomically", full)
+        monkeypatch.setattr(Path, "unlink", full)
+        return done
+
+    monkeypatch.setattr(feedback_model, "stage_feedback", stage)
+    with pytest.raises(PublishError, match=r"Triton refuses feedback: failed to load; and .* be put back: No space"):
+        feedback_model.publish_feedback(staged, "url")
+
+
+def test_an_emptied_config_is_written_anew(staged: Layout) -> None:
+    path = staged.live / MODEL / "config.pbtxt"
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    assert stage_feedback(staged)
+    assert path.read_bytes() == before
