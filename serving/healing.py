@@ -114,7 +114,7 @@ def _instances(client: grpc.InferenceServerClient, place: StubPlace) -> int:
             raise
         return 0  # unloaded since it was listed
     # Triton has filled in what the file leaves out: the kind, and every GPU of a group, each with so many instances.
-    return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group)
+    return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group) or 1
 
 
 def reload_step(client: grpc.InferenceServerClient, layout: Layout, model: str, versions: Iterable[int]) -> None:

@@ -66,6 +66,7 @@ def there(monkeypatch: pytest.MonkeyPatch, *stubs: Stub) -> None:
 @pytest.mark.parametrize(
     ("groups", "stubs"),
     [
+        ([], 1),
         ([{"count": 1}], 1),
         ([{"count": 2}], 2),
         ([{"count": 2}, {"count": 1}], 3),
