@@ -1,5 +1,6 @@
 """The benchmark's arithmetic: shares of the encoder's best rate in the same round, medians over the rounds."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -14,7 +15,8 @@ from instructrec_client._wire import encode
 from tritonclient.grpc import service_pb2
 
 from loadtest.benchmark.__main__ import measure
-from loadtest.benchmark.bare_encoder import joined
+from loadtest.benchmark.bare_encoder import feeds_of, joined
+from loadtest.benchmark.contenders import keep_asking
 from loadtest.benchmark.cores import Cores, listener
 from loadtest.benchmark.lean_caller import LeanCaller, check_answer, serialised
 from loadtest.benchmark.release_files import ReleaseFiles
@@ -51,6 +53,34 @@ def test_rows_are_padded_to_the_longest() -> None:
     feed = joined([[5, 6, 7], [8]])
     np.testing.assert_array_equal(feed["input_ids"], [[5, 6, 7], [8, 0, 0]])
     np.testing.assert_array_equal(feed["attention_mask"], [[1, 1, 1], [1, 0, 0]])
+
+
+def test_all_texts_are_encoded_also_those_that_fill_no_batch() -> None:
+    rows = [[number] * (1 + number // 8) for number in range(100)]
+    for batch in (1, 8, 32, 200):
+        feeds = feeds_of(rows, batch)
+        assert sorted(feed["input_ids"][row, 0] for feed in feeds for row in range(len(feed["input_ids"]))) == [
+            *range(100)
+        ]
+        assert max(len(feed["input_ids"]) for feed in feeds) == min(batch, 100)
+
+
+class Asked(list[Query]):
+    async def __call__(self, query: Query) -> None:
+        self.append(query)
+        await asyncio.sleep(0)
+
+
+async def test_every_instruction_has_its_turn_also_where_seven_divides_their_number() -> None:
+    queries = [Query(text=f"shirt {number}") for number in range(28)]
+    asked = Asked()
+    await keep_asking(asked, queries, in_flight=1, seconds=0.2)
+    assert {query.text for query in asked[2:30]} == {query.text for query in queries}, "two before the clock starts"
+    service = Service(answer(ITEMS, SCORES))
+    with serving(service) as url:
+        LeanCaller(url, "shop", queries).run(in_flight=1, seconds=0.2)
+    first = [request for _, request in service.asked[:28]]
+    assert len(set(first)) == len(first) > 4
 
 
 def test_the_process_that_listens_is_found_and_none_is_an_error() -> None:
