@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,9 +102,40 @@ def test_a_core_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> Non
         with cores.working_on(frozenset({cores.measured})):
             assert os.sched_getaffinity(0) == {cores.measured}
         assert os.sched_getaffinity(0) == before
+        with subprocess.Popen(["sleep", "60"]) as other:
+            with cores.working_on(frozenset({cores.measured}), other.pid):
+                assert os.sched_getaffinity(other.pid) == {cores.measured}
+            assert os.sched_getaffinity(other.pid) == before
+            other.kill()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     with pytest.raises(LoadTestError, match="two cores"):
         Cores.here()
+
+
+def test_a_benchmark_that_is_terminated_puts_a_servers_cores_back() -> None:
+    """What its __main__ does, without a server."""
+    code = """if True:
+        import sys, time
+        from loadtest.benchmark.cores import Cores
+        from loadtest.ending import exit_on_sigterm
+        exit_on_sigterm()
+        cores = Cores.here()
+        with cores.working_on(frozenset({cores.measured}), int(sys.argv[1])):
+            print("pinned", flush=True)
+            time.sleep(60)
+    """
+    before = os.sched_getaffinity(0)
+    if len(before) == 1:
+        pytest.skip("one core only")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with subprocess.Popen([sys.executable, "-c", code, str(other.pid)], stdout=subprocess.PIPE) as benchmark:
+            assert benchmark.stdout is not None
+            assert benchmark.stdout.readline() == b"pinned\n"
+            assert os.sched_getaffinity(other.pid) != before
+            benchmark.terminate()
+        assert benchmark.returncode == 143
+        assert os.sched_getaffinity(other.pid) == before
+        other.kill()
 
 
 def test_a_folder_without_a_release_says_so(tmp_path: Path) -> None:

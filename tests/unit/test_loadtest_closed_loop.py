@@ -1,10 +1,14 @@
 """Locust's users against a gRPC server that answers wrongly on command; a healthy one is for the integration tests."""
 
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
@@ -86,6 +90,22 @@ def test_refusals_and_wrong_answers_are_failures(wrong_server, tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert "QueueFull" in html
     assert "WrongAnswer" in html
+
+
+def test_a_load_test_that_is_terminated_takes_locust_along(wrong_server, tmp_path):
+    (tmp_path / "x.jsonl").write_text('"a shirt"')
+    (tmp_path / "x.yaml").write_text("sla: {p50_ms: 60}")
+    command = [sys.executable, "-m", "loadtest", "--url", wrong_server.url, "--k", "2", "--duration", "50"]
+    command += ["--config", tmp_path / "x.yaml", "--instructions", tmp_path / "x.jsonl", "--output-dir", tmp_path / "y"]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as load_test:
+        while wrong_server.asked < 10:
+            assert load_test.poll() is None
+            time.sleep(0.05)
+        [locust] = psutil.Process(load_test.pid).children()
+        load_test.terminate()
+    assert load_test.returncode == 143
+    assert not locust.is_running()
+    assert list((tmp_path / "y").iterdir()) == []
 
 
 def test_a_locust_that_fails_is_one_line(tmp_path):
