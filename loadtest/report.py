@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -52,21 +51,26 @@ def report_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes `target` at the end, and vanishes after an error.
 
     Raises:
-        LoadTestError: `target` exists and is not an empty folder, or its parent cannot be written.
+        LoadTestError: `target` exists, another run is about to write it, or it or what is in it cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LoadTestError(f"{target}: is there already: name another folder with --output-dir, or wait a second")
+    there = LoadTestError(f"{target}: is there already: name another folder with --output-dir, or wait a second")
+    folder = target.with_name(f".{target.name}")  # claims the name: two runs may have begun in one second
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder.mkdir()
+    except FileExistsError:
+        raise there from None
     except OSError as error:
         raise LoadTestError(f"{target}: cannot write there: {error.strerror}") from error
     try:
+        if target.exists():
+            raise there
         yield folder
-        folder.chmod(0o755)  # mkdtemp lets nobody else in
         folder.replace(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise LoadTestError(f"{target}: {error}") from error
         raise
 
 
