@@ -15,7 +15,10 @@ from loadtest.errors import LoadTestError
 from loadtest.sla import Sla, Verdict
 from loadtest.summary import OpenLoopSummary, Summary
 
-__all__ = ["Report", "criteria_table", "report_folder", "write_report"]
+__all__ = ["Report", "criteria_table", "report_folder", "warnings", "write_report"]
+
+BUSY = 0.9
+"""Of a core; Locust calls its own process overloaded from there on, too."""
 
 
 class Report(BaseModel):
@@ -98,16 +101,28 @@ def criteria_table(report: Report) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+def warnings(report: Report) -> list[str]:
+    """Return what makes a run's figures doubtful, one line each."""
+    return [
+        f"{load}: the load test itself was busy for {summary.asking:.0%} of a core: it may be what was measured, "
+        "not the server"
+        for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop))
+        if summary and summary.asking > BUSY
+    ]
+
+
 def _markdown(report: Report) -> str:
     settings = report.settings
     lines = [
         f"# Load test of {settings.domain}: SLA {'met' if report.met else 'missed'}",
         "",
         f"{report.created:%Y-%m-%d %H:%M:%S %Z}, {settings.url}: {settings.users} users, "
-        f"{settings.spawn_rate:g} more each second, for {settings.duration_s:g} s, {settings.k} items a request.",
+        f"{settings.spawn_rate:g} more each second, then {settings.duration_s:g} s that count, "
+        f"{settings.k} items a request.",
         "",
         *_markdown_table(criteria_table(report)),
         "",
+        *(f"Beware: {warning}.\n" for warning in warnings(report)),
         "## Measured",
         "",
         *_markdown_table(_measured_table(report)),
@@ -126,7 +141,7 @@ def _markdown(report: Report) -> str:
 
 def _measured_table(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "release")
+        ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "asking core", "release")
     ]
     for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
         if summary is None:
@@ -141,6 +156,7 @@ def _measured_table(report: Report) -> list[tuple[str, ...]]:
                 str(summary.failures),
                 f"{summary.requests_per_second:.1f}",
                 *("–" if value is None else f"{value:.2f}" for value in quantiles),
+                f"{summary.asking:.2f}",
                 ", ".join(summary.releases) or "–",
             )
         )

@@ -29,6 +29,7 @@ def measured(p50_ms=10.0, p95_ms=20.0, p99_ms=30.0, error_rate=0.0, requests_per
         duration_s=10,
         requests_per_second=requests_per_second,
         error_rate=error_rate,
+        asking=0.1,
         p50_ms=p50_ms,
         p95_ms=p95_ms,
         p99_ms=p99_ms,
