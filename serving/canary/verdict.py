@@ -93,11 +93,11 @@ def judge_feedback(found: FeedbackOfBoth | None, settings: CanarySettings) -> Ju
     sides = {"live": found.live, "canary": found.canary}
     if (few := min(len(one.shown) for one in sides.values())) < settings.min_people:
         words = f"{few} people with an impression in the smaller group, {settings.min_people} are needed"
-        return Judgement("feedback", Outcome.WAIT, words + _left_out(found))
+        return Judgement("feedback", Outcome.WAIT, words + _notes(found))
     live, canary = (Rate.of(*side.columns()) for side in sides.values())
     if live.successes + canary.successes < FEWEST_SUCCESSES:
         words = f"{live.successes + canary.successes:.0f} {settings.event}s in all, {FEWEST_SUCCESSES} are needed"
-        return Judgement("feedback", Outcome.WAIT, words)
+        return Judgement("feedback", Outcome.WAIT, words + _notes(found))
     apart = difference(live, canary)
     margin = settings.feedback_margin * live.value
     words = (
@@ -105,7 +105,7 @@ def judge_feedback(found: FeedbackOfBoth | None, settings: CanarySettings) -> Ju
         f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f} points apart, allowed {-100 * margin:+.2f}"
     )
     outcome = _decide(apart.low, apart.high, -margin)
-    return Judgement("feedback", outcome, words + _more(apart, margin, outcome) + _left_out(found))
+    return Judgement("feedback", outcome, words + _more(apart, margin, outcome) + _notes(found))
 
 
 def _decide(low: float, high: float, allowed: float) -> Outcome:
@@ -135,10 +135,12 @@ def _rate(rate: Rate, people: People, settings: CanarySettings) -> str:
     )
 
 
-def _left_out(found: FeedbackOfBoth) -> str:
+def _notes(found: FeedbackOfBoth) -> str:
     parts = []
     if found.of_both:
-        parts.append(f"{found.of_both} people who met both")
+        parts.append(f"{found.of_both} people met both and count where they were shown more")
+    if found.not_shown:
+        parts.append(f"left out: {found.not_shown} of which no impression has come in since")
     if found.of_nobody:
-        parts.append(f"{found.of_nobody} events without a person")
-    return f" (left out: {', '.join(parts)})" if parts else ""
+        parts.append(f"left out: {found.of_nobody} events without a person")
+    return f" ({'; '.join(parts)})" if parts else ""
