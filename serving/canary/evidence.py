@@ -56,17 +56,27 @@ class FeedbackOfBoth:
 
 @dataclass(frozen=True)
 class Requests:
-    """What the server counted of one ensemble since it was loaded last.
+    """What the server counted of one ensemble.
 
     Attributes:
         answered: requests.
         failed: requests, those included that broke the contract.
         mean_ms: time of an answer; 0 without one.
+        own: so many of those answered, at most, were probes and measurements of this project: nobody's requests.
     """
 
     answered: int
     failed: int
     mean_ms: float
+    own: int = 0
+
+    def since(self, before: Requests) -> Requests | None:
+        """What was counted since an earlier count; None if it shrank, so that it began anew meanwhile."""
+        answered, failed = self.answered - before.answered, self.failed - before.failed
+        milliseconds = self.answered * self.mean_ms - before.answered * before.mean_ms
+        if answered < 0 or failed < 0 or milliseconds < 0:
+            return None
+        return Requests(answered, failed, milliseconds / answered if answered else 0.0)
 
 
 def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth | None:
@@ -145,7 +155,7 @@ def sort_events(events: Iterable[StoredEvent], *, live: int, canary: int, event:
 
 
 def count_requests(url: str, model: str, release: int) -> Requests:
-    """What the server counted of an ensemble.
+    """What the server counted of an ensemble since it was loaded last.
 
     Raises:
         ServerError: the server does not answer, or does not have it.

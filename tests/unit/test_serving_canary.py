@@ -1,5 +1,6 @@
 """The canary in the live repository, and what evidence says of it."""
 
+import datetime
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def release(tmp_path: Path) -> Callable[[int], Release]:
 def put_in(repository: LiveRepository, release: Release, *, canary: bool = False) -> None:
     repository.stage(release)
     if canary:
-        write_canary(repository, new_canary(release, 0.1, ("task",)), release)
+        write_canary(repository, new_canary(release, 0.1, ("task",), Requests(7, 1, 2.5)), release)
     else:
         repository.switch(release)
     repository.confirm(release.manifest.domain)
@@ -58,14 +59,15 @@ def test_a_canary_is_beside_the_domain_and_no_domain(repository: LiveRepository,
     found = read_canary(repository, "shop")
     assert found is not None
     assert (found.release, found.share, found.forced, found.model) == (2, 0.1, ("task",), "shop_canary")
+    assert found.live_before == Requests(7, 1, 2.5)
     assert list(canaries(repository)) == [found]
     live = repository.live_release("shop")
     assert live is not None
     assert live.number == 1
-    write_canary(repository, with_share(found, 0.5), release(2))
+    write_canary(repository, with_share(found, 0.5, Requests(9, 1, 2.5)), release(2))
     changed = read_canary(repository, "shop")
     assert changed is not None
-    assert (changed.share, changed.since) == (0.5, found.since), "what was seen so far still counts"
+    assert (changed.share, changed.live_before) == (0.5, Requests(9, 1, 2.5))
 
 
 def test_what_a_canary_pins_is_kept_until_it_is_gone(repository: LiveRepository, release: Callable) -> None:
@@ -108,6 +110,16 @@ def test_the_journal_says_how_it_ended(tmp_path: Path) -> None:
     journal.path.write_bytes(journal.path.read_bytes() + b'{"at": "cut of')
     journal.write(2, "dropped", 0.1, "errors: many")
     assert [(one.action, one.reason) for one in journal.events()] == [("up", ""), ("dropped", "errors: many")]
+
+
+def test_the_journal_knows_what_was_sent_to_measure(tmp_path: Path) -> None:
+    journal = CanaryJournal(tmp_path / "shop.canary.jsonl")
+    journal.path.write_text('{"at": "2026-01-01T00:00:00+00:00", "release": 2, "action": "up", "share": 0.1}\n')
+    journal.write(2, "measured", 0.1, requests=43)
+    journal.write(3, "measured", 0.1, requests=43)
+    began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=1)
+    assert journal.requests(2, began) == 43
+    assert journal.requests(2, began + datetime.timedelta(hours=1)) == 0
 
 
 def stored(
