@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tritonclient import grpc
@@ -60,6 +61,7 @@ def deploy(
     forced: tuple[str, ...] = (),
     instead_of: int | None = None,
     patience_seconds: float = 0.0,
+    check: Callable[[], None] | None = None,
 ) -> Deployment:
     """Make a release the one that answers, and write it into the domain's journal.
 
@@ -72,6 +74,7 @@ def deploy(
         forced: gates that it was let through before, as a canary; the journal says so.
         instead_of: the release whose place it is to take; refused if another one answers by now.
         patience_seconds: how long to wait for another command, or for the watcher, to be done.
+        check: called before anything is changed, when no other command can be at work; what it raises ends this.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
@@ -83,6 +86,8 @@ def deploy(
     server = Server(layout)
     with server.lock(patience_seconds=patience_seconds):
         recover(layout)
+        if check is not None:
+            check()
         release.manifest.verify(release.path)
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)

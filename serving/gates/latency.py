@@ -95,6 +95,7 @@ def compare_latency(
 
     Raises:
         ServerError: the candidate does not answer.
+        BusyError: it refuses a request because too many wait.
     """
     times: dict[str, list[float]] = {live: [], candidate: []}
     began = clock()
@@ -111,7 +112,7 @@ def compare_latency(
                 except ServerError as error:
                     if model == live:
                         return None
-                    raise ServerError(f"{model} {error.message}") from None
+                    raise type(error)(f"{model} {error.message}") from None
                 if turn >= 0:
                     times[model].append(answer.milliseconds)
     return LatencyComparison(tuple(times[live]), tuple(times[candidate]), budget)
