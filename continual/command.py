@@ -13,7 +13,7 @@ import click
 
 from serving.gates.settings import read_settings
 from serving.layout import Layout
-from serving.next_deploy import refuse_to_undo_a_rollback
+from serving.preconditions import refuse_to_undo_a_rollback
 from serving.releases import Release
 from training.config_loading import load_config
 from training.options import config_option, overrides_argument, var_option

@@ -20,6 +20,7 @@ from serving.errors import GateError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
 from serving.live_repository import LiveRepository
+from serving.preconditions import require_live
 from serving.releases import Release
 from serving.server import MENDING_SECONDS, Server
 
@@ -130,6 +131,11 @@ class Follower:
         state = Server(self.tuner.layout).state()
         if state is None:
             raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
+
+        def check() -> None:  # a newer catalogue may have gone live meanwhile, or a rollback
+            if base is not None:
+                require_live(self.tuner.layout, self.tuner.config.domain, base)
+
         try:
             deployment = deploy(
                 self.tuner.layout,
@@ -137,7 +143,7 @@ class Follower:
                 state.endpoints,
                 gates=Gates(self.gates),
                 verb="follow",
-                instead_of=base,  # another may have gone live while this one was made, which lacks what that one has
+                check=check,
                 patience_seconds=MENDING_SECONDS,  # nobody is there to try again
             )
         except GateError as error:

@@ -14,7 +14,7 @@ from export.settings import PRECISIONS, Precision
 from serving.errors import ReleaseError
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
-from serving.next_deploy import refuse_to_undo_a_rollback
+from serving.preconditions import refuse_to_undo_a_rollback
 from serving.releases import Release, ReleaseStore
 from training.catalogue_update import update_catalogue
 from training.config_loading import load_config

@@ -59,7 +59,6 @@ def deploy(
     gates: Gates | None,
     verb: str = "deploy",
     forced: tuple[str, ...] = (),
-    instead_of: int | None = None,
     patience_seconds: float = 0.0,
     check: Callable[[], None] | None = None,
 ) -> Deployment:
@@ -72,7 +71,6 @@ def deploy(
         gates: what the release has to pass; None for one that answered before, or was judged as a canary.
         verb: what the journal says asked for it.
         forced: gates that it was let through before, as a canary; the journal says so.
-        instead_of: the release whose place it is to take; refused if another one answers by now.
         patience_seconds: how long to wait for another command, or for the watcher, to be done.
         check: called before anything is changed, when no other command can be at work; what it raises ends this.
 
@@ -92,12 +90,6 @@ def deploy(
         warning = engine_warning(release)
         repository = LiveRepository(layout.live)
         before = repository.live_release(release.manifest.domain)
-        if instead_of is not None and (before is None or before.number != instead_of):
-            answers = "none" if before is None else f"release {before.number}"
-            raise PublishError(
-                f"release {release.number} was made to follow release {instead_of}, but {answers} is live by now: "
-                "it was left alone"
-            )
         is_new = before is None or before.number != release.number
         gates = gates if is_new else None
         live = Release(layout.releases(release.manifest.domain) / str(before.number)) if before else None

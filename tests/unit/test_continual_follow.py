@@ -18,6 +18,7 @@ from serving.errors import GateError, PublishError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
 from serving.releases import Release
+from training.derived_run import derive_run
 
 
 @pytest.fixture
@@ -33,12 +34,12 @@ def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest
         *,
         gates: Gates,
         verb: str,
-        instead_of: int | None,
         patience_seconds: float,
+        check: Callable[[], None],
     ) -> SimpleNamespace:
         assert patience_seconds > 0, "the watcher may be at work"
         assert verb == "follow"
-        assert instead_of == (found[-1] if found else 1)
+        check()
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
         return SimpleNamespace(answer=SimpleNamespace(release=str(release.number)), switch_seconds=0.1)
@@ -93,6 +94,29 @@ def test_too_few_events_wait(taught_shop: Shop, published: list[int]) -> None:
     looked = time.monotonic()
     follow(taught_shop, lambda: time.monotonic() > looked + 1, events=31)
     assert published == []
+
+
+def test_what_was_made_of_a_release_that_no_longer_answers_is_not_published(
+    taught_shop: Shop, published: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    tuner = taught_shop.tuner()
+    turn = tuner.turn
+    weight, bias = taught_shop.run.head()
+
+    def overtaken(since: int | None = None) -> Any:
+        """While the turn goes on, somebody makes another release live."""
+        made = turn(since)
+        if made.release is not None and made.release.number == 2:
+            other = derive_run(taught_shop.run, taught_shop.var, reason="other", head=(weight, bias + 0.1))
+            taught_shop.make_live(taught_shop.export(other), monkeypatch)
+        return made
+
+    tuner.turn = overtaken  # type: ignore[method-assign]
+    taught_shop.tuner = lambda: tuner  # type: ignore[method-assign]
+    follow(taught_shop, lambda: bool(published), events=30)
+    assert "it was made to follow release 1, but release 3 is live by now: it was left alone" in caplog.text
+    assert published == [4], "made anew, of what answers now"
 
 
 def test_time_alone_makes_it_tune(taught_shop: Shop, published: list[int]) -> None:

@@ -1,11 +1,23 @@
-"""What a `deploy` without a number would do, for verbs that are followed by one: `make tune deploy`, say."""
+"""What a verb takes for granted of the release that answers, held against what does."""
 
 from __future__ import annotations
 
-from .errors import ReleaseError
+from .errors import PublishError, ReleaseError
 from .layout import Layout
 from .live_repository import LiveRepository
 from .releases import ReleaseStore
+
+
+def require_live(layout: Layout, domain: str, number: int) -> None:
+    """Stop where another release answers than the one that something was made to follow, and lacks what that one has.
+
+    Raises:
+        PublishError: another one is live, or none.
+    """
+    live = LiveRepository(layout.live).live_release(domain)
+    if live is None or live.number != number:
+        answers = "none" if live is None else f"release {live.number}"
+        raise PublishError(f"it was made to follow release {number}, but {answers} is live by now: it was left alone")
 
 
 def refuse_to_undo_a_rollback(layout: Layout, domain: str, waiting: int | None = None) -> None:
