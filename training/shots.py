@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from training.config import DomainConfig
@@ -44,7 +44,7 @@ def limit_shots(dataset: Dataset, config: DomainConfig) -> tuple[Dataset, ShotsR
     validation = draw_shots(dataset.split("validation"), shots, seed)
     kept = {one.instruction_id for one in [*train, *validation]}
     instructions = [one for one in dataset.instructions if one.split == "test" or one.instruction_id in kept]
-    stand_ins = [] if validation else _titles(dataset.items, config)
+    stand_ins = [] if validation else _titles(dataset, config)
     notes = list(dataset.notes)
     if stand_ins:
         notes.append(
@@ -75,16 +75,16 @@ def _position(instruction_id: str, seed: int) -> tuple[bytes, str]:
     return hashlib.sha256(f"shots\0{seed}\0{instruction_id}".encode()).digest(), instruction_id
 
 
-def _titles(items: Sequence[Item], config: DomainConfig) -> list[Instruction]:
+def _titles(dataset: Dataset, config: DomainConfig) -> list[Instruction]:
     """Titles of items as instructions that ask for their label, and for the attributes whose values they name."""
-    settings, tuning = config.training, config.encoder_tuning
-    taught = set(sample_items(items, settings.items_per_label, settings.seed))
+    settings, tuning, items, held = config.training, config.encoder_tuning, dataset.items, dataset.held_out
+    taught = set(sample_items(items, settings.items_per_label, settings.seed, held))
     if tuning.method != "frozen":
-        taught.update(sample_items(items, tuning.items_per_label, tuning.seed))
+        taught.update(sample_items(items, tuning.items_per_label, tuning.seed, held))
     seen = {items[row].title for row in taught}
     left = Counter(dict.fromkeys((item.label for item in items), STAND_INS))
     held_out = []
-    for row in sample_items(items, len(items), settings.seed):
+    for row in sample_items(items, len(items), settings.seed, held):
         if items[row].title not in seen and left[items[row].label] > 0:
             left[items[row].label] -= 1
             held_out.append(row)

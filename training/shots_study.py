@@ -122,7 +122,8 @@ def _plain(plan: Plan, embedded: Embedded, h: Vectors) -> Ids:
     settings, rows = plan.config.training, embedded.rows("train")
     vectors, ids = embedded.h[rows], embedded.label_ids[rows]
     if not rows:
-        drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
+        cut = embedded.dataset
+        drawn = sample_items(cut.items, settings.items_per_label, settings.seed, cut.held_out)
         vectors, ids = embedded.catalogue.vectors[drawn], embedded.catalogue.label_ids[drawn]
     if len(set(ids.tolist())) == 1:
         return np.full(len(h), ids[0])  # scikit-learn refuses to learn a single class

@@ -75,7 +75,8 @@ def _examples(inputs: Inputs) -> tuple[Sequence[str], Vectors, Labels, str]:
     train = inputs.splits["train"].labelled()
     if len(train):
         return train.texts, train.base_h, train.label_ids, f"the {len(train):,} training instructions"
-    rows = sample_items(inputs.items, TITLES_PER_LABEL, inputs.settings.seed)
+    asked = set(inputs.splits["test"].texts)  # without training instructions, the validation ones are titles too
+    rows = sample_items(inputs.items, TITLES_PER_LABEL, inputs.settings.seed, asked)
     titles = [inputs.items[row].title for row in rows]
     vectors = inputs.base_encoder.embed(titles, "item titles")
     taught_by = f"{len(rows):,} item titles (up to {TITLES_PER_LABEL} a label), as there are no training instructions"
