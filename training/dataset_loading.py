@@ -100,22 +100,24 @@ def _read_all_instructions(
 ) -> tuple[list[Instruction], list[str]]:
     labels = sorted({item.label for item in items.values()})
     instructions: list[Instruction] = []
+    groups: list[str] = []
     notes: list[str] = []
     seen: set[str] = set()
     for number, config in enumerate(source.instructions, start=1):
         # Row numbers of several tables would collide; those of one stay as they are.
         prefix = f"{number}-" if len(source.instructions) > 1 else ""
         table = _read(config, data)
-        own, own_notes = read_instructions(table, config, items, labels, prefix)
+        own, own_groups, own_notes = read_instructions(table, config, items, labels, prefix)
         repeated = next((i.instruction_id for i in own if i.instruction_id in seen), None)
         if repeated is not None:
             where = f"{config.file}: instruction id {repeated!r}"
             raise DatasetError(f"{where} is in an earlier table of instructions too; make the ids unique")
         seen.update(i.instruction_id for i in own)
         instructions += own
+        groups += own_groups
         notes += own_notes
     files = ", ".join(dict.fromkeys(config.file for config in source.instructions))
-    instructions, split_notes = complete_splits(instructions, files)
+    instructions, split_notes = complete_splits(instructions, groups, files)
     return instructions, [*notes, *split_notes, *note_unanswered(instructions, labels, files)]
 
 

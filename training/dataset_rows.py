@@ -86,8 +86,10 @@ def _titles(table: Table, config: CatalogueConfig) -> tuple["pd.Series[str]", li
 
 def read_instructions(
     table: Table, config: InstructionsConfig, items: Mapping[str, Item], labels: Texts, prefix: str = ""
-) -> tuple[list[Instruction], list[str]]:
-    """The instructions in row order, and notes. One without a label gets the label of its most relevant items.
+) -> tuple[list[Instruction], list[str], list[str]]:
+    """The instructions in row order, the group of each (see `read_splits`), and notes.
+
+    An instruction without a label gets the label of its most relevant items.
 
     `prefix` comes before the row's number where that is the instruction's id.
 
@@ -105,7 +107,7 @@ def read_instructions(
     table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
     relevant = _relevant(table, config.relevant, items) if config.relevant else [{} for _ in range(rows)]
     targets = _labels(table, config, given, relevant, items, labels)
-    splits = read_splits(table, config.split, texts.tolist(), targets)
+    splits, groups = read_splits(table, config.split, texts.tolist(), targets)
     columns = {name: table.column(column).tolist() for name, column in config.attributes.items()}
     instructions = [
         Instruction(
@@ -118,7 +120,7 @@ def read_instructions(
         )
         for row in range(rows)
     ]
-    return instructions, notes
+    return instructions, groups, notes
 
 
 def _instruction_ids(table: Table, config: InstructionsConfig, prefix: str) -> list[str]:

@@ -96,8 +96,10 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
 def _corrections(config: DomainConfig, source: SourceConfig) -> dict[str, Any]:
     """What says that the recipe was corrected for such configs alone: the runs of all others stay as they are."""
     files = {table.file for table in source.instructions}
+    splits = [table.split for table in source.instructions]
     found = {
         "held-out items are no examples": source.catalogue.file in files,
+        "validation holds whole groups": any(split.by and "validation" not in split.draw for split in splits),
     }
     return {"corrections": sorted(key for key, applies in found.items() if applies)} if any(found.values()) else {}
 

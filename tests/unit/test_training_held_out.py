@@ -101,6 +101,8 @@ def test_titles_that_stand_in_for_validation_are_not_held_out_for_the_test(tiny_
     [
         ((), False),
         (("sources.main.instructions.file=shop/items.csv",), True),
+        (("sources.main.instructions.split={draw: {train: 0.8, test: 0.2}, by: id}",), True),
+        (("sources.main.instructions.split={draw: {train: 0.8, validation: 0.2}, by: id}",), False),
     ],
 )
 def test_runs_are_made_anew_where_the_recipe_was_wrong(
@@ -115,3 +117,19 @@ def test_runs_are_made_anew_where_the_recipe_was_wrong(
     corrected = make_plan(config, tiny_data, tmp_path).fingerprint
     monkeypatch.setattr(plan, "_corrections", lambda *_: {})
     assert (make_plan(config, tiny_data, tmp_path).fingerprint != corrected) == anew
+
+
+def test_a_validation_split_that_nobody_asked_for_holds_whole_groups(tiny_config: Path, tiny_data: Path) -> None:
+    path = tiny_data / "shop/asks.csv"
+    asks = pd.read_csv(path, dtype=str, keep_default_na=False)
+    asks["dialogue"] = [f"d{row // 3}" for row in range(len(asks))]
+    asks.to_csv(path, index=False)
+    split = "sources.main.instructions.split={draw: {train: 0.8, test: 0.2}, by: dialogue}"
+    dataset = load_dataset(load_config(tiny_config, [split]), tiny_data)
+    group = dict(zip(asks["id"], asks["dialogue"], strict=True))
+    taught, held = ({group[one.instruction_id] for one in dataset.split(name)} for name in ("train", "validation"))
+    assert taught
+    assert held
+    assert not taught & held
+    count = len(dataset.split("validation"))
+    assert f"no validation split: {count} training instructions are held out for it" in dataset.notes
