@@ -100,6 +100,7 @@ def _corrections(config: DomainConfig, source: SourceConfig) -> dict[str, Any]:
     found = {
         "held-out items are no examples": source.catalogue.file in files,
         "validation holds whole groups": any(split.by and "validation" not in split.draw for split in splits),
+        "validation holds texts, not ids": source.synthetic is not None and config.training.shots == 0,
     }
     return {"corrections": sorted(key for key, applies in found.items() if applies)} if any(found.values()) else {}
 

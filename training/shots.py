@@ -11,11 +11,12 @@ from training.dataset import Dataset, Instruction, Item, Split
 from training.head import sample_items
 
 STAND_INS = 10  # item titles a label that stand in for a validation split without instructions
+NO_VALIDATION = "no validation instruction is left: "  # how the note on what stands in begins
 
 
 @dataclass(frozen=True)
 class ShotsRecord:
-    """What a draw kept: `train` of `train_of` instructions, `validation` likewise, and the titles standing in."""
+    """What a draw kept: `train` of `train_of` instructions, `validation` likewise, and how many stand in for these."""
 
     shots: int
     train: int
@@ -47,13 +48,15 @@ def limit_shots(dataset: Dataset, config: DomainConfig) -> tuple[Dataset, ShotsR
     stand_ins = [] if validation else _titles(dataset, config)
     notes = list(dataset.notes)
     if stand_ins:
-        notes.append(
-            f"no validation instruction is left: {len(stand_ins)} item titles stand in, "
-            "and validation metrics say nothing of people's words"
-        )
+        notes.append(note_stand_ins(len(stand_ins), "item titles"))
     cut = replace(dataset, instructions=(*instructions, *stand_ins), notes=tuple(notes))
     sizes = [len(dataset.split(split)) for split in ("train", "validation")]
     return cut, ShotsRecord(shots, len(train), sizes[0], len(validation), sizes[1], len(stand_ins))
+
+
+def note_stand_ins(count: int, what: str) -> str:
+    """The note that so many texts take the place of the validation split; `what` says what they are."""
+    return f"{NO_VALIDATION}{count} {what} stand in, and validation metrics say nothing of people's words"
 
 
 def draw_shots(instructions: Iterable[Instruction], shots: int, seed: int) -> list[Instruction]:

@@ -87,9 +87,12 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
         say(str(shots))
     if plan.encoder.run is not None:
         say(f"encoder: starts as that of run {plan.encoder.run}")
+    stand_ins = shots is not None and shots.stand_ins > 0
+    dataset = augment(plan, dataset, say, stand_ins=stand_ins)
     for note in dataset.notes:
         say(f"note: {note}")
-    dataset = augment(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
+    if shots is not None and stand_ins:
+        shots = replace(shots, stand_ins=len(dataset.split("validation")))
     encoder, start, tuning = plan.encoder, None, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.

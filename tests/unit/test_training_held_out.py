@@ -103,6 +103,9 @@ def test_titles_that_stand_in_for_validation_are_not_held_out_for_the_test(tiny_
         (("sources.main.instructions.file=shop/items.csv",), True),
         (("sources.main.instructions.split={draw: {train: 0.8, test: 0.2}, by: id}",), True),
         (("sources.main.instructions.split={draw: {train: 0.8, validation: 0.2}, by: id}",), False),
+        (("training.shots=0",), False),
+        (("training.shots=0", "sources.main.synthetic={phrases: ['{label}']}"), True),
+        (("training.shots=1", "sources.main.synthetic={phrases: ['{label}']}"), False),
     ],
 )
 def test_runs_are_made_anew_where_the_recipe_was_wrong(
