@@ -13,6 +13,7 @@ from training.dataset import Dataset, Instruction, Split
 from training.dataset_loading import load_dataset
 from training.errors import DatasetError
 from training.head import sample_items
+from training.plain_classifier import fitted
 from training.plan import Plan
 from training.score import CatalogueSide, Vectors
 from training.shots import draw_shots, limit_shots
@@ -127,5 +128,5 @@ def _plain(plan: Plan, embedded: Embedded, h: Vectors) -> Ids:
         vectors, ids = embedded.catalogue.vectors[drawn], embedded.catalogue.label_ids[drawn]
     if len(set(ids.tolist())) == 1:
         return np.full(len(h), ids[0])  # scikit-learn refuses to learn a single class
-    predicted: Ids = LogisticRegression(C=PLAIN_C, max_iter=2_000).fit(vectors, ids).predict(h)
+    predicted: Ids = fitted(LogisticRegression(C=PLAIN_C, max_iter=2_000), vectors, ids).predict(h)
     return predicted
