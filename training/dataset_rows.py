@@ -19,6 +19,8 @@ from training.dataset_tables import Table, shorten
 from training.errors import DatasetError
 
 Texts = Sequence[str]
+LATEST = 7_258_118_400  # 2200-01-01 in seconds since 1970: numbers above are no seconds
+DATE_DIGITS = r"(?:19|20|21)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 
 
 def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[str]]:
@@ -247,7 +249,14 @@ def read_translation(table: Table, config: TranslationTable) -> dict[str, str]:
 def _timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
     cells = table.column(column)
     times = _numbers(table, column)
-    if not np.isfinite(times).all():
+    numeric = np.isfinite(times)
+    fix = "write seconds since 1970, milliseconds divided by 1000"
+    table.reject(numeric & (times > LATEST), column, "a time after the year 2200", fix)
+    # Read as seconds all such dates lie in August 1970.
+    dates = numeric & cells.str.fullmatch(DATE_DIGITS).to_numpy(dtype=bool)
+    if numeric.any() and (dates == numeric).all():
+        table.reject(dates, column, "a date without hyphens, which reads as seconds", "write it as 2024-05-01")
+    if not numeric.all():
         parsed = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
         seconds = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
         times = np.where(np.isfinite(times), times, seconds)
