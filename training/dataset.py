@@ -63,7 +63,8 @@ class Dataset:
     """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent.
 
     `unlabelled` are texts of instructions that nobody labelled, none of them held out; `augmentation` is what was made
-    of them and of the items, which belongs to no split.
+    of them and of the items, which belongs to no split. `held_out` are the texts of all validation and test
+    instructions that people gave, also of those that few shots leave out: nothing may learn them from an item.
     """
 
     source: str
@@ -77,6 +78,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     augmentation: tuple[AugmentedInstruction, ...] = ()
+    held_out: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> tuple[str, ...]:

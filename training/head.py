@@ -1,7 +1,7 @@
 """Tunes the instruction head: a linear layer over frozen text vectors, with cross-entropy."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,14 +85,20 @@ def joined(first: HeadExamples, second: HeadExamples) -> HeadExamples:
     )
 
 
-def sample_items(items: Sequence[Item], per_label: int, seed: int) -> list[int]:
-    """The rows of up to `per_label` items of each label, drawn without replacement; all where a label has fewer."""
+def sample_items(items: Sequence[Item], per_label: int, seed: int, held_out: Set[str] = frozenset()) -> list[int]:
+    """The rows of up to `per_label` items of each label, drawn without replacement; all where a label has fewer.
+
+    An item whose text or title is one of `held_out`, word for word, is not drawn.
+    """
     generator = np.random.default_rng(seed)
     rows_of_label: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         rows_of_label.setdefault(item.label, []).append(row)
-    drawn = [generator.permutation(rows_of_label[label])[:per_label] for label in sorted(rows_of_label)]
-    return [int(row) for rows in drawn for row in rows]
+    drawn: list[int] = []
+    for label in sorted(rows_of_label):
+        rows = [int(row) for row in generator.permutation(rows_of_label[label])]
+        drawn += [row for row in rows if not {items[row].text, items[row].title} & held_out][:per_label]
+    return drawn
 
 
 def balanced(examples: HeadExamples) -> HeadExamples:
