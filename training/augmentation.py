@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.dataset import AugmentedInstruction, Dataset
+from training.dataset import AugmentedInstruction, Dataset, wording
 from training.embedding_cache import EmbeddingCache
 from training.label_names import LabelNames
 from training.plan import Plan
@@ -24,7 +24,7 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
     made: list[AugmentedInstruction] = []
     if plan.source.synthetic is not None:
         made += synthesise(dataset, plan.source.synthetic)
-        made = [one for one in made if one.instruction.text not in dataset.held_out]
+        made = [one for one in made if wording(one.instruction.text) not in dataset.held_out]
         say(f"made {len(made):,} synthetic instructions of the catalogue")
     settings, encoder = plan.config.self_training, plan.config.encoder
     teacher = plan.self_training_teacher

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.column_config import TableConfig
 from training.config import DomainConfig, SourceConfig
-from training.dataset import Dataset, Instruction, Interaction, Item
+from training.dataset import Dataset, Instruction, Interaction, Item, wording
 from training.dataset_rows import read_instructions, read_interactions, read_items, read_translation
 from training.dataset_splits import complete_splits, note_unanswered
 from training.dataset_tables import Table, read_table
@@ -57,7 +57,7 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
     by_id = {item.item_id: item for item in items}
     instructions, instruction_notes = _read_all_instructions(source, data, by_id)
     interactions, event_notes = _read_all_interactions(source, data, by_id)
-    held_out = frozenset(one.text for one in instructions if one.split != "train")
+    held_out = frozenset(wording(one.text) for one in instructions if one.split != "train")
     unlabelled, unlabelled_notes = _read_unlabelled(source, data, held_out)
     return Dataset(
         source=source.name,
@@ -141,14 +141,14 @@ def _read_unlabelled(source: SourceConfig, data: Path, held_out: frozenset[str])
     texts = table.column(config.text)
     table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
     distinct = dict.fromkeys(texts.tolist())
-    kept = [text for text in distinct if text not in held_out]
+    kept = [text for text in distinct if wording(text) not in held_out]
     left_out = len(distinct) - len(kept)
     return kept, [f"{config.file}: {left_out} texts that are held out are left out"] if left_out else []
 
 
 def _note_items_said(items: Sequence[Item], instructions: Sequence[Instruction]) -> list[str]:
-    known = {text for item in items for text in (item.text, item.title)}
-    said = sum(one.split == "test" and one.text in known for one in instructions)
+    known = {wording(text) for item in items for text in (item.text, item.title)}
+    said = sum(one.split == "test" and wording(one.text) in known for one in instructions)
     return [f"{said} test instructions are the very text or title of an item"] if said else []
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from training.config import TrainingConfig
 from training.convex_head import best_temperature, least_cross_entropy, one_hot
-from training.dataset import Item
+from training.dataset import Item, says_one_of
 from training.score import CatalogueSide, Vectors
 
 START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
@@ -88,7 +88,7 @@ def joined(first: HeadExamples, second: HeadExamples) -> HeadExamples:
 def sample_items(items: Sequence[Item], per_label: int, seed: int, held_out: Set[str] = frozenset()) -> list[int]:
     """The rows of up to `per_label` items of each label, drawn without replacement; all where a label has fewer.
 
-    An item whose text or title is one of `held_out`, word for word, is not drawn.
+    An item that says one of `held_out` (`training.dataset.says_one_of`) is not drawn.
     """
     generator = np.random.default_rng(seed)
     rows_of_label: dict[str, list[int]] = {}
@@ -97,7 +97,7 @@ def sample_items(items: Sequence[Item], per_label: int, seed: int, held_out: Set
     drawn: list[int] = []
     for label in sorted(rows_of_label):
         rows = [int(row) for row in generator.permutation(rows_of_label[label])]
-        drawn += [row for row in rows if not {items[row].text, items[row].title} & held_out][:per_label]
+        drawn += [row for row in rows if not says_one_of(items[row], held_out)][:per_label]
     return drawn
 
 

@@ -17,7 +17,7 @@ from training.run import Run
 from training.run_encoder import encoder_of_run, open_run
 from training.run_listing import run_manifests
 
-RECIPE_VERSION = 3  # raise it when the same inputs would give another run
+RECIPE_VERSION = 4  # raise it when the same inputs would give another run
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,8 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         inputs["distillation"] = distillation_inputs(config.distillation, distillation_teacher)
     if config.history != HistoryConfig():  # a config that does not name it keeps its runs
         inputs["history"] = config.history.model_dump(mode="json")
-    inputs |= _corrections(config, source)
     inputs_digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return Plan(config, data, var, source, encoder, inputs_digest, distillation_teacher, self_training_teacher)
-
-
-def _corrections(config: DomainConfig, source: SourceConfig) -> dict[str, Any]:
-    """What says that the recipe was corrected for such configs alone: the runs of all others stay as they are."""
-    files = {table.file for table in source.instructions}
-    splits = [table.split for table in source.instructions]
-    found = {
-        "held-out items are no examples": source.catalogue.file in files,
-        "validation holds whole groups": any(split.by and "validation" not in split.draw for split in splits),
-        "validation holds texts, not ids": source.synthetic is not None and config.training.shots == 0,
-    }
-    return {"corrections": sorted(key for key, applies in found.items() if applies)} if any(found.values()) else {}
 
 
 def existing_run(plan: Plan) -> Run | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from training.config import EncoderTuningConfig
-from training.dataset import Dataset, Instruction, Split
+from training.dataset import Dataset, Instruction, Split, says_one_of
 from training.head import sample_items
 from training.model import InstructionModel
 from training.relevance import Relevance
@@ -103,7 +103,7 @@ class _Ranker:
         self._dataset = dataset
         self._model = model
         self._relevance = Relevance(dataset.items)
-        self._said = {row for row, item in enumerate(dataset.items) if {item.text, item.title} & dataset.held_out}
+        self._said = {row for row, item in enumerate(dataset.items) if says_one_of(item, dataset.held_out)}
         self._generator = np.random.default_rng(config.seed)
         self._rivals = RIVALS if config.rivals else 0
         self._tokens: dict[int, Sequence[int]] = {}
