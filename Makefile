@@ -182,7 +182,7 @@ follow: setup  ## Tune and deploy as feedback comes (EVERY=seconds, EVENTS=numbe
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)
 
-loadtest: running  ## Load the live service with Locust (USERS, DURATION seconds) and hold it against the domain's SLA
+loadtest: running  ## Load the live service with Locust (USERS, and DURATION seconds once all have started) and hold it against the domain's SLA
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
 		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
 

@@ -13,6 +13,7 @@ import click
 
 from serving.gates.settings import read_settings
 from serving.layout import Layout
+from serving.preconditions import refuse_to_undo_a_rollback
 from serving.releases import Release
 from training.config_loading import load_config
 from training.options import config_option, overrides_argument, var_option
@@ -57,6 +58,9 @@ def tune(config: Path, var: Path, since: int | None, overrides: tuple[str, ...])
     click.echo(turn.line)
     if turn.release is not None:
         click.echo(f"release: {turn.release.path} ({time.monotonic() - started:.1f} s)")
+    else:
+        waiting = None if turn.waiting is None else turn.waiting.number
+        refuse_to_undo_a_rollback(tuner.layout, tuner.config.domain, waiting)
 
 
 @main.command()

@@ -63,21 +63,42 @@ def compare_heads(
     return Comparison(len(examples), float(right[0].mean()), float(right[1].mean()), change)
 
 
-def reason_against(old: Comparison, new: Comparison, budget: float) -> str | None:
-    """Why a new head may not go live; None if it may.
+@dataclass(frozen=True)
+class Judgement:
+    """A new head beside the live one, on each kind of held-out words by itself: a loss on one hides behind no other.
 
-    The measured difference decides, not the ends of its interval, which few examples leave wide. One single example
-    decides nothing.
-
-    Args:
-        old: on old held-out instructions.
-        new: on held-out feedback.
-        budget: points that may be lost.
+    Attributes:
+        old: on the instructions that the trained run held out.
+        earlier: on what earlier turns held out of their feedback.
+        new: on what this turn held out of its feedback.
+        trained: on the instructions as in `old`, but beside the head as it was trained, before any feedback; none
+            where that is not to be had.
     """
-    for comparison, name in ((old, "old held-out instructions"), (new, "held-out feedback")):
-        if comparison.change is None or (comparison is new and comparison.examples < FEWEST):
-            continue
-        lost = -comparison.change.value
-        if lost > budget and round(lost * comparison.examples / 100) > 1:
-            return f"accuracy on {name} falls by more than {budget:g} points: {comparison.described()}"
-    return None
+
+    old: Comparison
+    earlier: Comparison
+    new: Comparison
+    trained: Comparison
+
+    def reason_against(self, budget: float, drift: float) -> str | None:
+        """Why the new head may not go live; None if it may.
+
+        The measured difference decides, not the ends of its interval, which few examples leave wide. One single example
+        decides nothing, and few of people's decide nothing.
+
+        Args:
+            budget: points that may be lost in one turn.
+            drift: points that may be lost since the training, in all turns together.
+        """
+        for comparison, name, most, fewest in (
+            (self.old, "old held-out instructions", budget, 0),
+            (self.earlier, "earlier held-out feedback", budget, FEWEST),
+            (self.new, "held-out feedback", budget, FEWEST),
+            (self.trained, "old held-out instructions since the training", drift, 0),
+        ):
+            if comparison.change is None or comparison.examples < fewest:
+                continue
+            lost = -comparison.change.value
+            if lost > most and round(lost * comparison.examples / 100) > 1:
+                return f"accuracy on {name} falls by more than {most:g} points: {comparison.described()}"
+        return None

@@ -16,9 +16,11 @@ from feedback.errors import FeedbackError
 from feedback.location import Location
 from feedback.reader import FeedbackReader
 from serving.deploy import deploy
-from serving.errors import ServerError
+from serving.errors import GateError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
+from serving.live_repository import LiveRepository
+from serving.preconditions import require_live
 from serving.releases import Release
 from serving.server import MENDING_SECONDS, Server
 
@@ -29,7 +31,8 @@ from .tuner import Tuner
 logger = logging.getLogger("continual")
 LOOK_SECONDS = 1.0
 REST_SECONDS = 10.0
-"""After a turn that failed: what is in its way may be gone then."""
+"""After a turn that failed: what is in its way may be gone then. Twice as long after each further one, up to"""
+LONGEST_REST_SECONDS = 600.0
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Follower:
     gates: GateSettings
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _seen: int = 0
+    _failed: int = 0
+    _not_good_enough: set[int] = field(default_factory=set, repr=False)
 
     def run(self) -> None:
         """Follow until SIGINT or SIGTERM; a turn that has begun is brought to its end.
@@ -69,16 +74,18 @@ class Follower:
         while not self._stop.is_set():
             if self._is_due(time.monotonic() - last):
                 last = time.monotonic()
-                self._stop.wait(0 if self._turn() else REST_SECONDS)
-            else:
-                self._stop.wait(LOOK_SECONDS)
+                self._failed = 0 if self._turn() else self._failed + 1
+            self._stop.wait(self._rest() if self._failed else LOOK_SECONDS)
         logger.info("stopped")
+
+    def _rest(self) -> float:
+        return min(LONGEST_REST_SECONDS, REST_SECONDS * 2.0 ** (self._failed - 1))
 
     def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
 
     def _is_due(self, waited: float) -> bool:
-        if self.every is not None and waited >= self.every:
+        if self._failed or (self.every is not None and waited >= self.every):
             return True
         return self.events is not None and self._new_events(self.events) >= self.events
 
@@ -92,36 +99,59 @@ class Follower:
             return 0  # there is none yet, or it cannot be read now: the next turn will say so
 
     def _turn(self) -> bool:
-        """Tune once, and make what comes of it live; False if something was in the way."""
+        """Tune once, and make what comes of it live; False if something was in the way that may pass."""
         began = time.monotonic()
         try:
+            base = self._live()
             turn = self.tuner.turn()
             logger.info("%s (%.1f s)", turn.line, time.monotonic() - began)
-            if turn.release is not None:
-                self._make_live(turn.release)
+            release = turn.release or turn.waiting
+            if release is not None and self._make_live(release, base):
                 self.tuner.prepare()  # now, so that the next feedback need not wait for it
         except RefusedError as error:
             logger.warning("%s", error.message)
         except click.ClickException as error:  # every room's errors: the next turn may fare better
             logger.error("%s", error.message)
             return False
+        except OSError as error:  # a full disk, say, anywhere in a turn
+            logger.error("the turn failed: %s", error)
+            return False
         finally:
             self._seen = max(self._seen, self.tuner.read_until)
         return True
 
-    def _make_live(self, release: Release) -> None:
+    def _live(self) -> int | None:
+        live = LiveRepository(self.tuner.layout.live).live_release(self.tuner.config.domain)
+        return None if live is None else live.number
+
+    def _make_live(self, release: Release, base: int | None) -> bool:
+        """Publish a release in place of the one it was derived from; False if it does not pass a gate."""
+        if release.number in self._not_good_enough:
+            return False
         state = Server(self.tuner.layout).state()
         if state is None:
             raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
-        deployment = deploy(
-            self.tuner.layout,
-            release,
-            state.endpoints,
-            gates=Gates(self.gates),
-            verb="follow",
-            patience_seconds=MENDING_SECONDS,  # nobody is there to try again
-        )
+
+        def check() -> None:  # a newer catalogue may have gone live meanwhile, or a rollback
+            if base is not None:
+                require_live(self.tuner.layout, self.tuner.config.domain, base)
+
+        try:
+            deployment = deploy(
+                self.tuner.layout,
+                release,
+                state.endpoints,
+                gates=Gates(self.gates),
+                verb="follow",
+                check=check,
+                patience_seconds=MENDING_SECONDS,  # nobody is there to try again
+            )
+        except GateError as error:
+            logger.warning("%s", error.message)
+            self._not_good_enough.add(release.number)
+            return False
         for warning in deployment.warnings:
             logger.warning("%s", warning)
         seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
         logger.info("release %s answers%s", deployment.answer.release, seconds)
+        return True

@@ -15,6 +15,7 @@ from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
+from .lineage import ancestry
 from .release_encoder import release_encoder
 from .remembered import Remembered, read_remembered
 from .settings import ContinualSettings
@@ -30,6 +31,7 @@ class OldSkill:
         encoder: what all vectors are by: the release's own graph.
         cache: of its vectors.
         head: its head.
+        trained: the head as it was trained, before any feedback, where it knows the same labels and encoder; else None.
         items: its catalogue.
         remembered: the feedback that it has learned.
         train: the training instructions that may be learned again, drawn if there are many.
@@ -44,6 +46,7 @@ class OldSkill:
     encoder: Embedder
     cache: EmbeddingCache
     head: HeadWeights
+    trained: HeadWeights | None
     items: tuple[Item, ...]
     remembered: tuple[Remembered, ...]
     train: tuple[Instruction, ...]
@@ -54,8 +57,8 @@ class OldSkill:
 
     @property
     def judged_on(self) -> Examples:
-        """The test instructions (where there are none, the validation instructions), and the earlier feedback."""
-        return joined(self.test if len(self.test) else self.validation, self.feedback)
+        """The test instructions; where there are none, the validation instructions."""
+        return self.test if len(self.test) else self.validation
 
     def label_of_item(self) -> dict[str, str]:
         """Each item's label, by its id."""
@@ -82,6 +85,7 @@ def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSet
         encoder=encoder,
         cache=encoder.cache(var),
         head=HeadWeights(*run.head()),
+        trained=_as_trained(run),
         items=tuple(run.catalogue()),
         remembered=read_remembered(run),
         train=tuple(train[row] for row in drawn_rows(len(train), settings.replay, settings.seed)),
@@ -92,6 +96,13 @@ def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSet
     )
     rows = rows_per_label([item.label for item in skill.items], settings.replay_items)
     return _with_examples(skill, rows, run.item_vectors()[rows], settings.replay_item_weight)
+
+
+def _as_trained(run: Run) -> HeadWeights | None:
+    *_, oldest = ancestry(run)
+    if oldest.manifest.derived_from is not None or oldest.labels != run.labels:
+        return None
+    return HeadWeights(*oldest.head()) if oldest.encoder.sha256 == run.encoder.sha256 else None
 
 
 def seen_by(skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, settings: ContinualSettings) -> OldSkill:

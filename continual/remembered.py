@@ -43,7 +43,8 @@ def read_remembered(run: Run) -> tuple[Remembered, ...]:
     """
     path = run.path / FILE
     try:
-        rows = tuple(Remembered(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+        # Of bytes, because the lines of a text also end at U+2028 and the like, which people's words may hold.
+        rows = tuple(Remembered(**json.loads(line)) for line in path.read_bytes().splitlines())
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError) as error:

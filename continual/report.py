@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .evaluation import Comparison
+from .evaluation import Comparison, Judgement
 from .feedback_examples import Batch
 from .head_update import Anchor, HeadWeights
 from .settings import ContinualSettings
@@ -29,8 +29,8 @@ class Trial:
         anchor: what held it.
         replayed: old examples that were learned again.
         moved: how far it is from the old head, as a share of that one's length.
-        old, new, taught: accuracy before and after on old held-out instructions, on held-out feedback, and on the
-            feedback that was learned from.
+        judgement: accuracy before and after on what was held out.
+        taught: accuracy before and after on the feedback that was learned from.
         encoder: the new encoder; None where it is the live one.
     """
 
@@ -42,8 +42,7 @@ class Trial:
     anchor: Anchor
     replayed: int
     moved: float
-    old: Comparison
-    new: Comparison
+    judgement: Judgement
     taught: Comparison
     encoder: TunedEncoder | None = None
 
@@ -61,7 +60,7 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         settings: what it was tuned with.
         reason: why it was refused; None if it was taken.
     """
-    batch = trial.batch
+    batch, judged = trial.batch, trial.judgement
     lines = [
         "# Continual tuning",
         "",
@@ -70,13 +69,16 @@ def markdown(trial: Trial, settings: ContinualSettings, reason: str | None) -> s
         "",
         "| top-1 accuracy | before | after | change in points (95 %) | n |",
         "|---|---|---|---|---|",
-        _row("old held-out instructions", trial.old),
-        _row("held-out feedback", trial.new),
+        _row("old held-out instructions", judged.old),
+        _row("the same, since the training", judged.trained),
+        _row("earlier held-out feedback", judged.earlier),
+        _row("held-out feedback", judged.new),
         _row("feedback learned from", trial.taught),
         "",
         f"The head moved by {100 * trial.moved:.2f} % of its length. Replayed: {trial.replayed:,} old examples, at "
         f"least {settings.replay_ratio:g} times the weight of the new ones. Penalty {trial.anchor.penalty:g}, "
-        f"distillation {trial.anchor.distillation:g}, budget {settings.budget:g} points.",
+        f"distillation {trial.anchor.distillation:g}, budget {settings.budget:g} points, "
+        f"and {settings.drift_budget:g} since the training.",
         "",
         *_of_encoder(trial),
         "## What was used",

@@ -69,7 +69,10 @@ class ContinualSettings(BaseModel):
         fisher: what else holds it.
         encoder: whether the encoder learns too, by low-rank adapters that are merged into it (LoRA, arXiv 2106.09685).
         lora: how it does.
-        budget: points of accuracy on old held-out instructions that a new head may lose.
+        budget: points of accuracy that a new head may lose to the live one, on old held-out instructions, on earlier
+            held-out feedback and on the new.
+        drift_budget: points of accuracy on old held-out instructions that all turns together may lose to the head as it
+            was trained.
         remembered: how many examples a derived run keeps, this batch's and those before, to be replayed later.
         seed: of what is drawn.
     """
@@ -94,6 +97,7 @@ class ContinualSettings(BaseModel):
     encoder: Literal["frozen", "lora"] = "frozen"
     lora: LoraSettings = LoraSettings()
     budget: float = Field(default=1.0, ge=0)
+    drift_budget: float = Field(default=3.0, ge=0)
     remembered: int = Field(default=2_000, ge=0)
     seed: int = Field(default=0, ge=0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,15 @@ from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
 from training.config import DomainConfig
 from training.derived_run import derive_run
-from training.errors import RunError
 from training.run import Run
 from training.run_listing import derived_from
 
 from .errors import ContinualError, RefusedError
-from .evaluation import Comparison, compare_heads, reason_against
+from .evaluation import Comparison, Judgement, compare_heads
 from .feedback_examples import Batch, FeedbackExample, collect
-from .head_update import Examples, choose_head, distance
+from .head_update import Examples, HeadWeights, choose_head, distance
 from .ledger import Attempt, Ledger, Outcome
+from .lineage import REASON, learned_until, lineage
 from .old_skill import OldSkill, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
@@ -37,17 +37,23 @@ from .settings import ContinualSettings
 if TYPE_CHECKING:
     from .encoder_update import TunedEncoder
 
-REASON = "continual tuning"
 Say = Callable[[str], None]
 Export = Callable[[Run, Release], Release]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn came to: a release, or one line on why there is none."""
+    """What a turn came to.
+
+    Attributes:
+        release: what was made; None if nothing was.
+        line: what was done, or why nothing was made.
+        waiting: a release that an earlier turn made of the very same feedback, and that was never made live.
+    """
 
     release: Release | None
     line: str
+    waiting: Release | None = None
 
 
 @dataclass
@@ -136,9 +142,7 @@ class Tuner:
         release, run = self.base()
         try:
             with FeedbackReader(Location.below(self.layout.var)) as reader:
-                if since is not None:
-                    self._remember("set", run, since, since)
-                since = self._since(reader, run)
+                since = self._since(reader, run, since)
                 skill = self._skill(run, release)
                 events = itertools.islice(reader.events(self.config.domain, after=since), self.settings.max_events)
                 batch = collect(events, skill.label_of_item(), self.settings)
@@ -148,8 +152,8 @@ class Tuner:
             return Turn(None, f"no feedback since event {since}: nothing to learn")
         self.read_until = batch.until
         known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
-        if known is not None and (line := self._done_before(known)):
-            return Turn(None, line)
+        if known is not None and (turn := self._done_before(known, run, batch)):
+            return turn
         unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
         self.say(
             f"feedback: {batch.read} events after event {since}, {len(batch.taught)} to learn from, "
@@ -177,8 +181,10 @@ class Tuner:
         )
         head = chosen.head
 
-        def compared(before: Examples, after: Examples) -> Comparison:
-            return compare_heads(skill.head, head, before, settings.seed, after.vectors)
+        def compared(before: Examples, after: Examples, old: HeadWeights = skill.head) -> Comparison:
+            return compare_heads(old, head, before, settings.seed, after.vectors)
+
+        untaught = Comparison(0) if skill.trained is None else compared(skill.judged_on, new.judged_on, skill.trained)
 
         trial = Trial(
             base_run=skill.run.run_id,
@@ -189,13 +195,17 @@ class Tuner:
             anchor=chosen.anchor,
             replayed=len(new.replay),
             moved=distance(head, skill.head),
-            old=compared(skill.judged_on, new.judged_on),
-            new=compared(live_held_out, held_out),
+            judgement=Judgement(
+                old=compared(skill.judged_on, new.judged_on),
+                earlier=compared(skill.feedback, new.feedback),
+                new=compared(live_held_out, held_out),
+                trained=untaught,
+            ),
             taught=compared(live_taught, taught),
             encoder=encoder,
         )
-        self.say(f"head: moved by {100 * trial.moved:.1f} % of its length; old: {trial.old.described()}")
-        self.say(f"new: {trial.new.described()}")
+        self.say(f"head: moved by {100 * trial.moved:.1f} % of its length; old: {trial.judgement.old.described()}")
+        self.say(f"new: {trial.judgement.new.described()}")
         return trial
 
     def _encoder(self, skill: OldSkill, batch: Batch) -> TunedEncoder | None:
@@ -207,16 +217,19 @@ class Tuner:
 
     def _release(self, skill: OldSkill, trial: Trial) -> Turn:
         settings, until, encoder = self.settings, trial.until, trial.encoder
-        reason = reason_against(trial.old, trial.new, settings.budget)
+        reason = trial.judgement.reason_against(settings.budget, settings.drift_budget)
         report = markdown(trial, settings, reason)
         if reason:
             self._remember("refused", skill.run, trial.since, until, reason=reason)
-            self.refused_report.write_text(report, encoding="utf-8")
+            kept_at = self._kept(report)
             if encoder is not None:
                 encoder.forget(vectors=True)
+            next_time = f"More feedback is tried together with this; to leave it out: SINCE={until}"
+            if self._is_full(trial.batch):
+                self._leave_behind(skill.run, until, reason)
+                next_time = f"These {trial.batch.read} events are left behind (continual.max_events)"
             raise RefusedError(
-                f"refused: {reason}; release {skill.release.number} stays as it is. More feedback is tried together "
-                f"with this; to leave it out: SINCE={until} ({self.refused_report})"
+                f"refused: {reason}; release {skill.release.number} stays as it is. {next_time} ({kept_at})"
             )
         run = self._derived(skill, trial) or derive_run(
             skill.run,
@@ -242,6 +255,14 @@ class Tuner:
             encoder.forget(vectors=False)
         return Turn(release, f"release {release.number} has learned from {len(trial.batch.taught)} events")
 
+    def _kept(self, report: str) -> str:
+        """Where the report of a refusal lies; the refusal stands where it cannot be written."""
+        try:
+            self.refused_report.write_text(report, encoding="utf-8")
+        except OSError as error:
+            return f"{self.refused_report} cannot be written: {error.strerror or error}"
+        return str(self.refused_report)
+
     def _derived(self, skill: OldSkill, trial: Trial) -> Run | None:
         """The run of this very turn, if it was killed after writing it."""
         for run in derived_from(skill.run, self.layout.var / "runs" / self.config.domain):
@@ -256,23 +277,34 @@ class Tuner:
                     return run
         return None
 
-    def _done_before(self, attempt: Attempt) -> str | None:
-        """The line on an attempt that the same feedback would only repeat; None if it is to be made again."""
-        upto = f"no feedback since event {attempt.until}"
+    def _done_before(self, attempt: Attempt, run: Run, batch: Batch) -> Turn | None:
+        """What became of an attempt that the same feedback would only repeat; None if it is to be made again."""
         if attempt.outcome == "released":
             store = ReleaseStore(self.layout.releases(self.config.domain))
-            there = attempt.release in store.numbers()
-            return f"{upto}, which release {attempt.release} has learned" if there else None
-        return f"{upto}, up to which nothing came of it: {attempt.reason}"
+            if attempt.release is None or attempt.release not in store.numbers():
+                return None
+            line = f"no feedback since event {attempt.until}, which release {attempt.release} has learned"
+            return Turn(None, line, waiting=store.open(attempt.release))
+        if self._is_full(batch):
+            self._leave_behind(run, attempt.until, attempt.reason or "")
+            return Turn(None, f"nothing came of {batch.read} events ({attempt.reason}); left behind")
+        return Turn(None, f"no feedback since event {attempt.until}, up to which nothing came of it: {attempt.reason}")
 
     def _nothing_usable(self, run: Run, since: int, batch: Batch) -> Turn:
         until = batch.until or since
         reasons = ", ".join(f"{count} {why}" for why, count in batch.unused.items()) or "all of it is held out"
-        if batch.read >= self.settings.max_events:  # else the same events would be in the way for ever
-            self._remember("set", run, until, until, reason=reasons)
+        if self._is_full(batch):
+            self._leave_behind(run, until, reasons)
             return Turn(None, f"nothing to learn in {batch.read} events ({reasons}); left behind")
         self._remember("nothing usable", run, since, until, reason=reasons)
         return Turn(None, f"nothing to learn yet ({reasons}); kept for the next time")
+
+    def _is_full(self, batch: Batch) -> bool:
+        """Whether the next turn would read the very same events again, whatever has come since."""
+        return batch.read >= self.settings.max_events
+
+    def _leave_behind(self, run: Run, until: int, reason: str) -> None:
+        self._remember("set", run, until, until, reason=reason)
 
     def _skill(self, run: Run, release: Release) -> OldSkill:
         known = self._known
@@ -281,8 +313,14 @@ class Tuner:
             self._known = known
         return known
 
-    def _since(self, reader: FeedbackReader, run: Run) -> int:
-        since, newest = self.watermark(run), reader.watermark()
+    def _since(self, reader: FeedbackReader, run: Run, wanted: int | None) -> int:
+        """From where to read: the watermark, or what a person wants, which is remembered."""
+        newest = reader.watermark()
+        if wanted is not None:
+            if wanted > newest:
+                raise ContinualError(f"SINCE={wanted}: the feedback store ends with event {newest}")
+            self._remember("set", run, wanted, wanted)
+        since = self.watermark(run)
         if since > newest:
             raise ContinualError(
                 f"feedback up to event {since} is learned, but the store ends with event {newest}: was it replaced? "
@@ -306,32 +344,6 @@ class Tuner:
         )
 
 
-def _ancestry(run: Run) -> Iterator[Run]:
-    """A run, its parent and so on, as far as they are still there."""
-    while True:
-        yield run
-        origin = run.manifest.derived_from
-        if origin is None:
-            return
-        try:
-            run = Run.open(run.path.parent / origin.run_id)
-        except RunError:
-            return
-
-
-def lineage(run: Run) -> list[str]:
-    """The ids of a run, its parent and so on; the last is that of the run that was trained, if all are there."""
-    *_, oldest = ancestry = list(_ancestry(run))
-    origin = oldest.manifest.derived_from
-    return [one.run_id for one in ancestry] + ([origin.run_id] if origin else [])
-
-
-def learned_until(run: Run) -> int:
-    """The sequence number up to which a run, or what it was derived from, has learned feedback; 0 for none."""
-    origins = (one.manifest.derived_from for one in _ancestry(run))
-    return max((int(one.details["until"]) for one in origins if one and one.reason == REASON), default=0)
-
-
 def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
     vectors = skill.embed([one.text for one in examples])
     return Examples(
@@ -351,7 +363,8 @@ def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
             metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
     if trial.encoder is not None:
         metrics["encoder_tuning"] = rounded(asdict(trial.encoder.record))
-    metrics["continual"] = {"until": trial.until, "old": _figures(trial.old), "new": _figures(trial.new)}
+    judged = trial.judgement
+    metrics["continual"] = {"until": trial.until, "old": _figures(judged.old), "new": _figures(judged.new)}
     return metrics
 
 

@@ -14,6 +14,7 @@ from export.settings import PRECISIONS, Precision
 from serving.errors import ReleaseError
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
+from serving.preconditions import refuse_to_undo_a_rollback
 from serving.releases import Release, ReleaseStore
 from training.catalogue_update import update_catalogue
 from training.config_loading import load_config
@@ -59,7 +60,7 @@ def main(
         raise ExportError(f"{run.path}: a run of {run.domain}, the config is of {domain}; name its own config")
     derived = update_catalogue(run, settings, data, layout.var, say=click.echo, may_shrink=shrink)
     if derived is None:
-        _refuse_to_undo_a_rollback(layout, domain)
+        refuse_to_undo_a_rollback(layout, domain)
         return
     wanted = precision or ("int8" if before is None else precision_of(before))
     exporting = time.monotonic()
@@ -79,21 +80,6 @@ def release_before(layout: Layout, domain: str) -> Release | None:
         return store.open(live.number) if live else store.latest()
     except ReleaseError:
         return None
-
-
-def _refuse_to_undo_a_rollback(layout: Layout, domain: str) -> None:
-    """Stop where a `deploy` after this one would make another release live than the one that answers.
-
-    Raises:
-        ExportError: the live release is not the newest.
-    """
-    live = LiveRepository(layout.live).live_release(domain)
-    numbers = ReleaseStore(layout.releases(domain)).numbers()
-    if live is not None and numbers and numbers[-1] != live.number:
-        raise ExportError(
-            f"release {live.number} answers, which is not the newest, {numbers[-1]}: stopped here, so that no `deploy` "
-            f"makes that one live by the way; `make deploy RELEASE={numbers[-1]}` does"
-        )
 
 
 def _run_of(layout: Layout, domain: str, release: Release | None) -> Run:

@@ -66,6 +66,19 @@ class Exported:
     taken_from: int | None = None
 
 
+@contextmanager
+def _one_line_of_disk_errors() -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ExportError(
+            f"{where}{error.strerror or error}; no release was made: free some space or check the rights"
+        ) from None
+
+
+@_one_line_of_disk_errors()
 def export_release(
     run: Run,
     config: DomainConfig,
@@ -90,7 +103,7 @@ def export_release(
     Raises:
         VerificationError: the graph differs from torch by more than the budget; no release is made, the report is kept
             in the log folder.
-        ExportError: the run cannot be exported.
+        ExportError: the run cannot be exported, or the release not written.
     """
     serving = read_section(ServingSettings, "serving", config.serving)
     settings = read_section(ExportSettings, "export", config.export)

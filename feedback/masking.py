@@ -2,7 +2,7 @@
 
 Patterns, no understanding: names and addresses stay. 13 to 19 digits that satisfy the Luhn check (ISO/IEC 7812-1, annex
 B) are taken for a card. For a telephone are taken 7 to 15 digits (ITU-T E.164) after a plus sign or 00, 9 to 15 after a
-trunk 0 or in one piece, and groups of 3-3-4. Others look like sizes, years and prices.
+trunk 0 or in one piece, and groups of 3-3-4. Others look like sizes, years and prices, and so do dates.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import re
 
 EMAIL, CARD, PHONE = "[email]", "[card]", "[phone]"
 
-_EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}[@＠](?:[\w-]{1,63}[.．])+[^\W\d_]{2,24}")
+_ACCENT = r"\u0300-\u036f"  # on a letter of its own, as decomposed text (NFD) has it
+_EMAIL = re.compile(rf"[\w{_ACCENT}.!#$%&'*+/=?^`{{|}}~-]{{1,64}}[@＠](?:[\w{_ACCENT}-]{{1,63}}[.．])+[^\W\d_]{{2,24}}")
 
 _GAP = r"[\s.\-\u2010-\u2015_/·]"
-_DIGIT_GROUPS = re.compile(rf"(?<!\d)\d+(?:{_GAP}{{1,2}}\d+)*")
+_DIGIT_GROUPS = re.compile(rf"(?<!\d)\d+(?:{_GAP}{{1,3}}\d+)*")
 _SHORTEST_CARD, _LONGEST_CARD = 13, 19
 
 _SPACE = r"[\s.()\-\u2010-\u2015/]"
+_START = r"(?<!\w)(?<!\d[.,/\-])"  # not within a word, nor within a number such as 1,500 or 3.14
+_NEXT = r"(?<!\w)(?<=\d{5}[,/])"  # right after another number
+_DATE = r"\d{1,2}(?P<s>[./\-])\d{1,2}(?P=s)\d{4}(?!\d)"
 _PHONE = re.compile(
     rf"""
-      (?<![\w+])      \(? (?:[+＋]|00) {_SPACE}{{0,2}} \d (?:{_SPACE}{{0,3}}\d){{6,14}} (?!\d)  # +49 (0)171 234 5678
-    | (?<![\w.,/\-]) \(? 0\d (?:{_SPACE}{{0,2}}\d){{7,13}} (?!\d)                           # (0171) 234-5678
-    | (?<![\w.,/\-]) (?:1{_SPACE})? \(? \d{{3}} {_SPACE}{{0,2}} \d{{3}} {_SPACE} \d{{4}} (?!\w)  # (555) 123-4567
-    | (?<![\w.,]) \d{{9,15}} (?!\w)
+      (?: (?<![\d+＋]) \(? [+＋] | (?<!\w) \(? 00) {_SPACE}{{0,2}} \d (?:{_SPACE}{{0,3}}\d){{6,14}} (?!\d)  # +49 (0)171
+    | (?:{_START}|{_NEXT}) (?!{_DATE}) \(? 0\d (?:{_SPACE}{{0,4}}\d){{7,13}} (?!\d)  # (0171) - 234 5678
+    | {_START} (?:1{_SPACE})? \(? \d{{3}} {_SPACE}{{0,4}} \d{{3}} {_SPACE}{{1,3}} \d{{4}} (?!\w)  # (555) 123-4567
+    | {_START} \d{{9,15}} (?!\w)
     """,
     re.VERBOSE,
 )
@@ -55,21 +59,20 @@ def _without_cards(found: re.Match[str]) -> str:
 
 
 def _last_group_of_card(text: str, groups: list[tuple[int, int]], first: int) -> int | None:
-    """The group at which the longest card number from group `first` on ends."""
-    digits, found = "", None
-    for place, (start, end) in enumerate(groups[first:], start=first):
-        digits += text[start:end]
-        if len(digits) > _LONGEST_CARD:
+    """The group at which the longest card number from group `first` on ends.
+
+    The Luhn check doubles every second digit from the end, so two sums grow: one for each end that may come.
+    """
+    sums, count, found = [0, 0], 0, None
+    for place in range(first, min(len(groups), first + _LONGEST_CARD)):
+        start, end = groups[place]
+        if count + end - start > _LONGEST_CARD:
             break
-        if len(digits) >= _SHORTEST_CARD and _luhn(digits):
+        for digit in map(int, text[start:end]):
+            sums[count % 2] += digit * 2 - 9 if digit > 4 else digit * 2
+            count += 1
+            sums[count % 2] += digit
+        total = sums[count % 2]
+        if count >= _SHORTEST_CARD and total > 0 and total % 10 == 0:  # a row of zeros is nobody's card
             found = place
     return found
-
-
-def _luhn(digits: str) -> bool:
-    """Whether the last digit is the check digit of those before it; a row of zeros is nobody's card."""
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        number = int(digit) * (1 + place % 2)
-        total += number - 9 if number > 9 else number
-    return total > 0 and total % 10 == 0

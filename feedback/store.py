@@ -77,8 +77,11 @@ class FeedbackStore:
     def _write(self, batch: Sequence[Event], *, again: bool) -> list[bool]:
         try:
             engine, hasher = self._opened()
+            # Before the lock: masking a long text takes time, which nobody else's feedback need wait for.
+            received = int(time.time() * 1_000)
+            rows = [None if one.event == PROBE else _row(one, received, hasher) for one in batch]
             with _transaction(engine) as connection:
-                stored = _insert_new(connection, batch, hasher)
+                stored = _insert_new(connection, rows)
         except DBAPIError as error:
             if not (again and error.connection_invalidated):
                 raise
@@ -208,22 +211,22 @@ def _prepare(connection: Connection, hasher: UserHasher) -> None:
         )
 
 
-def _insert_new(connection: Connection, batch: Sequence[Event], hasher: UserHasher) -> list[bool]:
-    ids = [one.event_id for one in batch if one.event != PROBE]
+def _insert_new(connection: Connection, rows: Sequence[dict[str, Any] | None]) -> list[bool]:
+    """Insert the rows whose ids are not there; None stands for a probe, which is never stored."""
+    ids = [row["event_id"] for row in rows if row]
     known: set[str] = set()
     for start in range(0, len(ids), KNOWN_AT_ONCE):
         some = select(events.c.event_id).where(events.c.event_id.in_(ids[start : start + KNOWN_AT_ONCE]))
         known.update(connection.execute(some).scalars())
-    received = int(time.time() * 1_000)
-    stored, rows = [], []
-    for one in batch:
-        new = one.event != PROBE and one.event_id not in known
-        stored.append(new)
-        if new:
-            known.add(one.event_id)
-            rows.append(_row(one, received, hasher))
-    if rows:
-        connection.execute(insert(events), rows)
+    stored, new = [], []
+    for row in rows:
+        is_new = row is not None and row["event_id"] not in known
+        stored.append(is_new)
+        if row is not None and is_new:
+            known.add(row["event_id"])
+            new.append(row)
+    if new:
+        connection.execute(insert(events), new)
     return stored
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from loadtest.closed_loop import ClosedLoop, run_closed_loop
 from loadtest.errors import LoadTestError
 from loadtest.open_loop import arrivals, ask_server, run_open_loop
-from loadtest.report import Report, criteria_table, report_folder, write_report
+from loadtest.report import Report, criteria_table, report_folder, warnings, write_report
 from loadtest.sla import read_sla
 from loadtest.summary import OpenLoopSummary
 from loadtest.workload import Query, read_workload
@@ -27,7 +27,9 @@ SLA_MISSED = 2
 
 SECONDS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 
+DAY_S = 86_400
 File = click.Path(path_type=Path)
+Seconds = click.FloatRange(min=0, min_open=True, max=DAY_S)
 option = functools.partial(click.option, show_default=True)
 
 
@@ -41,9 +43,9 @@ option = functools.partial(click.option, show_default=True)
 )
 @option("--users", type=click.IntRange(min=1), default=8, help="Users at once.")
 @option("--spawn-rate", type=click.FloatRange(min=0, min_open=True), default=8.0, help="Users started a second.")
-@option("--duration", type=click.FloatRange(min=0, min_open=True), default=20.0, help="Seconds of each load.")
+@option("--duration", type=Seconds, default=20.0, help="Seconds of each load, once all users have started.")
 @option("--k", type=click.IntRange(1, 100), default=10, help="Items to ask for.")
-@option("--deadline", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Seconds a request may take.")
+@option("--deadline", type=Seconds, default=5.0, help="Seconds a request may take.")
 @option(
     "--open-loop-rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -80,10 +82,12 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
         duration_s=duration,
         deadline_s=deadline,
     )
+    if settings.ramp_up_s > DAY_S:
+        raise LoadTestError(f"{users} users, {spawn_rate:g} a second, need over a day to start: raise --spawn-rate")
     _ask_once(settings, queries[0])
     target = output_dir / f"{created:%Y%m%dT%H%M%SZ}"
     with report_folder(target) as folder:
-        with tqdm(total=duration, desc="closed loop", unit="s", bar_format=SECONDS_BAR) as bar:
+        with tqdm(total=settings.ramp_up_s + duration, desc="closed loop", unit="s", bar_format=SECONDS_BAR) as bar:
             closed = run_closed_loop(settings, folder, lambda seconds: _advance(bar, seconds))
         opened = None if open_loop_rate is None else _open_loop(settings, queries, open_loop_rate)
         closed_verdict = sla.verdict(closed)
@@ -145,8 +149,11 @@ def _open_loop(settings: ClosedLoop, queries: list[Query], rate: float) -> OpenL
     scheduled = len(arrivals(rate, settings.duration_s))
     if not scheduled:
         raise LoadTestError(f"--open-loop-rate {rate:g} sends nothing in {settings.duration_s:g} s: raise one of them")
-    with tqdm(total=scheduled, desc="open loop", unit="request") as bar:
-        return asyncio.run(run(bar))
+    try:
+        with tqdm(total=scheduled, desc="open loop", unit="request") as bar:
+            return asyncio.run(run(bar))
+    except InstructRecError as error:  # of ready(): those of requests are counted
+        raise LoadTestError(str(error)) from error
 
 
 def _show(report: Report, folder: Path) -> None:
@@ -157,5 +164,7 @@ def _show(report: Report, folder: Path) -> None:
     for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
         for reason, count in summary.errors.items() if summary else ():
             click.echo(f"{load}: {count} failed with {reason}")
+    for warning in warnings(report):
+        click.echo(warning)
     requests = report.closed_loop.requests + (report.open_loop.requests if report.open_loop else 0)
     click.echo(f"\nSLA {'met' if report.met else 'missed'} over {requests} requests. Report: {folder / 'report.html'}")

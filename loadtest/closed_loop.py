@@ -33,9 +33,9 @@ class ClosedLoop(BaseModel):
         domain: The domain to ask.
         instructions: The file that `loadtest.workload.read_workload` reads.
         k: How many items to ask for.
-        users: Users at once, each with a connection of its own.
+        users: Users at once, each with a connection of its own; a run in which fewer ask is an error, not a result.
         spawn_rate: Users started a second.
-        duration_s: Seconds of load, the start of the users included.
+        duration_s: Seconds of load once all users have started; what was asked before is not counted.
         deadline_s: Seconds that a request may take.
     """
 
@@ -50,6 +50,11 @@ class ClosedLoop(BaseModel):
     duration_s: float
     deadline_s: float
 
+    @property
+    def ramp_up_s(self) -> float:
+        """Seconds in which the users start, one after another."""
+        return self.users / self.spawn_rate
+
 
 def run_closed_loop(settings: ClosedLoop, folder: Path, progress: Callable[[float], None]) -> Summary:
     """Apply the load and return what was measured; Locust's HTML report is left in the folder as `report.html`.
@@ -60,7 +65,7 @@ def run_closed_loop(settings: ClosedLoop, folder: Path, progress: Callable[[floa
         progress: Called with the seconds since the last call.
 
     Raises:
-        LoadTestError: Locust failed.
+        LoadTestError: Locust failed, or not all users could start.
     """
     command = [sys.executable, "-m", "loadtest.locust_process", str(folder)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
@@ -79,7 +84,7 @@ def run_closed_loop(settings: ClosedLoop, folder: Path, progress: Callable[[floa
 def _wait(process: subprocess.Popen[str], settings: ClosedLoop, progress: Callable[[float], None]) -> str:
     """Wait for the process and return what it wrote to stderr."""
     start = last = time.monotonic()
-    limit = settings.duration_s + settings.deadline_s + START_AND_STOP_S
+    limit = settings.ramp_up_s + settings.duration_s + settings.deadline_s + START_AND_STOP_S
     said: str | None = settings.model_dump_json()
     while True:
         try:

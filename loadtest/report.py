@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +15,10 @@ from loadtest.errors import LoadTestError
 from loadtest.sla import Sla, Verdict
 from loadtest.summary import OpenLoopSummary, Summary
 
-__all__ = ["Report", "criteria_table", "report_folder", "write_report"]
+__all__ = ["Report", "criteria_table", "report_folder", "warnings", "write_report"]
+
+BUSY = 0.9
+"""Of a core; Locust calls its own process overloaded from there on, too."""
 
 
 class Report(BaseModel):
@@ -52,21 +54,26 @@ def report_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes `target` at the end, and vanishes after an error.
 
     Raises:
-        LoadTestError: `target` exists and is not an empty folder, or its parent cannot be written.
+        LoadTestError: `target` exists, another run is about to write it, or it or what is in it cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LoadTestError(f"{target}: is there already: name another folder with --output-dir, or wait a second")
+    there = LoadTestError(f"{target}: is there already: name another folder with --output-dir, or wait a second")
+    folder = target.with_name(f".{target.name}")  # claims the name: two runs may have begun in one second
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder.mkdir()
+    except FileExistsError:
+        raise there from None
     except OSError as error:
         raise LoadTestError(f"{target}: cannot write there: {error.strerror}") from error
     try:
+        if target.exists():
+            raise there
         yield folder
-        folder.chmod(0o755)  # mkdtemp lets nobody else in
         folder.replace(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise LoadTestError(f"{target}: {error}") from error
         raise
 
 
@@ -94,16 +101,28 @@ def criteria_table(report: Report) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+def warnings(report: Report) -> list[str]:
+    """Return what makes a run's figures doubtful, one line each."""
+    return [
+        f"{load}: the load test itself was busy for {summary.asking:.0%} of a core: it may be what was measured, "
+        "not the server"
+        for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop))
+        if summary and summary.asking > BUSY
+    ]
+
+
 def _markdown(report: Report) -> str:
     settings = report.settings
     lines = [
         f"# Load test of {settings.domain}: SLA {'met' if report.met else 'missed'}",
         "",
         f"{report.created:%Y-%m-%d %H:%M:%S %Z}, {settings.url}: {settings.users} users, "
-        f"{settings.spawn_rate:g} more each second, for {settings.duration_s:g} s, {settings.k} items a request.",
+        f"{settings.spawn_rate:g} more each second, then {settings.duration_s:g} s that count, "
+        f"{settings.k} items a request.",
         "",
         *_markdown_table(criteria_table(report)),
         "",
+        *(f"Beware: {warning}.\n" for warning in warnings(report)),
         "## Measured",
         "",
         *_markdown_table(_measured_table(report)),
@@ -122,7 +141,7 @@ def _markdown(report: Report) -> str:
 
 def _measured_table(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "release")
+        ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "asking core", "release")
     ]
     for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
         if summary is None:
@@ -137,6 +156,7 @@ def _measured_table(report: Report) -> list[tuple[str, ...]]:
                 str(summary.failures),
                 f"{summary.requests_per_second:.1f}",
                 *("–" if value is None else f"{value:.2f}" for value in quantiles),
+                f"{summary.asking:.2f}",
                 ", ".join(summary.releases) or "–",
             )
         )

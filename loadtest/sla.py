@@ -45,13 +45,13 @@ class Verdict(BaseModel):
 
 
 class Sla(BaseModel):
-    """What a domain promises; every bar is optional, one at least is needed.
+    """What a domain promises; every bar is optional, one at least is needed. Errors are always judged.
 
     Attributes:
         p50_ms: Half of the answers come within this many milliseconds.
         p95_ms: 95 in 100 do.
         p99_ms: 99 in 100 do.
-        max_error_rate: The largest share of requests that may fail, 0 to 1.
+        max_error_rate: The largest share of requests that may fail, 0 to 1; none where left out.
         min_requests_per_second: Right answers a second, at least, under closed-loop load.
     """
 
@@ -60,12 +60,12 @@ class Sla(BaseModel):
     p50_ms: Milliseconds | None = None
     p95_ms: Milliseconds | None = None
     p99_ms: Milliseconds | None = None
-    max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _promises_something(self) -> Sla:
-        if not any(bar is not None for bar in self.model_dump().values()):
+        if not any(bar is not None for bar in self.model_dump(include=self.model_fields_set).values()):
             raise ValueError(f"it promises nothing: set at least one of {', '.join(type(self).model_fields)}")
         return self
 

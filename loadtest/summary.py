@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -19,6 +20,8 @@ class Summary(BaseModel):
         duration_s: Seconds the load was applied for.
         requests_per_second: Right answers a second.
         error_rate: The share of requests that failed, 0 to 1; 1 where nothing was asked.
+        asking: What part of a core the asking process was busy for; near 1 or above, it is the load test that is
+            measured, not the server.
         p50_ms: Half of the right answers came within this many milliseconds; None without a right answer.
         p95_ms: As `p50_ms`, for 95 in 100.
         p99_ms: As `p50_ms`, for 99 in 100.
@@ -34,6 +37,7 @@ class Summary(BaseModel):
     duration_s: float
     requests_per_second: float
     error_rate: float
+    asking: float
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
@@ -49,7 +53,8 @@ class OpenLoopSummary(Summary):
         rate: Requests scheduled a second.
         scheduled: Requests that were to be sent.
         sent: Those that were.
-        late: Those sent noticeably after their time, because too many others were under way.
+        late: Those sent more than `loadtest.open_loop.LATE_AFTER_S` after their time: too many others were under way,
+            or this process was too slow.
         dropped: Those never sent, because the run was over; they count as failures.
     """
 
@@ -61,10 +66,11 @@ class OpenLoopSummary(Summary):
 
 
 class Recorder:
-    """Takes down one run's outcomes, one call a request."""
+    """Takes down one run's outcomes, one call a request. It is made when the run begins."""
 
     def __init__(self) -> None:
         """Start with none."""
+        self._busy_before = time.process_time()
         self._latencies_ms: list[float] = []
         self._releases: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -79,7 +85,7 @@ class Recorder:
         self._errors[reason] += 1
 
     def summary(self, duration_s: float) -> Summary:
-        """Return what was taken down."""
+        """Return what was taken down in so many seconds."""
         answers, failures = len(self._latencies_ms), sum(self._errors.values())
         quantiles: list[float | None] = [None] * 4
         if answers:
@@ -91,6 +97,7 @@ class Recorder:
             duration_s=duration_s,
             requests_per_second=answers / duration_s,
             error_rate=failures / (answers + failures) if answers + failures else 1.0,
+            asking=(time.process_time() - self._busy_before) / duration_s,
             p50_ms=quantiles[0],
             p95_ms=quantiles[1],
             p99_ms=quantiles[2],

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from instructrec_client import Recommendations
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.errors import LoadTestError
 
-__all__ = ["Query", "WrongAnswer", "check_answer", "read_workload"]
+__all__ = ["Query", "WrongAnswer", "check_answer", "read_workload", "shuffled"]
+
+Thing = TypeVar("Thing")
 
 
 class Query(BaseModel):
@@ -62,6 +66,11 @@ def _query(line: str, where: str) -> Query:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "value"
         raise LoadTestError(f"{where}: {field}: {first['msg']}") from error
+
+
+def shuffled(things: Sequence[Thing]) -> list[Thing]:
+    """Return all of them in a random order, the same every time: neighbours in a workload are alike."""
+    return random.Random(0).sample(things, len(things))  # noqa: S311 - an order, not a secret
 
 
 def check_answer(answer: Recommendations, k: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tritonclient import grpc
@@ -81,6 +81,7 @@ def deploy(
     verb: str = "deploy",
     forced: tuple[str, ...] = (),
     patience_seconds: float = 0.0,
+    check: Callable[[], None] | None = None,
 ) -> Deployment:
     """Make a release the one that answers, and write it into the domain's journal.
 
@@ -92,6 +93,7 @@ def deploy(
         verb: what the journal says asked for it.
         forced: gates that it was let through before, as a canary; the journal says so.
         patience_seconds: how long to wait for another command, or for the watcher, to be done.
+        check: called before anything is changed, when no other command can be at work; what it raises ends this.
 
     Raises:
         ReleaseError: a file of the release is missing or not what its manifest says; nothing was changed.
@@ -103,6 +105,8 @@ def deploy(
     server = Server(layout)
     with server.lock(patience_seconds=patience_seconds):
         recover(layout)
+        if check is not None:
+            check()
         return _make_live(server, _Order(release, gates, verb, forced), endpoints)
 
 

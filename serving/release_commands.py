@@ -67,7 +67,8 @@ def _rows(layout: Layout, domain: str, store: ReleaseStore) -> Iterator[tuple[st
     times: dict[int, str] = {}
     for one in Journal(layout.journal(domain)).publications():
         times[one.release] = f"{_minute(one.at)}{' (forced)' if one.forced else ''}"
-    fates = {one.release: _fate(one) for one in CanaryJournal(layout.canary_journal(domain)).events()}
+    canaries = CanaryJournal(layout.canary_journal(domain)).events()
+    fates = {one.release: _fate(one) for one in canaries if one.action != "measured"}
     before: Release | None = None
     for number in store.numbers():
         release = store.open(number)

@@ -10,9 +10,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from serving.releases import Release, ReleaseStore
 from serving.server import Server
 from sweep.errors import SweepError
 from sweep.report import Report, draw, show
-from sweep.search import Outcome, search
+from sweep.search import search
 from sweep.settings_file import fragment, write_settings
 from sweep.stage import Candidate, Rates, Stage
 from sweep.variant import ReleaseParts
@@ -65,13 +66,14 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
 ) -> None:
     """Measure how a release is served best here, and write that into the `serving:` section of its domain's YAML.
 
-    A setting that is given as KEY=VALUE is kept as given.
+    A setting that is given as KEY=VALUE is kept as given, and written too: all else was measured with it.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as on ^C
     numbers = _numbers(in_flight)
     cores, asking = _cores(server_cores)
     settings_now = load_config(config, overrides)
     serving = read_section(ServingSettings, "serving", settings_now.serving)
+    written = read_section(ServingSettings, "serving", load_config(config).serving)
     layout = Layout(var)
     release = _release(layout, settings_now.domain, number)
     parts, queries = ReleaseParts.of(release), read_workload(release.instructions)
@@ -101,7 +103,7 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
         outcome=outcome,
     )
     _keep(report, layout.var / FOLDER)
-    _write(outcome, config, write)
+    _write(outcome.changes(written), config, write)
 
 
 def _release(layout: Layout, domain: str, number: int | None) -> Release:
@@ -155,8 +157,7 @@ def _keep(report: Report, folder: Path) -> None:
     click.echo(f"written to {path} and {path.with_suffix('.png').name}")
 
 
-def _write(outcome: Outcome, config: Path, write: bool) -> None:
-    changes = outcome.changes()
+def _write(changes: Mapping[str, Any], config: Path, write: bool) -> None:
     if not changes:
         click.echo(f"{config} has the best settings already")
     elif write:

@@ -83,10 +83,10 @@ class Outcome(BaseModel):
     before: ServingSettings
     after: ServingSettings
 
-    def changes(self) -> dict[str, Any]:
-        """The keys of the `serving` section that are to be changed."""
-        before = self.before.model_dump()
-        return {key: value for key, value in self.after.model_dump().items() if value != before[key]}
+    def changes(self, written: ServingSettings) -> dict[str, Any]:
+        """The keys that are to be changed where the `serving` section is `written`, so that it is what was measured."""
+        now = written.model_dump()
+        return {key: value for key, value in self.after.model_dump().items() if value != now[key]}
 
 
 def search(

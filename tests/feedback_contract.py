@@ -161,3 +161,21 @@ def test_a_store_of_another_version_or_key_is_refused(location, name, message):
             FeedbackReader(location)
     engine.dispose()
     assert len(raw(location)) == 1
+
+
+def test_nobody_waits_while_somebodys_words_are_masked(location, monkeypatch):
+    first, other = FeedbackStore(location), FeedbackStore(location)
+    first.write([an_event("before")])
+    other.write([])
+    stored = []
+
+    def mask(text: str) -> str:
+        if text == "long":
+            stored.extend(other.write([an_event("b")]))
+        return text
+
+    monkeypatch.setattr("feedback.store.mask", mask)
+    assert first.write([an_event("a", instruction="long")]) == [True]
+    assert stored == [True]
+    first.close()
+    other.close()

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.dataset import AugmentedInstruction, Dataset
+from training.dataset import AugmentedInstruction, Dataset, wording
 from training.embedding_cache import EmbeddingCache
 from training.label_names import LabelNames
 from training.plan import Plan
 from training.pseudo_labels import pseudo_label
+from training.shots import NO_VALIDATION, note_stand_ins
 from training.synthetic import synthesise
 
 HELD_OUT = 10  # each such synthetic instruction stands in for validation where there is none
@@ -17,11 +18,13 @@ Say = Callable[[str], None]
 def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
     """The dataset with synthetic instructions, and with those of its unlabelled ones that a teacher labels.
 
-    Where the validation split is but `stand_ins`, synthetic instructions take their place.
+    Synthetic instructions that say a held-out one word for word are left out. Where the validation split is but
+    `stand_ins`, some synthetic instructions take their place, and the notes say so.
     """
     made: list[AugmentedInstruction] = []
     if plan.source.synthetic is not None:
         made += synthesise(dataset, plan.source.synthetic)
+        made = [one for one in made if wording(one.instruction.text) not in dataset.held_out]
         say(f"made {len(made):,} synthetic instructions of the catalogue")
     settings, encoder = plan.config.self_training, plan.config.encoder
     teacher = plan.self_training_teacher
@@ -39,11 +42,13 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
     if stand_ins and any(one.ranked for one in made):
         # No person's words are there to validate on: made ones come nearer to them than the titles of items.
         held_out = [one for one in made if one.ranked][::HELD_OUT]
-        made = [one for one in made if one not in held_out]
+        texts = {one.instruction.text for one in held_out}
+        made = [one for one in made if one.instruction.text not in texts]
         instructions = [one for one in dataset.instructions if one.split != "validation"]
         instructions += [replace(one.instruction, split="validation") for one in held_out]
-        dataset = replace(dataset, instructions=tuple(instructions))
-        say(f"{len(held_out)} synthetic instructions stand in for the validation split")
+        notes = [note for note in dataset.notes if not note.startswith(NO_VALIDATION)]
+        notes.append(note_stand_ins(len(held_out), "synthetic instructions"))
+        dataset = replace(dataset, instructions=tuple(instructions), notes=tuple(notes))
     return replace(dataset, augmentation=tuple(made))
 
 

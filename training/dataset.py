@@ -1,6 +1,6 @@
 """What a dataset is made of, as typed values. docs/datasets.md is the contract; dataset_loading.py reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,12 +58,24 @@ class AugmentedInstruction:
     ranked: bool
 
 
+def wording(text: str) -> str:
+    """What is the same in texts that differ in case and spaces alone, which many an encoder does not see."""
+    return " ".join(text.casefold().split())
+
+
+def says_one_of(item: Item, held_out: Set[str]) -> bool:
+    """Whether an item's text or title is one of some texts, which are as `wording` has them."""
+    return bool(held_out) and not held_out.isdisjoint((wording(item.text), wording(item.title)))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A whole dataset. `files` maps each file to its sha256; `notes` says what was chosen where the data was silent.
 
     `unlabelled` are texts of instructions that nobody labelled, none of them held out; `augmentation` is what was made
-    of them and of the items, which belongs to no split.
+    of them and of the items, which belongs to no split. `held_out` are the texts (as `wording` has them) of all
+    validation and test instructions that people gave, also of those that few shots leave out: nothing may learn them
+    from an item.
     """
 
     source: str
@@ -77,6 +89,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     augmentation: tuple[AugmentedInstruction, ...] = ()
+    held_out: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.column_config import TableConfig
 from training.config import DomainConfig, SourceConfig
-from training.dataset import Dataset, Instruction, Interaction, Item
+from training.dataset import Dataset, Instruction, Interaction, Item, wording
 from training.dataset_rows import read_instructions, read_interactions, read_items, read_translation
 from training.dataset_splits import complete_splits, note_unanswered
 from training.dataset_tables import Table, read_table
@@ -57,7 +57,8 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
     by_id = {item.item_id: item for item in items}
     instructions, instruction_notes = _read_all_instructions(source, data, by_id)
     interactions, event_notes = _read_all_interactions(source, data, by_id)
-    unlabelled, unlabelled_notes = _read_unlabelled(source, data, instructions)
+    held_out = frozenset(wording(one.text) for one in instructions if one.split != "train")
+    unlabelled, unlabelled_notes = _read_unlabelled(source, data, held_out)
     return Dataset(
         source=source.name,
         items=tuple(items),
@@ -67,8 +68,9 @@ def load_dataset(config: DomainConfig, data: Path) -> Dataset:
         has_prior=source.catalogue.prior is not None,
         fingerprint=digest,
         files=files,
-        notes=(*notes, *event_notes, *instruction_notes, *unlabelled_notes),
+        notes=(*notes, *event_notes, *instruction_notes, *unlabelled_notes, *_note_items_said(items, instructions)),
         unlabelled=tuple(unlabelled),
+        held_out=held_out,
     )
 
 
@@ -98,22 +100,24 @@ def _read_all_instructions(
 ) -> tuple[list[Instruction], list[str]]:
     labels = sorted({item.label for item in items.values()})
     instructions: list[Instruction] = []
+    groups: list[str] = []
     notes: list[str] = []
     seen: set[str] = set()
     for number, config in enumerate(source.instructions, start=1):
         # Row numbers of several tables would collide; those of one stay as they are.
         prefix = f"{number}-" if len(source.instructions) > 1 else ""
         table = _read(config, data)
-        own, own_notes = read_instructions(table, config, items, labels, prefix)
+        own, own_groups, own_notes = read_instructions(table, config, items, labels, prefix)
         repeated = next((i.instruction_id for i in own if i.instruction_id in seen), None)
         if repeated is not None:
             where = f"{config.file}: instruction id {repeated!r}"
             raise DatasetError(f"{where} is in an earlier table of instructions too; make the ids unique")
         seen.update(i.instruction_id for i in own)
         instructions += own
+        groups += own_groups
         notes += own_notes
     files = ", ".join(dict.fromkeys(config.file for config in source.instructions))
-    instructions, split_notes = complete_splits(instructions, files)
+    instructions, split_notes = complete_splits(instructions, groups, files)
     return instructions, [*notes, *split_notes, *note_unanswered(instructions, labels, files)]
 
 
@@ -128,9 +132,7 @@ def _read_all_interactions(
     return read_interactions(_read(config, data), config, items, translation)
 
 
-def _read_unlabelled(
-    source: SourceConfig, data: Path, instructions: Sequence[Instruction]
-) -> tuple[list[str], list[str]]:
+def _read_unlabelled(source: SourceConfig, data: Path, held_out: frozenset[str]) -> tuple[list[str], list[str]]:
     """The distinct texts without labels; what is held out with a label must not be seen without one either."""
     config = source.unlabelled
     if config is None:
@@ -138,11 +140,16 @@ def _read_unlabelled(
     table = _read(config, data)
     texts = table.column(config.text)
     table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
-    held_out = {one.text for one in instructions if one.split != "train"}
     distinct = dict.fromkeys(texts.tolist())
-    kept = [text for text in distinct if text not in held_out]
+    kept = [text for text in distinct if wording(text) not in held_out]
     left_out = len(distinct) - len(kept)
     return kept, [f"{config.file}: {left_out} texts that are held out are left out"] if left_out else []
+
+
+def _note_items_said(items: Sequence[Item], instructions: Sequence[Instruction]) -> list[str]:
+    known = {wording(text) for item in items for text in (item.text, item.title)}
+    said = sum(one.split == "test" and wording(one.text) in known for one in instructions)
+    return [f"{said} test instructions are the very text or title of an item"] if said else []
 
 
 def _tables(source: SourceConfig) -> list[TableConfig]:

@@ -19,6 +19,8 @@ from training.dataset_tables import Table, shorten
 from training.errors import DatasetError
 
 Texts = Sequence[str]
+LATEST = 7_258_118_400  # 2200-01-01 in seconds since 1970: numbers above are no seconds
+DATE_DIGITS = r"(?:19|20|21)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 
 
 def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[str]]:
@@ -86,8 +88,10 @@ def _titles(table: Table, config: CatalogueConfig) -> tuple["pd.Series[str]", li
 
 def read_instructions(
     table: Table, config: InstructionsConfig, items: Mapping[str, Item], labels: Texts, prefix: str = ""
-) -> tuple[list[Instruction], list[str]]:
-    """The instructions in row order, and notes. One without a label gets the label of its most relevant items.
+) -> tuple[list[Instruction], list[str], list[str]]:
+    """The instructions in row order, the group of each (see `read_splits`), and notes.
+
+    An instruction without a label gets the label of its most relevant items.
 
     `prefix` comes before the row's number where that is the instruction's id.
 
@@ -105,7 +109,7 @@ def read_instructions(
     table.reject(texts == "", config.text, "the instruction is empty", "write the instruction or remove the row")
     relevant = _relevant(table, config.relevant, items) if config.relevant else [{} for _ in range(rows)]
     targets = _labels(table, config, given, relevant, items, labels)
-    splits = read_splits(table, config.split, texts.tolist(), targets)
+    splits, groups = read_splits(table, config.split, texts.tolist(), targets)
     columns = {name: table.column(column).tolist() for name, column in config.attributes.items()}
     instructions = [
         Instruction(
@@ -118,7 +122,7 @@ def read_instructions(
         )
         for row in range(rows)
     ]
-    return instructions, notes
+    return instructions, groups, notes
 
 
 def _instruction_ids(table: Table, config: InstructionsConfig, prefix: str) -> list[str]:
@@ -245,7 +249,14 @@ def read_translation(table: Table, config: TranslationTable) -> dict[str, str]:
 def _timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
     cells = table.column(column)
     times = _numbers(table, column)
-    if not np.isfinite(times).all():
+    numeric = np.isfinite(times)
+    fix = "write seconds since 1970, milliseconds divided by 1000"
+    table.reject(numeric & (times > LATEST), column, "a time after the year 2200", fix)
+    # Read as seconds all such dates lie in August 1970.
+    dates = numeric & cells.str.fullmatch(DATE_DIGITS).to_numpy(dtype=bool)
+    if numeric.any() and (dates == numeric).all():
+        table.reject(dates, column, "a date without hyphens, which reads as seconds", "write it as 2024-05-01")
+    if not numeric.all():
         parsed = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
         seconds = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
         times = np.where(np.isfinite(times), times, seconds)

@@ -12,16 +12,18 @@ from training.dataset_tables import Table, shorten
 from training.errors import DatasetError
 
 
-def read_splits(table: Table, config: SplitSettings, texts: Sequence[str], labels: Sequence[str]) -> list[Split]:
-    """The split of each row.
+def read_splits(
+    table: Table, config: SplitSettings, texts: Sequence[str], labels: Sequence[str]
+) -> tuple[list[Split], list[str]]:
+    """The split of each row, and its group, whose rows stay together: the cell in `by`, without that its text.
 
     Raises:
         DatasetError: A column is missing, a given value is no split, or a group is empty.
     """
     splits = _given(table, config) if config.column else cast("list[Split]", ["train"] * len(texts))
-    if not config.draw:
-        return splits
     groups = table.column(config.by).tolist() if config.by else list(texts)
+    if not config.draw:
+        return splits, groups
     drawn = [row for row, split in enumerate(splits) if split == "train"]
     if config.by:
         empty = [split == "train" and not group for split, group in zip(splits, groups, strict=True)]
@@ -30,7 +32,7 @@ def read_splits(table: Table, config: SplitSettings, texts: Sequence[str], label
     found = draw_splits([groups[row] for row in drawn], config.draw, config.seed, strata)
     for row, split in zip(drawn, found, strict=True):
         splits[row] = split
-    return splits
+    return splits, groups
 
 
 def _given(table: Table, config: SplitSettings) -> list[Split]:
@@ -89,10 +91,13 @@ def _split_at(position: float, shares: Mapping[Split, float]) -> Split:
     return next(split for split in reversed(SPLITS) if split in shares)  # the shares may sum to a hair below 1
 
 
-def complete_splits(instructions: Sequence[Instruction], file: str) -> tuple[list[Instruction], list[str]]:
+def complete_splits(
+    instructions: Sequence[Instruction], groups: Sequence[str], file: str
+) -> tuple[list[Instruction], list[str]]:
     """Make a validation split of a fifth of the training split where there is none, and say what is missing.
 
-    The choice depends on the texts alone, so it is the same in every run, and equal texts stay together.
+    The choice depends on the names of the instructions' `groups` alone (see `read_splits`), so it is the same in every
+    run, and a group stays together.
 
     Raises:
         DatasetError: There is no training split.
@@ -102,11 +107,14 @@ def complete_splits(instructions: Sequence[Instruction], file: str) -> tuple[lis
         raise DatasetError(f"{file}: no instruction is in the split 'train'; mark the rows to learn from with it")
     completed, notes = list(instructions), []
     if not texts["validation"]:
-        held_out = set(sorted(texts["train"], key=lambda text: hashlib.sha256(text.encode()).digest())[1::5])
+        taught = {group for i, group in zip(instructions, groups, strict=True) if i.split == "train"}
+        held_out = set(sorted(taught, key=lambda group: hashlib.sha256(group.encode()).digest())[1::5])
         completed = [
-            replace(i, split="validation") if i.text in held_out and i.split == "train" else i for i in completed
+            replace(i, split="validation") if group in held_out and i.split == "train" else i
+            for i, group in zip(instructions, groups, strict=True)
         ]
-        notes.append(f"no validation split: {len(held_out)} training instructions are held out for it")
+        count = sum(i.split == "validation" for i in completed)
+        notes.append(f"no validation split: {count} training instructions are held out for it")
     if not texts["test"]:
         notes.append("no test split: test metrics are left out")
     if repeated := len(texts["test"] & (texts["train"] | texts["validation"])):

@@ -181,7 +181,7 @@ def _tune(
 def _start_head(plan: TuningPlan, dataset: Dataset, model: InstructionModel) -> TunedHead:
     """The head that the frozen encoder would get, from the drawn items alone: a start, so not worth the catalogue."""
     config, settings = plan.config.encoder_tuning, plan.config.encoder
-    rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed)
+    rows = sample_items(dataset.items, max(1, config.items_per_label), config.seed, dataset.held_out)
     train, validation = dataset.split("train"), dataset.split("validation") or dataset.split("train")
     label_id = {label: number for number, label in enumerate(dataset.labels)}
     cache = EmbeddingCache.below(plan.var, plan.encoder, settings.pooling, settings.max_length)

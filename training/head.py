@@ -1,7 +1,7 @@
 """Tunes the instruction head: a linear layer over frozen text vectors, with cross-entropy."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from training.config import TrainingConfig
 from training.convex_head import best_temperature, least_cross_entropy, one_hot
-from training.dataset import Item
+from training.dataset import Item, says_one_of
 from training.score import CatalogueSide, Vectors
 
 START_SCALE = 15.0  # logits of a nearest-centroid rule over vectors of length 1
@@ -85,14 +85,20 @@ def joined(first: HeadExamples, second: HeadExamples) -> HeadExamples:
     )
 
 
-def sample_items(items: Sequence[Item], per_label: int, seed: int) -> list[int]:
-    """The rows of up to `per_label` items of each label, drawn without replacement; all where a label has fewer."""
+def sample_items(items: Sequence[Item], per_label: int, seed: int, held_out: Set[str] = frozenset()) -> list[int]:
+    """The rows of up to `per_label` items of each label, drawn without replacement; all where a label has fewer.
+
+    An item that says one of `held_out` (`training.dataset.says_one_of`) is not drawn.
+    """
     generator = np.random.default_rng(seed)
     rows_of_label: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         rows_of_label.setdefault(item.label, []).append(row)
-    drawn = [generator.permutation(rows_of_label[label])[:per_label] for label in sorted(rows_of_label)]
-    return [int(row) for rows in drawn for row in rows]
+    drawn: list[int] = []
+    for label in sorted(rows_of_label):
+        rows = [int(row) for row in generator.permutation(rows_of_label[label])]
+        drawn += [row for row in rows if not says_one_of(items[row], held_out)][:per_label]
+    return drawn
 
 
 def balanced(examples: HeadExamples) -> HeadExamples:

@@ -12,7 +12,7 @@ class HistoryExample:
     """A person's earlier catalogue rows, newest first, and the next one. `held_out` people are measured, not fitted.
 
     `excluded` are rows that may not be answered. `time` is the target's, `events` counts all the person's events and
-    `user_id` names them.
+    `user_id` names them. `whole` are all earlier rows, of which `history` has the newest.
     """
 
     history: tuple[int, ...]
@@ -22,6 +22,7 @@ class HistoryExample:
     time: float = 0.0
     events: int = 0
     user_id: str = ""
+    whole: tuple[int, ...] = ()
 
 
 def history_examples(
@@ -59,6 +60,7 @@ def history_examples(
                     target.timestamp,
                     len(own),
                     user_id,
+                    tuple(rows),
                 )
             )
     return examples

@@ -173,7 +173,7 @@ def _ranks(
         }
         scores["history_and_prior"] = _history(state, part, lesson.both) + lesson.both.delta * state.priors
         scores["history_only"] = _history(plain, part, lesson.history)
-        scores["item_knn"] = neighbours.scores([person.excluded or person.history for person in part])
+        scores["item_knn"] = neighbours.scores([person.whole for person in part])
         scores["popularity_3_days_live"] = np.stack(
             [log.counts(person.time - 3 * DAY, person.time).astype(np.float32) for person in part]
         )

@@ -79,7 +79,8 @@ def _examples(
     settings = plan.config.training
     train, validation = dataset.split("train"), dataset.split("validation")
     augmented = [one.instruction for one in dataset.augmentation]
-    drawn = sample_items(dataset.items, max(CENTROID_ITEMS, settings.items_per_label), settings.seed)
+    most = max(CENTROID_ITEMS, settings.items_per_label)
+    drawn = sample_items(dataset.items, most, settings.seed, dataset.held_out)
     instructions, items = [*train, *augmented, *validation], [dataset.items[row] for row in drawn]
     vectors = embed([one.text for one in instructions] + [item.text for item in items])
     label_id = {label: number for number, label in enumerate(dataset.labels)}
@@ -88,7 +89,7 @@ def _examples(
     taught, learned, asked = len(train), len(train) + len(augmented), len(instructions)
     catalogue = CatalogueSide(vectors[asked:], ids[asked:].tolist(), ())
     # With the same seed, fewer items a label are the first of the more.
-    kept = set(sample_items(dataset.items, settings.items_per_label, settings.seed))
+    kept = set(sample_items(dataset.items, settings.items_per_label, settings.seed, dataset.held_out))
     places = [place for place, row in enumerate(drawn) if row in kept]
     weights = np.array([one.weight for one in dataset.augmentation], dtype=np.float32)
     return (

@@ -158,7 +158,8 @@ def _run_trial(search: Search, study: optuna.Study, trial: optuna.Trial, dataset
                 from training.search_pruning import EpochReports  # noqa: PLC0415 - loads the Trainer
 
                 callbacks = [*callbacks, EpochReports(trial, settings.metric)]
-            learned_from = augment(plan, limit_shots(dataset, config)[0], lambda _: None)
+            cut, shots = limit_shots(dataset, config)
+            learned_from = augment(plan, cut, lambda _: None, stand_ins=shots is not None and shots.stand_ins > 0)
             value = objective(plan, learned_from, callbacks, tracker.head)
             tracker.result({settings.metric: value})
     except optuna.TrialPruned:

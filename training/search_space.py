@@ -11,15 +11,30 @@ from training.config_loading import change_config
 from training.errors import ConfigError
 from training.search_config import Dimension
 
-# They change what is measured, or nothing of it.
-NOT_SEARCHED = ("domain", "sources", "export", "serving", "sla", "gates", "canary", "tracking", "search")
+# They change what is measured, or nothing of it: a trial tunes encoder and head alone.
+NOT_SEARCHED = (
+    "domain",
+    "sources",
+    "training.shots",
+    "training.max_history",
+    "distillation",
+    "tracking",
+    "search",
+    "history",
+    "export",
+    "serving",
+    "continual",
+    "sla",
+    "gates",
+    "canary",
+)
 
 
 def check_space(config: DomainConfig) -> None:
     """Make sure that each setting of the space exists, can take the values it may draw, and has an effect.
 
     Raises:
-        ConfigError: The space is empty, or a key or value of it is wrong.
+        ConfigError: The space is empty, a key or value of it is wrong, or the config distils, which no trial does.
     """
     space = config.search.space
     if not space:
@@ -27,8 +42,11 @@ def check_space(config: DomainConfig) -> None:
             "search.space is empty; name settings to search, as "
             "search.space: {training.learning_rate: {low: 0.01, high: 1.0, log: true}}"
         )
+    if config.distillation is not None:
+        raise ConfigError("search: no trial distils; leave `distillation` out, and search the settings of its teacher")
+    drawing = () if config.training.shots is None else ("training.seed",)  # it draws the validation split then
     for key, dimension in space.items():
-        if key.partition(".")[0] in NOT_SEARCHED:
+        if any(f"{key}.".startswith(f"{name}.") for name in (*NOT_SEARCHED, *drawing)):
             raise ConfigError(f"search.space: {key!r} cannot be searched; what tunes the model can")
         for value in dimension.ends:
             change_config(config, {key: value}, where="search.space")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from training.config import DomainConfig
@@ -11,11 +11,12 @@ from training.dataset import Dataset, Instruction, Item, Split
 from training.head import sample_items
 
 STAND_INS = 10  # item titles a label that stand in for a validation split without instructions
+NO_VALIDATION = "no validation instruction is left: "  # how the note on what stands in begins
 
 
 @dataclass(frozen=True)
 class ShotsRecord:
-    """What a draw kept: `train` of `train_of` instructions, `validation` likewise, and the titles standing in."""
+    """What a draw kept: `train` of `train_of` instructions, `validation` likewise, and how many stand in for these."""
 
     shots: int
     train: int
@@ -44,16 +45,18 @@ def limit_shots(dataset: Dataset, config: DomainConfig) -> tuple[Dataset, ShotsR
     validation = draw_shots(dataset.split("validation"), shots, seed)
     kept = {one.instruction_id for one in [*train, *validation]}
     instructions = [one for one in dataset.instructions if one.split == "test" or one.instruction_id in kept]
-    stand_ins = [] if validation else _titles(dataset.items, config)
+    stand_ins = [] if validation else _titles(dataset, config)
     notes = list(dataset.notes)
     if stand_ins:
-        notes.append(
-            f"no validation instruction is left: {len(stand_ins)} item titles stand in, "
-            "and validation metrics say nothing of people's words"
-        )
+        notes.append(note_stand_ins(len(stand_ins), "item titles"))
     cut = replace(dataset, instructions=(*instructions, *stand_ins), notes=tuple(notes))
     sizes = [len(dataset.split(split)) for split in ("train", "validation")]
     return cut, ShotsRecord(shots, len(train), sizes[0], len(validation), sizes[1], len(stand_ins))
+
+
+def note_stand_ins(count: int, what: str) -> str:
+    """The note that so many texts take the place of the validation split; `what` says what they are."""
+    return f"{NO_VALIDATION}{count} {what} stand in, and validation metrics say nothing of people's words"
 
 
 def draw_shots(instructions: Iterable[Instruction], shots: int, seed: int) -> list[Instruction]:
@@ -75,16 +78,16 @@ def _position(instruction_id: str, seed: int) -> tuple[bytes, str]:
     return hashlib.sha256(f"shots\0{seed}\0{instruction_id}".encode()).digest(), instruction_id
 
 
-def _titles(items: Sequence[Item], config: DomainConfig) -> list[Instruction]:
+def _titles(dataset: Dataset, config: DomainConfig) -> list[Instruction]:
     """Titles of items as instructions that ask for their label, and for the attributes whose values they name."""
-    settings, tuning = config.training, config.encoder_tuning
-    taught = set(sample_items(items, settings.items_per_label, settings.seed))
+    settings, tuning, items, held = config.training, config.encoder_tuning, dataset.items, dataset.held_out
+    taught = set(sample_items(items, settings.items_per_label, settings.seed, held))
     if tuning.method != "frozen":
-        taught.update(sample_items(items, tuning.items_per_label, tuning.seed))
+        taught.update(sample_items(items, tuning.items_per_label, tuning.seed, held))
     seen = {items[row].title for row in taught}
     left = Counter(dict.fromkeys((item.label for item in items), STAND_INS))
     held_out = []
-    for row in sample_items(items, len(items), settings.seed):
+    for row in sample_items(items, len(items), settings.seed, held):
         if items[row].title not in seen and left[items[row].label] > 0:
             left[items[row].label] -= 1
             held_out.append(row)

@@ -13,6 +13,7 @@ from training.dataset import Dataset, Instruction, Split
 from training.dataset_loading import load_dataset
 from training.errors import DatasetError
 from training.head import sample_items
+from training.plain_classifier import fitted
 from training.plan import Plan
 from training.score import CatalogueSide, Vectors
 from training.shots import draw_shots, limit_shots
@@ -122,9 +123,10 @@ def _plain(plan: Plan, embedded: Embedded, h: Vectors) -> Ids:
     settings, rows = plan.config.training, embedded.rows("train")
     vectors, ids = embedded.h[rows], embedded.label_ids[rows]
     if not rows:
-        drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
+        cut = embedded.dataset
+        drawn = sample_items(cut.items, settings.items_per_label, settings.seed, cut.held_out)
         vectors, ids = embedded.catalogue.vectors[drawn], embedded.catalogue.label_ids[drawn]
     if len(set(ids.tolist())) == 1:
         return np.full(len(h), ids[0])  # scikit-learn refuses to learn a single class
-    predicted: Ids = LogisticRegression(C=PLAIN_C, max_iter=2_000).fit(vectors, ids).predict(h)
+    predicted: Ids = fitted(LogisticRegression(C=PLAIN_C, max_iter=2_000), vectors, ids).predict(h)
     return predicted

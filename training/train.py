@@ -87,9 +87,12 @@ def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
         say(str(shots))
     if plan.encoder.run is not None:
         say(f"encoder: starts as that of run {plan.encoder.run}")
+    stand_ins = shots is not None and shots.stand_ins > 0
+    dataset = augment(plan, dataset, say, stand_ins=stand_ins)
     for note in dataset.notes:
         say(f"note: {note}")
-    dataset = augment(plan, dataset, say, stand_ins=shots is not None and shots.stand_ins > 0)
+    if shots is not None and stand_ins:
+        shots = replace(shots, stand_ins=len(dataset.split("validation")))
     encoder, start, tuning = plan.encoder, None, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.
@@ -189,7 +192,8 @@ def tune_instruction_head(
     """
     settings = plan.config.training
     train, validation = embedded.rows("train"), embedded.rows("validation")
-    drawn = sample_items(embedded.dataset.items, settings.items_per_label, settings.seed)
+    dataset = embedded.dataset
+    drawn = sample_items(dataset.items, settings.items_per_label, settings.seed, dataset.held_out)
     items = equally_weighted(
         embedded.catalogue.vectors[drawn], embedded.catalogue.label_ids[drawn], settings.item_weight
     )
@@ -197,16 +201,16 @@ def tune_instruction_head(
         equally_weighted(embedded.h[train], embedded.label_ids[train]),
         joined(embedded.augmentation, items),
         equally_weighted(embedded.h[validation], embedded.label_ids[validation]),
-        label_centroids(embedded.catalogue, len(embedded.dataset.labels)),
+        label_centroids(embedded.catalogue, len(dataset.labels)),
         settings,
         start,
         observe,
     )
-    untaught = len(embedded.dataset.labels) - len(set(embedded.label_ids[train].tolist()))
-    others = "items and synthetic or pseudo-labelled instructions" if embedded.dataset.augmentation else "item texts"
+    untaught = len(dataset.labels) - len(set(embedded.label_ids[train].tolist()))
+    others = "items and synthetic or pseudo-labelled instructions" if dataset.augmentation else "item texts"
     say(
         f"head: best {head.found_by}, "
-        f"validation loss {head.validation_loss:.3f}; {untaught} of {len(embedded.dataset.labels)} labels have no "
+        f"validation loss {head.validation_loss:.3f}; {untaught} of {len(dataset.labels)} labels have no "
         f"training instruction and are learned from {others} alone"
     )
     return head

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from training.config import EncoderTuningConfig
-from training.dataset import Dataset, Instruction, Split
+from training.dataset import Dataset, Instruction, Split, says_one_of
 from training.head import sample_items
 from training.model import InstructionModel
 from training.relevance import Relevance
@@ -78,7 +78,7 @@ def tuning_examples(
         instructions = dataset.split(split)
         return examples(instructions, [1.0] * len(instructions), [ranked] * len(instructions))
 
-    rows = sample_items(dataset.items, config.items_per_label, config.seed)
+    rows = sample_items(dataset.items, config.items_per_label, config.seed, dataset.held_out)
     texts = _tokenize(model, [dataset.items[row].text for row in rows])
     items = [
         TuningExample(tokens, label_id[dataset.items[row].label], config.item_weight, row)
@@ -103,6 +103,7 @@ class _Ranker:
         self._dataset = dataset
         self._model = model
         self._relevance = Relevance(dataset.items)
+        self._said = {row for row, item in enumerate(dataset.items) if says_one_of(item, dataset.held_out)}
         self._generator = np.random.default_rng(config.seed)
         self._rivals = RIVALS if config.rivals else 0
         self._tokens: dict[int, Sequence[int]] = {}
@@ -117,6 +118,7 @@ class _Ranker:
         return replace(example, candidates=candidates, rivals=rivals, grades=grades)
 
     def _draw(self, rows: Sequence[int], count: int) -> dict[int, Sequence[int]]:
+        rows = [row for row in rows if row not in self._said]
         drawn = self._generator.choice(rows, size=min(count, len(rows)), replace=False).tolist() if rows else []
         unknown = [row for row in drawn if row not in self._tokens]
         texts = _tokenize(self._model, [self._dataset.items[row].text for row in unknown])

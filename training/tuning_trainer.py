@@ -22,6 +22,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalPrediction
 
 from training import processes
@@ -122,6 +123,11 @@ class EncoderTrainer(Trainer):
     def learn(self, resume: Path | None) -> TrainerState:
         """Train to the end, from the checkpoint `resume` if there is one; return what became of it."""
         self.add_callback(Checkpoints())  # last: its mark says that the others are done
+        if resume is not None:
+            state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
+            if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+                # It had stopped, maybe early. The Trainer forgets that and would learn on, so no epoch is left to it.
+                self.args.num_train_epochs = round(state.epoch or 0)
         self.train(resume_from_checkpoint=None if resume is None else str(resume))
         return self.state
 

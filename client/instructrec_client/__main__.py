@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 after an error, which is printed as one line.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal has no letters for, as stderr shows it
     history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
     try:
         with Client(options.url, domain=options.domain, timeout=options.timeout) as client:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer = client.recommend(options.instruction, history=history, k=options.k)
             latency_ms = (time.perf_counter() - start) * 1000
     except (InstructRecError, ValueError) as error:
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")  # a server's words may have several lines
         return 1
     shown = _as_json(answer, latency_ms) if options.json else _as_text(answer, latency_ms)
     try:
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _as_json(answer: Recommendations, latency_ms: float) -> str:
     content = {**dataclasses.asdict(answer), "latency_ms": round(latency_ms, 3)}
-    return json.dumps(content, ensure_ascii=False, indent=2)
+    return json.dumps(content, indent=2)  # in ASCII, so that it is JSON on any terminal
 
 
 def _as_text(answer: Recommendations, latency_ms: float) -> str:

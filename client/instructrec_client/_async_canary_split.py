@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ._async_client import AsyncClient
 from ._base import Traceback
-from ._canary_split import ASKING_SECONDS, SHADOWS
+from ._canary_split import SHADOWS
 from ._errors import InstructRecError, ModelNotFound
 from ._models import Recommendations
-from ._split import FALLS_BACK, PATIENCE, REFRESH, CanaryState, SplitCounts, SplitState, read_state
-from ._timeout import Deadline, Timeout
+from ._split import (
+    ASKING_SECONDS,
+    ASKING_SHARE,
+    FALLS_BACK,
+    PATIENCE,
+    REFRESH,
+    CanaryState,
+    SplitCounts,
+    SplitState,
+    read_state,
+)
+from ._timeout import Timeout
+from ._validation import check_text
 
 __all__ = ["AsyncCanarySplit"]
 
@@ -28,6 +40,7 @@ class AsyncCanarySplit:
         self._canary = client._canary_client()
         self._shadow = shadow
         self._shadows: set[asyncio.Task[None]] = set()
+        self._looked = asyncio.Event()  # set once the first look-up is over
 
     @property
     def counts(self) -> SplitCounts:
@@ -50,8 +63,13 @@ class AsyncCanarySplit:
     ) -> Recommendations:
         """See `CanarySplit.recommend`."""
         deadline = self._live._deadline(timeout)
+        check_text(user_id, "the user_id")
+        patience = min(ASKING_SECONDS, ASKING_SHARE * deadline.remaining())
         if self._state.has_to_ask():
-            await self._ask(deadline)
+            await self._ask(patience)
+        elif not self._looked.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._looked.wait(), patience)
         if self._state.is_canarys(user_id):
             try:
                 answer = await self._canary.recommend(
@@ -87,14 +105,16 @@ class AsyncCanarySplit:
         """Close the split."""
         await self.close()
 
-    async def _ask(self, deadline: Deadline) -> None:
+    async def _ask(self, seconds: float) -> None:
         try:
-            release, parameters = await self._canary._model_parameters(min(ASKING_SECONDS, deadline.remaining()))
+            release, parameters = await self._canary._model_parameters(seconds)
             self._state.learn(read_state(release, parameters))
         except ModelNotFound:
             self._state.learn(None)
         except InstructRecError:
             pass  # the server did not say: what was known before still holds
+        finally:
+            self._looked.set()
 
     def _send_shadow(self, instruction: str, history: Sequence[str], k: int) -> None:
         if len(self._shadows) >= SHADOWS:

@@ -10,13 +10,22 @@ from ._base import Traceback
 from ._client import Client
 from ._errors import InstructRecError, ModelNotFound
 from ._models import Recommendations
-from ._split import FALLS_BACK, PATIENCE, REFRESH, CanaryState, SplitCounts, SplitState, read_state
-from ._timeout import Deadline, Timeout
+from ._split import (
+    ASKING_SECONDS,
+    ASKING_SHARE,
+    FALLS_BACK,
+    PATIENCE,
+    REFRESH,
+    CanaryState,
+    SplitCounts,
+    SplitState,
+    read_state,
+)
+from ._timeout import Timeout
+from ._validation import check_text
 
 __all__ = ["CanarySplit"]
 
-ASKING_SECONDS = 1.0
-"""So long the call whose turn it is waits to hear whether there is a canary."""
 SHADOWS = 4
 """So many may be on their way at once."""
 
@@ -25,8 +34,9 @@ class CanarySplit:
     """Has some of the people answered by the canary, if there is one, and all others by the live release.
 
     Threads may share it. It asks the server every `refresh` seconds whether there is a canary and for which share of
-    the people; a person stays on one side as long as share and release stay. Where the canary does not answer, the
-    live release does, within the same deadline.
+    the people; a person stays on one side as long as share and release stay. Calls wait for the first such look-up,
+    for a fifth of their time at most. Where the server does not say, what it said before holds, and without that the
+    live release answers. Where the canary does not answer, the live release does, within the same deadline.
 
     Example:
         with Client("127.0.0.1:8001", domain="ecommerce") as client, CanarySplit(client) as split:
@@ -52,6 +62,7 @@ class CanarySplit:
         self._canary = client._canary_client()
         self._pool = ThreadPoolExecutor(SHADOWS, "shadow") if shadow else None
         self._places = threading.Semaphore(SHADOWS)
+        self._looked = threading.Event()  # set once the first look-up is over
 
     @property
     def counts(self) -> SplitCounts:
@@ -85,8 +96,12 @@ class CanarySplit:
             InstructRecError: As for `Client.recommend`.
         """
         deadline = self._live._deadline(timeout)
+        check_text(user_id, "the user_id")
+        patience = min(ASKING_SECONDS, ASKING_SHARE * deadline.remaining())
         if self._state.has_to_ask():
-            self._ask(deadline)
+            self._ask(patience)
+        else:
+            self._looked.wait(patience)
         if self._state.is_canarys(user_id):
             try:
                 answer = self._canary.recommend(
@@ -120,14 +135,16 @@ class CanarySplit:
         """Close the split."""
         self.close()
 
-    def _ask(self, deadline: Deadline) -> None:
+    def _ask(self, seconds: float) -> None:
         try:
-            release, parameters = self._canary._model_parameters(min(ASKING_SECONDS, deadline.remaining()))
+            release, parameters = self._canary._model_parameters(seconds)
             self._state.learn(read_state(release, parameters))
         except ModelNotFound:
             self._state.learn(None)
         except InstructRecError:
             pass  # the server did not say: what was known before still holds
+        finally:
+            self._looked.set()
 
     def _send_shadow(self, pool: ThreadPoolExecutor, instruction: str, history: Sequence[str], k: int) -> None:
         if not self._places.acquire(blocking=False):
@@ -143,4 +160,8 @@ class CanarySplit:
             finally:
                 self._places.release()
 
-        pool.submit(send)
+        try:
+            pool.submit(send)
+        except RuntimeError:  # another thread closes the split: that costs the shadow, not the answer
+            self._places.release()
+            self._state.count("shadow_dropped")

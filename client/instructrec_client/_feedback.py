@@ -121,7 +121,8 @@ def check_feedback(events: Sequence[Feedback]) -> None:
 def _check_number(value: float, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidRequest(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
+    # In this order: isfinite() fails on an int that no float can hold.
+    if abs(value) > float(np.finfo(np.float32).max) or not math.isfinite(value):
         raise InvalidRequest(f"{name} must be a finite number")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,10 @@ PATIENCE = 0.5
 """Of the time that is left, the canary gets so much: the live release has to have its turn."""
 REFRESH = 60.0
 """Seconds for which what the server says of its canary is taken as given."""
+ASKING_SECONDS = 1.0
+"""So long the call whose turn it is waits to hear whether there is a canary; without an answer, it is asked again."""
+ASKING_SHARE = 0.2
+"""Of the time that is left to it, such a call waits so much at most: it is there to recommend."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class SplitState:
         self._clock = clock
         self._lock = threading.Lock()
         self._canary: CanaryState | None = None
-        self._asked: float | None = None
+        self._next_look = -math.inf
         self._counts = SplitCounts()
 
     @property
@@ -135,23 +140,28 @@ class SplitState:
         return falls_to_canary(user_id, self._domain, canary.release, share)
 
     def has_to_ask(self) -> bool:
-        """Return whether the server has to be asked now; true for one caller each time."""
+        """Return whether the server has to be asked now; true for one caller each time.
+
+        Where nothing is learned from it, another caller asks soon, not after `refresh` seconds.
+        """
         with self._lock:
             now = self._clock()
-            if self._asked is not None and now - self._asked < self._refresh:
+            if now < self._next_look:
                 return False
-            self._asked = now
+            self._next_look = now + min(ASKING_SECONDS, self._refresh)
             return True
 
     def learn(self, canary: CanaryState | None) -> None:
-        """Take what the server says; None: there is no canary, or nobody said."""
+        """Take what the server says; None: there is no canary."""
         with self._lock:
             self._canary = canary
+            self._next_look = self._clock() + self._refresh
 
     def canary_failed(self, error: Exception) -> None:
         """Take notice of what the canary failed with."""
         if isinstance(error, ModelNotFound):
-            self.learn(None)  # it was taken down: nobody else need try before the next look
+            with self._lock:
+                self._canary = None  # it was taken down: nobody else need try before the next look
 
     def count(self, what: str) -> None:
         """Count one request."""

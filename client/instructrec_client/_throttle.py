@@ -20,8 +20,10 @@ __all__ = ["Throttle"]
 
 MEMORY_SECONDS = 5.0
 """After so long, what happened counts a third (1/e)."""
-EXCESS = 1.5
+EXCESS = 2.0
 """So many times what the server accepts is sent. With less, it would take long to notice that it accepts more again."""
+MOST = 0.9
+"""So much is held back at most: only what is sent can tell that a server which refused everything has room again."""
 GRACE = 20
 """So many refused requests hold nothing back: a moment's peak is no overload."""
 
@@ -29,7 +31,9 @@ GRACE = 20
 class Throttle:
     """What became of a client's requests lately, and which further ones it sends.
 
-    With r requests, a of them accepted, the next one is held back with probability max(0, (r - 1.5·a - 20) / (r + 1)).
+    With r requests, a of them accepted, the next one is held back with probability (r - 2·a - 20) / (r + 1), at
+    least 0 and at most 0.9. So under overload some 2·a are sent, or a tenth of all if that is more; a server that
+    refused everything and has room again gets everything after 16 seconds at most, sooner where little is asked.
     A request under way is none of the r: that many are asked at once says nothing of what the server refuses.
 
     Args:
@@ -58,7 +62,8 @@ class Throttle:
         """
         with self._lock:
             self._forget()
-            held_back = max(0.0, (self._requests - EXCESS * self._accepted - GRACE) / (self._requests + 1))
+            excess = self._requests - EXCESS * self._accepted - GRACE
+            held_back = min(MOST, max(0.0, excess / (self._requests + 1)))
         if held_back and self._uniform(0, 1) < held_back:
             self._count(accepted=False)
             raise QueueFull("held back by this client, because the server refuses much: send less, or add servers")

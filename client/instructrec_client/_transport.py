@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -154,25 +155,30 @@ class GrpcTransport:
         """Make the channel; gRPC connects with the first call."""
         self._url = endpoint.url
         self._client = tritonclient.grpc.InferenceServerClient(**endpoint.options())
+        self._closed = False
 
     def infer(self, model: str, inputs: list[InferInput], timeout: float) -> InferResult:
         """See `Transport.infer`."""
-        with _typed_errors(self._url, model):
+        with self._typed_errors(model):
             return self._client.infer(model, inputs, client_timeout=timeout, timeout=_microseconds(timeout))
 
     def model_ready(self, model: str, timeout: float) -> bool:
         """See `Transport.model_ready`."""
-        with _typed_errors(self._url, model):
+        with self._typed_errors(model):
             return bool(self._client.is_model_ready(model, client_timeout=timeout))
 
     def model_parameters(self, model: str, timeout: float) -> tuple[str, dict[str, str]]:
         """See `Transport.model_parameters`."""
-        with _typed_errors(self._url, model):
+        with self._typed_errors(model):
             return _parameters(self._client.get_model_config(model, client_timeout=timeout))
 
     def close(self) -> None:
         """See `Transport.close`."""
+        self._closed = True
         self._client.close()
+
+    def _typed_errors(self, model: str) -> AbstractContextManager[None]:
+        return _typed_errors(self._url, model, lambda: self._closed)
 
 
 class AsyncGrpcTransport:
@@ -208,20 +214,28 @@ class AsyncGrpcTransport:
         await self._client.close()
 
     async def _call(self, model: str, call: Awaitable[Result]) -> Result:
-        with _typed_errors(self._url, model):
+        with _typed_errors(self._url, model, lambda: self._closed):
             try:
                 return await call
             except asyncio.CancelledError:
-                if self._closed:  # gRPC cancels the calls of a channel that closes: the task itself was not cancelled
+                if self._closed and not _task_is_cancelled():  # gRPC cancels the calls of a channel that closes
                     raise ClientClosed(CLOSED_IN_USE) from None
                 raise
 
 
+def _task_is_cancelled() -> bool:
+    """Return whether somebody cancelled the task that runs; Python 3.10 does not tell, and is taken to say no."""
+    task = asyncio.current_task()
+    return sys.version_info >= (3, 11) and task is not None and task.cancelling() > 0
+
+
 @contextmanager
-def _typed_errors(url: str, model: str) -> Iterator[None]:
+def _typed_errors(url: str, model: str, closed: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
+        if closed() and _status(error) == "CANCELLED":  # on an open client, it was the server or a proxy
+            raise ClientClosed(CLOSED_IN_USE) from error
         raise _error_of(error, url, model) from error
     except (ValueError, grpc.aio.UsageError) as error:
         if "closed" not in str(error):
@@ -241,9 +255,13 @@ def _microseconds(seconds: float) -> int:
     return max(1, int(seconds * 1e6))
 
 
+def _status(error: InferenceServerException) -> str:
+    return str(error.status()).removeprefix("StatusCode.")
+
+
 def _error_of(error: InferenceServerException, url: str, model: str) -> InstructRecError:  # noqa: PLR0911 - one a status
     """Return the error of this package that says what a gRPC status means here."""
-    status = str(error.status()).removeprefix("StatusCode.")
+    status = _status(error)
     details = error.message() or "no details"
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(f"the server refused the request: {details}")
@@ -257,6 +275,4 @@ def _error_of(error: InferenceServerException, url: str, model: str) -> Instruct
         return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
     if status == "NOT_FOUND":
         return ModelNotFound(f"{url} does not serve {model!r} ({details}): check the domain, or deploy it there")
-    if status == "CANCELLED":
-        return ClientClosed(CLOSED_IN_USE)
     return ServerError(f"{url} failed with {status} ({details}): see the server's log")

@@ -32,6 +32,7 @@ from loadtest.benchmark.cores import Cores, listener, pin
 from loadtest.benchmark.lean_caller import LeanCaller
 from loadtest.benchmark.plot import draw
 from loadtest.benchmark.release_files import ReleaseFiles
+from loadtest.ending import exit_on_sigterm
 from loadtest.workload import Query, read_workload
 
 BATCHES = (1, 8, 16, 32)
@@ -163,14 +164,14 @@ def main(url: str, domain: str, release: Path, output_dir: Path, rounds: int, se
     files = ReleaseFiles.of(release, domain)
     cores = Cores.here()
     server = listener(int(url.rpartition(":")[2]))
-    everywhere = frozenset(os.sched_getaffinity(0))
-    with plain_service_process(release, domain, server) as (plain, port), cores.working_on(cores.asking):
-        pin(plain, frozenset({cores.measured}))
-        pin(server, frozenset({cores.measured}))
-        try:
-            measurements = measure(runs_of(files, url, domain, port, queries, cores, seconds), rounds)
-        finally:
-            pin(server, everywhere)
+    measured = frozenset({cores.measured})
+    with (
+        plain_service_process(release, domain, server) as (plain, port),
+        cores.working_on(measured, server),
+        cores.working_on(cores.asking),
+    ):
+        pin(plain, measured)
+        measurements = measure(runs_of(files, url, domain, port, queries, cores, seconds), rounds)
     show(f"{domain} release {release.name}, {files.mode} on {files.engine}: {rounds} rounds in turns", measurements)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
@@ -187,4 +188,5 @@ def main(url: str, domain: str, release: Path, output_dir: Path, rounds: int, se
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

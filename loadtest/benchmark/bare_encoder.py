@@ -13,6 +13,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from loadtest.benchmark.release_files import ReleaseFiles
+from loadtest.workload import shuffled
 
 Feed = dict[str, npt.NDArray[np.int64]]
 
@@ -53,18 +54,24 @@ class BareEncoder:
         Returns:
             The median milliseconds of a batch, and texts a second.
         """
-        starts = range(0, max(1, len(self._rows) - batch + 1), batch)
-        feeds = [joined(self._rows[start : start + batch]) for start in starts]
+        feeds = feeds_of(self._rows, batch)
         times: list[float] = []
         texts = 0
         began = time.perf_counter()
         while (now := time.perf_counter()) - began < seconds:
-            # A stride through the lengths, so that a short run does not see the short texts only.
-            feed = feeds[len(times) * 7 % len(feeds)]
+            feed = feeds[len(times) % len(feeds)]
             self._run(feed)
             times.append((time.perf_counter() - now) * 1_000)
             texts += len(feed["input_ids"])
         return float(np.median(times)), texts / (time.perf_counter() - began)
+
+
+def feeds_of(rows: Sequence[Sequence[int]], batch: int) -> list[Feed]:
+    """Return all rows, sorted by length, as batches of neighbours, of which the last may be smaller.
+
+    The batches are shuffled, so that a short run sees long and short texts alike.
+    """
+    return shuffled([joined(rows[start : start + batch]) for start in range(0, len(rows), batch)])
 
 
 def joined(rows: Sequence[Sequence[int]]) -> Feed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -18,10 +19,9 @@ from instructrec_client import AsyncClient, InstructRecError
 
 from loadtest.benchmark.plain_service import answer_of
 from loadtest.errors import LoadTestError
-from loadtest.workload import Query
+from loadtest.workload import Query, shuffled
 
 Ask = Callable[[Query], Awaitable[None]]
-STRIDE = 7
 NUMERIC_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")
 START_SECONDS = 60.0
 
@@ -33,19 +33,18 @@ async def keep_asking(ask: Ask, queries: Sequence[Query], in_flight: int, second
         The median milliseconds of a request, and answers a second.
     """
     times: list[float] = []
+    turns = itertools.cycle(shuffled(queries))
 
-    async def one(number: int, end: float) -> None:
-        while time.perf_counter() < end:
-            query = queries[number % len(queries)]
-            number += in_flight * STRIDE
-            sent = time.perf_counter()
+    async def one(end: float) -> None:
+        while (sent := time.perf_counter()) < end:
+            query = next(turns)
             await ask(query)
             times.append((time.perf_counter() - sent) * 1_000)
 
     for query in queries[: 2 * in_flight]:
         await ask(query)
     began = time.perf_counter()
-    await asyncio.gather(*(one(number, began + seconds) for number in range(in_flight)))
+    await asyncio.gather(*(one(began + seconds) for _ in range(in_flight)))
     return float(np.median(times)), len(times) / (time.perf_counter() - began)
 
 

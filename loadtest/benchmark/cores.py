@@ -37,14 +37,15 @@ class Cores:
         return cls(cores[-1], frozenset(cores[:-1]))
 
     @contextlib.contextmanager
-    def working_on(self, cores: frozenset[int]) -> Iterator[None]:
-        """Keep this process to some cores for a while."""
-        before = os.sched_getaffinity(0)
-        pin(os.getpid(), cores)
+    def working_on(self, cores: frozenset[int], process: int | None = None) -> Iterator[None]:
+        """Keep a process, this one where None, to some cores for a while."""
+        pid = process or os.getpid()
+        before = frozenset(os.sched_getaffinity(pid))
         try:
+            pin(pid, cores)
             yield
         finally:
-            pin(os.getpid(), frozenset(before))
+            pin(pid, before)
 
 
 def pin(pid: int, cores: frozenset[int]) -> None:

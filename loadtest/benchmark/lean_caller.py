@@ -17,13 +17,11 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from loadtest.errors import LoadTestError
-from loadtest.workload import Query
+from loadtest.workload import Query, shuffled
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT_S = 30.0
 TOP_K = 10
-STRIDE = 7
-"""Neighbours in the workload are alike."""
 
 
 class LeanCaller:
@@ -32,7 +30,7 @@ class LeanCaller:
     def __init__(self, url: str, domain: str, queries: Sequence[Query]) -> None:
         """Serialise one request a query."""
         self._url = url
-        self._requests = [serialised(domain, query) for query in queries]
+        self._requests = [serialised(domain, query) for query in shuffled(queries)]
 
     def run(self, in_flight: int, seconds: float) -> tuple[float, float]:
         """Keep a number of requests in flight for a while.
@@ -51,7 +49,7 @@ class LeanCaller:
         def ask(call: grpc.UnaryUnaryMultiCallable[bytes, bytes], end: float) -> None:
             try:
                 while (sent := time.perf_counter()) < end:
-                    request = self._requests[next(numbers) * STRIDE % len(self._requests)]
+                    request = self._requests[next(numbers) % len(self._requests)]
                     answers.append(call(request, timeout=TIMEOUT_S))
                     times.append((time.perf_counter() - sent) * 1_000)
             except grpc.RpcError as error:

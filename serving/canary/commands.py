@@ -12,7 +12,8 @@ from ..gates.settings import read_settings
 from ..layout import Layout
 from ..options import config_option, domain_option, overrides_argument, var_option
 from ..releases import ReleaseStore
-from .lifecycle import act, judge, put_up, take_down
+from .judging import act, judge
+from .lifecycle import put_up, take_down
 from .verdict import Outcome
 
 DROPPED = 3
@@ -64,19 +65,20 @@ def up(
 def verdict(var: Path, domain: str, config: Path | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
     """Weigh the evidence, and promote or drop; exits with 0 promoted, 3 dropped, 4 needs more, 1 an error."""
     layout = Layout(var)
-    found, said = judge(layout, domain, read_settings(config, overrides).canary)
+    judged = judge(layout, domain, read_settings(config, overrides).canary)
+    said = judged.verdict
     words = {Outcome.PROMOTE: "no worse than allowed", Outcome.DROP: "WORSE than allowed", Outcome.WAIT: "needs more"}
     for one in said.judgements:
         click.echo(f"  {one.of}: {words[one.outcome]}; {one.words}")
     if not dry_run:
-        act(layout, found, said)
+        act(layout, judged)
     did = {
         Outcome.PROMOTE: "is promoted: it answers everybody now",
         Outcome.DROP: "is dropped: the live release answers everybody again",
         Outcome.WAIT: "stays the canary: that does not decide yet",
     }
     would = {Outcome.PROMOTE: "would be promoted", Outcome.DROP: "would be dropped", Outcome.WAIT: "would stay"}
-    click.echo(f"release {found.release} of {domain} {(would if dry_run else did)[said.outcome]}")
+    click.echo(f"release {judged.canary.release} of {domain} {(would if dry_run else did)[said.outcome]}")
     sys.exit({Outcome.PROMOTE: 0, Outcome.DROP: DROPPED, Outcome.WAIT: NEEDS_MORE}[said.outcome])
 
 

@@ -7,9 +7,10 @@ a restart of the server, and can be read by any client over the wire (`ModelConf
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tritonclient import grpc
@@ -28,10 +29,12 @@ from ..live_repository import (
     read_config,
 )
 from ..releases import Release
+from .evidence import Requests
 
 SHARE = "canary_share"
 SINCE = "canary_since"
 FORCED = "canary_forced"
+LIVE_BEFORE = "canary_live_before"
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Canary:
         domain: whose.
         release: its release's number.
         share: of the people it is meant to answer, above 0, at most 1; 0: nobody but shadows asks it.
-        since: when it came up, ISO 8601 in UTC.
+        since: when it came up or its share was changed, ISO 8601 in UTC: the evidence begins there.
         forced: the gates that it did not pass and came up all the same.
+        live_before: what the server had counted of the live ensemble by then; None: nobody wrote it down.
     """
 
     domain: str
@@ -51,6 +55,7 @@ class Canary:
     share: float
     since: str
     forced: tuple[str, ...] = ()
+    live_before: Requests | None = None
 
     @property
     def model(self) -> str:
@@ -59,7 +64,7 @@ class Canary:
 
     @property
     def start(self) -> datetime.datetime:
-        """When it came up."""
+        """When its evidence begins."""
         return datetime.datetime.fromisoformat(self.since)
 
 
@@ -88,8 +93,9 @@ def read_canary(repository: LiveRepository, domain: str) -> Canary | None:
             share=float(values[SHARE]),
             since=values[SINCE],
             forced=tuple(filter(None, values.get(FORCED, "").split(","))),
+            live_before=Requests(**json.loads(values[LIVE_BEFORE])) if LIVE_BEFORE in values else None,
         )
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError, TypeError):
         raise PublishError(
             f"{path} is no canary of {domain}; remove its folder and load nothing of that name"
         ) from None
@@ -104,14 +110,18 @@ def canaries(repository: LiveRepository) -> Iterator[Canary]:
                 yield canary
 
 
-def new_canary(release: Release, share: float, forced: tuple[str, ...]) -> Canary:
+def new_canary(release: Release, share: float, forced: tuple[str, ...], live_before: Requests) -> Canary:
     """A canary of a release, from now."""
-    return Canary(release.manifest.domain, release.number, share, now(), forced)
+    return Canary(release.manifest.domain, release.number, share, now(), forced, live_before)
 
 
-def with_share(canary: Canary, share: float) -> Canary:
-    """The same with another share; what was seen so far still counts."""
-    return replace(canary, share=share)
+def with_share(canary: Canary, share: float, live_before: Requests) -> Canary:
+    """The same with another share; its evidence begins anew.
+
+    What was seen under two shares cannot be added up: a release that had more of the people on a bad day, or whose
+    impressions are the younger ones, looks worse for that alone.
+    """
+    return replace(canary, share=share, since=now(), live_before=live_before)
 
 
 def write_canary(repository: LiveRepository, canary: Canary, release: Release) -> None:
@@ -124,12 +134,15 @@ def write_canary(repository: LiveRepository, canary: Canary, release: Release) -
     config = parse_config((release.models / domain / CONFIG_NAME).read_text(encoding="utf-8"))
     config.name = canary.model
     config.version_policy.specific.versions.append(canary.release)
-    for name, value in (
-        (CANARY_OF, domain),
-        (SHARE, repr(canary.share)),
-        (SINCE, canary.since),
-        (FORCED, ",".join(canary.forced)),
-    ):
+    parameters = {
+        CANARY_OF: domain,
+        SHARE: repr(canary.share),
+        SINCE: canary.since,
+        FORCED: ",".join(canary.forced),
+    }
+    if canary.live_before is not None:
+        parameters[LIVE_BEFORE] = json.dumps(asdict(canary.live_before))
+    for name, value in parameters.items():
         config.parameters[name].string_value = value
     folder = repository.folder / canary.model
     try:

@@ -40,31 +40,43 @@ class FeedbackOfBoth:
     """Feedback of two releases since a moment.
 
     Attributes:
-        live: of those whom the live release answered.
-        canary: of those whom the canary answered.
-        of_both: how many met both, and are left out: what they did is no one release's doing.
+        live: of those whom the live release answered, or answered more often than the canary.
+        canary: of all others.
+        of_both: how many met both.
         of_nobody: events without a person, which say nothing here.
+        not_shown: successes on what the person was not shown since then, which are left out.
     """
 
     live: People
     canary: People
     of_both: int
     of_nobody: int
+    not_shown: int
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What the server counted of one ensemble since it was loaded last.
+    """What the server counted of one ensemble.
 
     Attributes:
         answered: requests.
         failed: requests, those included that broke the contract.
         mean_ms: time of an answer; 0 without one.
+        own: so many of those answered, at most, were probes and measurements of this project: nobody's requests.
     """
 
     answered: int
     failed: int
     mean_ms: float
+    own: int = 0
+
+    def since(self, before: Requests) -> Requests | None:
+        """What was counted since an earlier count; None if it shrank, so that it began anew meanwhile."""
+        answered, failed = self.answered - before.answered, self.failed - before.failed
+        milliseconds = self.answered * self.mean_ms - before.answered * before.mean_ms
+        if answered < 0 or failed < 0 or milliseconds < 0:
+            return None
+        return Requests(answered, failed, milliseconds / answered if answered else 0.0)
 
 
 def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth | None:
@@ -101,26 +113,49 @@ def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str,
 
 
 def sort_events(events: Iterable[StoredEvent], *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth:
-    """As `read_feedback`, of events."""
-    arms = {str(live): People(), str(canary): People()}
+    """As `read_feedback`, of events.
+
+    A person is of the release that made most of their impressions, and all that they did is counted there: to leave
+    out who met both would leave out those who come most often, on one side more than on the other. A success counts if
+    the person was shown the item, or anything in that request, since then; who had shown it does not matter. Else a
+    success that comes late, of an impression before the canary came up, would count for the live release alone.
+    """
+    arms = {str(live): 0, str(canary): 1}
+    shown: dict[str, list[int]] = {}
+    seen: set[tuple[str, str, str]] = set()
+    successes: list[tuple[str, set[tuple[str, str, str]]]] = []
     of_nobody = 0
     for one in events:
-        if one.received < since or one.release not in arms or one.event not in {"impression", event}:
+        is_impression = one.event == "impression" and one.release in arms
+        if one.received < since or not (is_impression or one.event == event):
             continue
         if one.user_hash is None:
             of_nobody += 1
             continue
-        arm = arms[one.release]
-        (arm.shown if one.event == "impression" else arm.done)[one.user_hash] += 1
-    before, after = arms[str(live)], arms[str(canary)]
-    both = set(before.shown) & set(after.shown)
-    for person in both:
-        del before.shown[person], after.shown[person]
-    return FeedbackOfBoth(before, after, len(both), of_nobody)
+        keys = {(one.user_hash, "item", one.item_id)}
+        if one.request_id:
+            keys.add((one.user_hash, "request", one.request_id))
+        if is_impression:
+            shown.setdefault(one.user_hash, [0, 0])[arms[one.release]] += 1
+            seen |= keys
+        else:
+            successes.append((one.user_hash, keys))
+    people = People(), People()
+    side = {person: people[by_canary >= by_live] for person, (by_live, by_canary) in shown.items()}
+    for person, impressions in shown.items():
+        side[person].shown[person] = sum(impressions)
+    not_shown = 0
+    for person, keys in successes:
+        if keys & seen:
+            side[person].done[person] += 1
+        else:
+            not_shown += 1
+    of_both = sum(min(impressions) > 0 for impressions in shown.values())
+    return FeedbackOfBoth(*people, of_both=of_both, of_nobody=of_nobody, not_shown=not_shown)
 
 
 def count_requests(url: str, model: str, release: int) -> Requests:
-    """What the server counted of an ensemble.
+    """What the server counted of an ensemble since it was loaded last.
 
     Raises:
         ServerError: the server does not answer, or does not have it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..line_journal import LineJournal, now
 
-Action = Literal["up", "share", "promoted", "dropped", "taken down"]
+Action = Literal["up", "share", "promoted", "dropped", "taken down", "measured"]
 
 
 class CanaryEvent(BaseModel):
@@ -21,6 +22,7 @@ class CanaryEvent(BaseModel):
         action: what happened.
         share: of the people, from then on.
         reason: why, in words and numbers.
+        requests: so many, at most, were sent to each of the two for it: nobody's requests.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +32,7 @@ class CanaryEvent(BaseModel):
     action: Action
     share: float
     reason: str = ""
+    requests: int = 0
 
 
 class CanaryJournal(LineJournal[CanaryEvent]):
@@ -43,10 +46,20 @@ class CanaryJournal(LineJournal[CanaryEvent]):
         """All of them, oldest first."""
         return self.lines()
 
-    def write(self, release: int, action: Action, share: float, reason: str = "") -> None:
+    def requests(self, release: int, since: datetime.datetime) -> int:
+        """So many requests, at most, were sent for a canary since a moment, to it and to the live release."""
+        return sum(
+            one.requests
+            for one in self.events()
+            if one.release == release and datetime.datetime.fromisoformat(one.at) >= since
+        )
+
+    def write(self, release: int, action: Action, share: float, reason: str = "", requests: int = 0) -> None:
         """Add a line, durably.
 
         Raises:
             PublishError: the file cannot be written.
         """
-        self.append(CanaryEvent(at=now(), release=release, action=action, share=share, reason=reason))
+        self.append(
+            CanaryEvent(at=now(), release=release, action=action, share=share, reason=reason, requests=requests)
+        )

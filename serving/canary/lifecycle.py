@@ -1,32 +1,32 @@
-"""Put a canary up, let it answer more or fewer people, take it down, and act on a verdict."""
+"""Put a canary up, let it answer more or fewer people, and take it down."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from ..candidate import sample_texts
-from ..deploy import Deployment, deploy, engine_warning, load_steps
-from ..errors import GateError, PublishError, ReleaseError, ServerError, ServingError
+from ..deploy import engine_warning, load_steps
+from ..errors import BusyError, GateError, PublishError, ReleaseError, ServerError, ServingError
 from ..gates.gates import Gates
-from ..gates.latency import compare_latency
-from ..gates.settings import CanarySettings
 from ..journal import Journal
 from ..layout import Layout
 from ..live_repository import LiveRepository
 from ..probe import ProbeAnswer, probe_release
 from ..recovery import recover
-from ..releases import Release, ReleaseStore
+from ..releases import Release
 from ..server import Server, ServerState
 from .ensemble import Canary, new_canary, read_canary, remove_canary, with_share, write_canary
-from .evidence import count_requests, read_feedback
+from .evidence import count_requests
 from .journal import Action, CanaryJournal
-from .verdict import Outcome, Verdict, judge_errors, judge_feedback, judge_latency
 
-VERDICT_PAIRS = 40
+PATIENCE_SECONDS = 5.0
+"""So long a request that is refused because too many wait is sent again."""
+PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class PutUp:
 def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutUp:
     """Let a release answer beside the live one; for one that does already, change its share.
 
+    With another share the evidence begins anew; the same share once more changes nothing.
+
     Args:
         layout: where everything lies.
         release: what to try.
@@ -55,15 +57,15 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
 
     Raises:
         ServingError: no server runs, another canary is up, the release is live or failed a gate or on the server; the
-            live release answers as before.
+            live release answers as before, and a canary that is up has the share that it had.
     """
     if not 0 <= share <= 1:
         raise ServingError(f"the share of the people is a number from 0 to 1, not {share:g}; SHARE=0.1 is one in ten")
     domain, server = release.manifest.domain, Server(layout)
     with server.lock():
         recover(layout)
-        state, repository = _running(server, domain)
-        live = _live_number(repository, domain)
+        state, repository = running(server)
+        live = live_number(repository, domain)
         before = read_canary(repository, domain)
         if live == release.number:
             raise PublishError(f"release {live} of {domain} is live: it needs no canary")
@@ -74,12 +76,11 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
             )
         with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
             if before is not None:
-                canary = with_share(before, share)
-                answer = _switch_on(repository, client, state, canary, release)
+                canary, answer = _change_share(repository, client, state, before, share, live, release)
             else:
                 canary, answer = _put_up(server, state, repository, client, release, live, share, gates)
         CanaryJournal(layout.canary_journal(domain)).write(
-            release.number, "share" if before else "up", share, ", ".join(canary.forced)
+            release.number, "share" if before else "up", share, ", ".join(canary.forced), requests=1
         )
         return PutUp(canary, answer, live)
 
@@ -102,8 +103,9 @@ def _put_up(
         changed = repository.stage(release, variants=engine_warning(release) is None)
         load_steps(client, server, release, changed, server.log_size())
         gates.check_answers(client, url, release, live_release)
-        canary = new_canary(release, share, gates.failed)
-        answer = _switch_on(repository, client, state, canary, release)
+        canary = new_canary(release, share, gates.failed, count_requests(url, domain, live))
+        write_canary(repository, canary, release)
+        answer = _first_answer(client, state, canary, release)
         repository.confirm(domain)  # its steps are pinned by the canary now
         return canary, answer
     except BaseException as error:
@@ -115,31 +117,73 @@ def _put_up(
         raise
 
 
-def _switch_on(
+def _change_share(
     repository: LiveRepository,
     client: grpc.InferenceServerClient,
     state: ServerState,
-    canary: Canary,
+    before: Canary,
+    share: float,
+    live: int,
     release: Release,
+) -> tuple[Canary, ProbeAnswer]:
+    if share == before.share:
+        return before, _first_answer(client, state, before, release)
+    canary = with_share(before, share, count_requests(state.endpoints.grpc_url, before.domain, live))
+    try:
+        write_canary(repository, canary, release)
+        return canary, _first_answer(client, state, canary, release)
+    except BaseException:
+        with suppress(PublishError, InferenceServerException):  # what failed first is what is reported
+            # Loading it anew began its own counts anew, so those of the live release have to as well.
+            write_canary(repository, replace(before, live_before=canary.live_before), release)
+            client.load_model(before.model, client_timeout=60)
+        raise
+
+
+def _first_answer(
+    client: grpc.InferenceServerClient, state: ServerState, canary: Canary, release: Release
 ) -> ProbeAnswer:
-    write_canary(repository, canary, release)
+    """Have the server load what is written of a canary, and probe; a server that is busy is asked again."""
     try:
         client.load_model(canary.model, client_timeout=60)
     except InferenceServerException as error:
         raise PublishError(f"Triton refuses {canary.model}: {error.message()}") from None
-    return probe_release(state.endpoints.grpc_url, release, model=canary.model)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return probe_release(state.endpoints.grpc_url, release, model=canary.model)
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
 
 
-def take_down(layout: Layout, domain: str, *, action: Action = "taken down", reason: str = "") -> Canary:
+def take_down(
+    layout: Layout,
+    domain: str,
+    *,
+    action: Action = "taken down",
+    reason: str = "",
+    check: Callable[[], None] | None = None,
+) -> Canary:
     """Let the live release answer everybody again.
+
+    Args:
+        layout: where everything lies.
+        domain: whose canary.
+        action: what the journal calls it.
+        reason: likewise, why.
+        check: called before anything is changed, when no other command can be at work; what it raises ends this.
 
     Raises:
         ServingError: there is no canary, or the live repository cannot be written.
     """
     server = Server(layout)
     with server.lock():
+        if check is not None:
+            check()
         repository = LiveRepository(layout.live)
-        canary = _canary(repository, domain)
+        canary = current_canary(repository, domain)
         state = server.state()
         release = Release(layout.releases(domain) / str(canary.release))
         if state is None:
@@ -177,64 +221,24 @@ def _unstage(layout: Layout, repository: LiveRepository, client: grpc.InferenceS
                 client.load_model(step.model, client_timeout=120)
 
 
-def judge(layout: Layout, domain: str, settings: CanarySettings) -> tuple[Canary, Verdict]:
-    """Weigh what is known of a canary; nothing is changed.
+def running(server: Server) -> tuple[ServerState, LiveRepository]:
+    """The state of the server and the live repository.
 
     Raises:
-        ServingError: there is no canary, or the evidence cannot be read.
+        ServerError: no server runs.
     """
-    server = Server(layout)
-    state, repository = _running(server, domain)
-    canary = _canary(repository, domain)
-    live, url = _live_number(repository, domain), state.endpoints.grpc_url
-    release = ReleaseStore(layout.releases(domain)).open(canary.release)
-    # Counted first, so that the requests that measure latency are not among them.
-    requests = count_requests(url, domain, live), count_requests(url, canary.model, canary.release)
-    found = compare_latency(
-        url, domain, canary.model, sample_texts(release, VERDICT_PAIRS), settings.latency_ratio, pairs=VERDICT_PAIRS
-    )
-    judgements = [judge_errors(*requests, settings), judge_latency(found, *requests)]
-    if settings.event is not None:
-        since = max(canary.start.timestamp(), _live_since(layout, domain))
-        feedback = read_feedback(
-            layout.var, domain, live=live, canary=canary.release, event=settings.event, since=since
-        )
-        judgements.append(judge_feedback(feedback, settings))
-    return canary, Verdict(tuple(judgements))
-
-
-def act(layout: Layout, canary: Canary, verdict: Verdict) -> Deployment | None:
-    """Promote or drop a canary as a verdict says.
-
-    Returns:
-        The publication of a canary that was promoted.
-
-    Raises:
-        ServingError: as `deploy` and `take_down`.
-    """
-    if verdict.outcome is Outcome.DROP:
-        take_down(layout, canary.domain, action="dropped", reason=verdict.reason())
-    if verdict.outcome is not Outcome.PROMOTE:
-        return None
-    state = Server(layout).state()
-    if state is None:
-        raise ServerError(f"no server runs for {layout.var}; run `make deploy`")
-    release = ReleaseStore(layout.releases(canary.domain)).open(canary.release)
-    # People's answers have judged it: the gates have nothing to add.
-    deployment = deploy(layout, release, state.endpoints, gates=None, verb="canary", forced=canary.forced)
-    journal = CanaryJournal(layout.canary_journal(canary.domain))
-    journal.write(canary.release, "promoted", canary.share, verdict.reason())
-    return replace(deployment, forced=canary.forced)
-
-
-def _running(server: Server, domain: str) -> tuple[ServerState, LiveRepository]:
     state = server.state()
     if state is None:
         raise ServerError(f"no server runs for {server.layout.var}; run `make deploy`")
     return state, LiveRepository(server.layout.live)
 
 
-def _live_number(repository: LiveRepository, domain: str) -> int:
+def live_number(repository: LiveRepository, domain: str) -> int:
+    """The number of the release that a canary is held against.
+
+    Raises:
+        ServerError: there is none.
+    """
     live = repository.live_release(domain)
     if live is None:
         raise ServerError(
@@ -243,14 +247,13 @@ def _live_number(repository: LiveRepository, domain: str) -> int:
     return live.number
 
 
-def _canary(repository: LiveRepository, domain: str) -> Canary:
+def current_canary(repository: LiveRepository, domain: str) -> Canary:
+    """The canary that is up.
+
+    Raises:
+        PublishError: there is none.
+    """
     canary = read_canary(repository, domain)
     if canary is None:
         raise PublishError(f"{domain} has no canary; `make canary RELEASE=<number> SHARE=0.1` puts one up")
     return canary
-
-
-def _live_since(layout: Layout, domain: str) -> float:
-    """When the live release went live: what people did before says nothing about it beside the canary."""
-    publications = Journal(layout.journal(domain)).publications()
-    return publications[-1].moment.timestamp() if publications else 0.0

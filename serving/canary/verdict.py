@@ -31,7 +31,7 @@ class Judgement:
     """What one kind of evidence says.
 
     Attributes:
-        of: "errors", "latency" or "feedback".
+        of: "errors", "latency", "feedback", or "answers": the canary does not.
         outcome: PROMOTE: no worse than allowed; DROP: worse; WAIT: it cannot tell yet.
         words: why, with numbers.
     """
@@ -62,13 +62,14 @@ class Verdict:
 
 
 def judge_errors(live: Requests, canary: Requests, settings: CanarySettings) -> Judgement:
-    """Compare the shares of requests that failed, each with an interval of its own.
+    """Compare the shares of people's requests that failed, each with an interval of its own.
 
-    Each holds at half the level, so their difference holds at the whole (Bonferroni).
+    Each holds at half the level, so their difference holds at the whole (Bonferroni). How many of those answered were
+    nobody's is known as a bound alone (`Requests.own`), so each interval holds for any number up to it.
     """
     if canary.answered + canary.failed == 0 or live.answered + live.failed == 0:
         return Judgement("errors", Outcome.WAIT, "one of the two has answered nobody yet")
-    before, after = (error_rate(one.failed, one.answered + one.failed, level=0.025) for one in (live, canary))
+    before, after = (_failures(one) for one in (live, canary))
     low, high = after.low - before.high, after.high - before.low
     words = (
         f"{_share(canary)} failed, of the live release {_share(live)}; at 95 % {100 * low:+.2f} to {100 * high:+.2f} "
@@ -78,11 +79,11 @@ def judge_errors(live: Requests, canary: Requests, settings: CanarySettings) -> 
 
 
 def judge_latency(found: LatencyComparison | None, live: Requests, canary: Requests) -> Judgement:
-    """Compare the times of answers by requests sent in turns; what people's own requests took is told beside it."""
+    """Compare the times of answers by requests sent in turns; what all requests took is told beside it."""
     if found is None:
         return Judgement("latency", Outcome.WAIT, "the live release does not answer")
     outcome = Outcome.DROP if found.is_over else Outcome.PROMOTE if found.is_within else Outcome.WAIT
-    words = f"{found}; people's own requests took {canary.mean_ms:.1f} and {live.mean_ms:.1f} ms in the mean"
+    words = f"{found}; all requests to them took {canary.mean_ms:.1f} and {live.mean_ms:.1f} ms in the mean"
     return Judgement("latency", outcome, words)
 
 
@@ -93,11 +94,11 @@ def judge_feedback(found: FeedbackOfBoth | None, settings: CanarySettings) -> Ju
     sides = {"live": found.live, "canary": found.canary}
     if (few := min(len(one.shown) for one in sides.values())) < settings.min_people:
         words = f"{few} people with an impression in the smaller group, {settings.min_people} are needed"
-        return Judgement("feedback", Outcome.WAIT, words + _left_out(found))
+        return Judgement("feedback", Outcome.WAIT, words + _notes(found))
     live, canary = (Rate.of(*side.columns()) for side in sides.values())
     if live.successes + canary.successes < FEWEST_SUCCESSES:
         words = f"{live.successes + canary.successes:.0f} {settings.event}s in all, {FEWEST_SUCCESSES} are needed"
-        return Judgement("feedback", Outcome.WAIT, words)
+        return Judgement("feedback", Outcome.WAIT, words + _notes(found))
     apart = difference(live, canary)
     margin = settings.feedback_margin * live.value
     words = (
@@ -105,7 +106,7 @@ def judge_feedback(found: FeedbackOfBoth | None, settings: CanarySettings) -> Ju
         f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f} points apart, allowed {-100 * margin:+.2f}"
     )
     outcome = _decide(apart.low, apart.high, -margin)
-    return Judgement("feedback", outcome, words + _more(apart, margin, outcome) + _left_out(found))
+    return Judgement("feedback", outcome, words + _more(apart, margin, outcome) + _notes(found))
 
 
 def _decide(low: float, high: float, allowed: float) -> Outcome:
@@ -124,8 +125,20 @@ def _more(apart: Interval, margin: float, outcome: Outcome) -> str:
     return f"; if it stays so, about {times:.1f} times as many people decide" if times < 100 else "; it is a close call"
 
 
+def _failures(one: Requests) -> Interval:
+    """The share that failed, whether none or `own` of those answered were nobody's requests."""
+    most, fewest = (error_rate(one.failed, n + one.failed, level=0.025) for n in (one.answered, _peoples(one)))
+    return Interval(fewest.value, most.low, fewest.high)
+
+
+def _peoples(one: Requests) -> int:
+    """So many of people's requests were answered at least."""
+    return max(0, one.answered - one.own)
+
+
 def _share(one: Requests) -> str:
-    return f"{one.failed:,} of {one.answered + one.failed:,} requests"
+    own = f" (up to {min(one.own, one.answered):,} of them our own)" if one.own else ""
+    return f"{one.failed:,} of {one.answered + one.failed:,} requests{own}"
 
 
 def _rate(rate: Rate, people: People, settings: CanarySettings) -> str:
@@ -135,10 +148,12 @@ def _rate(rate: Rate, people: People, settings: CanarySettings) -> str:
     )
 
 
-def _left_out(found: FeedbackOfBoth) -> str:
+def _notes(found: FeedbackOfBoth) -> str:
     parts = []
     if found.of_both:
-        parts.append(f"{found.of_both} people who met both")
+        parts.append(f"{found.of_both} people met both and count where they were shown more")
+    if found.not_shown:
+        parts.append(f"left out: {found.not_shown} of which no impression has come in since")
     if found.of_nobody:
-        parts.append(f"{found.of_nobody} events without a person")
-    return f" (left out: {', '.join(parts)})" if parts else ""
+        parts.append(f"left out: {found.of_nobody} events without a person")
+    return f" ({'; '.join(parts)})" if parts else ""

@@ -16,6 +16,8 @@ from .latency import PAIRS, compare_latency
 from .settings import GateSettings
 from .task import NotComparableError, compare_task
 
+MOST_BEGUN = 4 * PAIRS
+"""Pairs of requests on a busy server, which refuses some."""
 Gate = Literal["verification", "task", "latency"]
 
 
@@ -84,7 +86,8 @@ class Gates:
         """
         domain = release.manifest.domain
         with candidate(client, release) as name:
-            found = compare_latency(url, domain, name, sample_texts(release, PAIRS), self._settings.latency_ratio)
+            ratio, texts = self._settings.latency_ratio, sample_texts(release, PAIRS)
+            found = compare_latency(url, domain, name, texts, ratio, begun=MOST_BEGUN)
         if found is None:
             words = f"release {live.number} answers too few requests to compare the time of an answer with"
             self._add(Finding("latency", True, words), release)

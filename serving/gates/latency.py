@@ -16,7 +16,7 @@ from tritonclient import grpc
 
 from ..candidate import WARM_UPS
 from ..errors import BusyError, LateError, ServerError
-from ..probe import REFUSED_PAUSE_SECONDS, ask, ask_patiently
+from ..probe import REFUSED_PAUSE_SECONDS, ask
 
 PAIRS = 24
 LEVEL = 0.01
@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 1.0
 FEWEST = 8
 REQUEST_TIMEOUT_SECONDS = 5.0
 LEAVING_OUT_SECONDS = 6.0
-"""So long pairs are left out that the live release refuses or is late for: one that is late, or many refused."""
+"""So long pairs are left out: one that the live release is late for, or many refused."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def compare_latency(
     budget: float,
     *,
     pairs: int = PAIRS,
+    begun: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> LatencyComparison | None:
     """Ask both ensembles in turns, one request at a time.
 
-    A pair that the live ensemble refuses or is late for, as a busy server may be, is left out.
+    Pairs of which a request is refused, or that the live ensemble is late for, as a busy server may be, are left out.
 
     Args:
         url: of Triton's gRPC service.
@@ -92,6 +93,8 @@ def compare_latency(
         texts: real instructions; both ensembles get each.
         budget: the ratio that is allowed.
         pairs: how many at most.
+        begun: how many at most with those that are left out and `WARM_UPS`, so that neither ensemble gets more
+            requests; as many as without any that is left out if None.
         clock: seconds.
 
     Returns:
@@ -99,33 +102,38 @@ def compare_latency(
 
     Raises:
         ServerError: the candidate does not answer.
+        BusyError: it refuses so many requests that too few pairs are left.
     """
-    times: list[tuple[float, float]] = []
+    answered: list[tuple[float, float]] = []  # the first are warm-ups
+    missed: _MissedError | None = None
     first = began = clock()
-    turn = -WARM_UPS
     with grpc.InferenceServerClient(url) as client:
-        while turn < pairs and not (turn >= FEWEST and clock() - began > PATIENCE_SECONDS):
+        for turn in range(begun or WARM_UPS + pairs):
+            measured = len(answered) - WARM_UPS
+            if measured == pairs or (measured >= FEWEST and clock() - began > PATIENCE_SECONDS):
+                break
             try:
-                pair = _ask_both(client, live, candidate, texts[turn % len(texts)], live_first=bool(turn % 2))
-            except _LiveError as error:
+                answered.append(_ask_both(client, live, candidate, texts[turn % len(texts)], live_first=bool(turn % 2)))
+            except _MissedError as error:
+                missed = error
                 if not error.may_pass or clock() - first > LEAVING_OUT_SECONDS:
                     break
                 time.sleep(REFUSED_PAUSE_SECONDS)
-                continue
-            turn += 1
-            if turn > 0:
-                times.append(pair)
-            else:
+            if len(answered) == WARM_UPS:
                 began = clock()
-    if len(times) < min(FEWEST, pairs):
-        return None
-    return LatencyComparison(tuple(one for one, _ in times), tuple(other for _, other in times), budget)
+    times = answered[WARM_UPS:]
+    if len(times) >= min(FEWEST, pairs):
+        return LatencyComparison(tuple(one for one, _ in times), tuple(other for _, other in times), budget)
+    if missed is not None and missed.model == candidate:
+        raise BusyError(f"{candidate} {missed.error.message}")
+    return None
 
 
-class _LiveError(Exception):
-    """The live ensemble did not answer; `may_pass` says whether it may the next time."""
+class _MissedError(Exception):
+    """A pair that lacks an answer; the candidate only ever misses one by a refusal."""
 
-    def __init__(self, error: ServerError) -> None:
+    def __init__(self, model: str, error: ServerError) -> None:
+        self.model, self.error = model, error
         self.may_pass = isinstance(error, BusyError | LateError)
 
 
@@ -136,13 +144,11 @@ def _ask_both(
     milliseconds = {}
     for model in (live, candidate) if live_first else (candidate, live):
         try:
-            answer = (ask if model == live else ask_patiently)(
-                client, model, text, timeout_seconds=REQUEST_TIMEOUT_SECONDS
-            )
+            answer = ask(client, model, text, timeout_seconds=REQUEST_TIMEOUT_SECONDS)
         except ServerError as error:
-            if model == live:
-                raise _LiveError(error) from None
-            raise ServerError(f"{model} {error.message}") from None
+            if model == live or isinstance(error, BusyError):
+                raise _MissedError(model, error) from None
+            raise type(error)(f"{model} {error.message}") from None
         milliseconds[model] = answer.milliseconds
     return milliseconds[live], milliseconds[candidate]
 

@@ -10,7 +10,8 @@ from serving.releases import ReleaseStore
 
 def test_feedback_becomes_answers(own_project: Project) -> None:
     """The small encoder has random weights and little skill to lose: here the way is tried, not the head."""
-    project = replace(own_project, settings=(*own_project.settings, "continual.budget=100", "continual.held_out=0"))
+    lenient = ("continual.budget=100", "continual.drift_budget=100", "continual.held_out=0")
+    project = replace(own_project, settings=(*own_project.settings, *lenient))
     project.make("deploy")
     assert project.make("tune").stdout == "no feedback since event 0: nothing to learn\n"
     asked = labels_answered(project, ASKED.format("drip"))

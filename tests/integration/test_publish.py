@@ -8,12 +8,19 @@ import time
 from collections import Counter
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from instructrec_client import Client, InstructRecError
 from project import ROOT, Project
 from safetensors.numpy import load_file, save_file
 
 from export.__main__ import main as export
+from serving.deploy import deploy
+from serving.errors import PublishError
+from serving.layout import Layout
+from serving.preconditions import require_live
+from serving.releases import ReleaseStore
+from serving.server import Server
 
 
 def keep_asking(project: Project, stop: threading.Event, seen: Counter[str]) -> None:
@@ -48,6 +55,17 @@ def test_publish_and_roll_back_under_load(own_two_releases: Project, two_release
             caller.join()
     assert set(seen) == {"1", "2"}, seen
     assert min(seen.values()) > 0
+
+    layout = Layout(own_project.var)
+    state, second = Server(layout).state(), ReleaseStore(layout.releases("ecommerce")).open(2)
+    assert state is not None
+
+    def check() -> None:
+        require_live(layout, "ecommerce", 2)
+
+    with pytest.raises(PublishError, match="was made to follow release 2, but release 1 is live by now"):
+        deploy(layout, second, state.endpoints, gates=None, check=check)
+    assert "release 1 answers" in own_project.make("status").stdout
 
     manifests = [json.loads((own_project.var / "releases/ecommerce" / n / "manifest.json").read_text()) for n in "12"]
     steps = [{name: step["version"] for name, step in manifest["steps"].items()} for manifest in manifests]

@@ -4,6 +4,9 @@ The server speaks the real protocol and plays no model: it exists to provoke wha
 """
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,7 @@ from instructrec_client import (
     ServerUnavailable,
     Timeout,
 )
+from instructrec_client.__main__ import main
 from instructrec_client._retry import FIRST_PAUSE, LONGEST_PAUSE, Attempts
 from instructrec_client._timeout import Deadline
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -36,11 +40,12 @@ UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "going away")
 QUEUE_FULL = (grpc.StatusCode.UNAVAILABLE, "[request id: <id_unknown>] Exceeds maximum queue size")
 
 
-def one_item(rows):
+def one_item(rows, item_id="item_id"):
     response = service_pb2.ModelInferResponse(model_version="1")
-    for name, shape in [("item_id", (rows, 1)), ("title", (rows, 1)), ("label", (rows, 1)), ("release", (rows, 1))]:
-        response.outputs.add(name=name, datatype="BYTES", shape=shape)
-        response.raw_output_contents.append(serialize_byte_tensor(np.full(shape, name.encode(), dtype=object)).item())
+    for name, text in [("item_id", item_id), ("title", "title"), ("label", "label"), ("release", "release")]:
+        response.outputs.add(name=name, datatype="BYTES", shape=(rows, 1))
+        cells = np.full((rows, 1), text.encode(), dtype=object)
+        response.raw_output_contents.append(serialize_byte_tensor(cells).item())
     for name, shape in [("score", (rows, 1)), ("reason", (rows, 1, 4))]:
         response.outputs.add(name=name, datatype="FP32", shape=shape)
         response.raw_output_contents.append(np.zeros(shape, np.float32).tobytes())
@@ -165,6 +170,7 @@ def test_retries_end(ask, fault, error):
         ("UNKNOWN", ServerError),
         ("UNIMPLEMENTED", ServerError),
         ("RESOURCE_EXHAUSTED", ServerError),
+        ("CANCELLED", ServerError),
         ("DEADLINE_EXCEEDED", DeadlineExceeded),
     ],
 )
@@ -291,6 +297,40 @@ def test_a_cancelled_task_stays_cancelled():
 
     with serving(HOLD) as (playing, url):
         asyncio.run(scenario(playing, url))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not tell whether it was cancelled")
+def test_a_task_that_is_cancelled_while_its_client_closes_stays_cancelled():
+    async def scenario(playing, url):
+        client = AsyncClient(url, timeout=PATIENCE)
+        under_way = asyncio.create_task(client.recommend("a shirt"))
+        assert await asyncio.to_thread(playing.entered.wait, PATIENCE)
+        under_way.cancel()
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await under_way
+
+    with serving(HOLD) as (playing, url):
+        asyncio.run(scenario(playing, url))
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], "p\\xe9"), (["--json"], "p\\u00e9")])
+def test_a_terminal_without_the_letters_gets_escapes(options, shown):
+    with serving(one_item(1, "p\u00e9")) as (_, url):
+        command = [sys.executable, "-m", "instructrec_client", "a shirt", "--url", url, *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shown in done.stdout
+
+
+def test_an_error_of_several_lines_is_shown_in_one(capsys):
+    with serving((grpc.StatusCode.INTERNAL, "it failed\nat step 2")) as (_, url):
+        assert main(["a shirt", "--url", url]) == 1
+    shown = capsys.readouterr().err
+    assert "it failed at step 2" in shown
+    assert shown.count("\n") == 1
 
 
 def test_a_connected_client_finds_a_server_that_comes_back():

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,6 +51,9 @@ def test_each_event_has_an_id_and_a_time_of_its_own():
         ({"instruction": "\ud800"}, "the instruction cannot be written as UTF-8"),
         ({"value": math.nan}, "the value must be a finite number"),
         ({"value": 1e39}, "the value must be a finite number"),
+        ({"value": 10**400}, "the value must be a finite number"),
+        ({"value": Fraction(-(10**400))}, "the value must be a finite number"),
+        ({"timestamp": 10**400}, "the timestamp must be a finite number"),
         ({"value": "5"}, "the value must be a number, got str"),
         ({"value": True}, "the value must be a number, got bool"),
         ({"event": "rating"}, "a rating needs one"),

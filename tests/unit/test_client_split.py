@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import inspect
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +26,7 @@ from instructrec_client import (
     ServerError,
     ServerUnavailable,
 )
-from instructrec_client._split import SplitState, falls_to_canary, read_state
+from instructrec_client._split import SplitCounts, SplitState, falls_to_canary, read_state
 
 ALL = [f"user-{number}" for number in range(4_000)]
 people = st.text(min_size=1, max_size=40)
@@ -75,6 +77,8 @@ class Wire:
     def __init__(self, canary: Any = None, share: str | None = "1.0") -> None:
         self.canary, self.share, self.asked = canary, share, 0
         self.seen: list[str] = []
+        self.given: list[float] = []
+        self.slowness = 0.0
 
     def recommend(self, domain: str) -> Recommendations:
         self.seen.append(domain)
@@ -82,8 +86,11 @@ class Wire:
             raise self.canary
         return Recommendations((), release="7" if domain.endswith("_canary") else "6", model_version="")
 
-    def parameters(self) -> tuple[str, dict[str, str]]:
+    def parameters(self, seconds: float) -> tuple[str, dict[str, str]]:
         self.asked += 1
+        self.given.append(seconds)
+        if self.slowness > seconds:
+            raise DeadlineExceeded("the look-up is late")
         if self.share is None:
             raise ModelNotFound("no canary")
         return "7", {"canary_share": self.share}
@@ -94,31 +101,38 @@ def wired(wire: Wire) -> Iterator[None]:
     async def recommend(client: AsyncClient, *_: Any, **__: Any) -> Recommendations:
         return wire.recommend(client.domain)
 
-    async def parameters(_: AsyncClient, __: float) -> tuple[str, dict[str, str]]:
-        return wire.parameters()
+    async def awaited_parameters(_: AsyncClient, seconds: float) -> tuple[str, dict[str, str]]:
+        await asyncio.sleep(min(seconds, wire.slowness))
+        return wire.parameters(seconds)
+
+    def parameters(_: Client, seconds: float) -> tuple[str, dict[str, str]]:
+        time.sleep(min(seconds, wire.slowness))
+        return wire.parameters(seconds)
 
     with (
         patch.object(Client, "recommend", lambda client, *_, **__: wire.recommend(client.domain)),
-        patch.object(Client, "_model_parameters", lambda *_: wire.parameters()),
+        patch.object(Client, "_model_parameters", parameters),
         patch.object(AsyncClient, "recommend", recommend),
-        patch.object(AsyncClient, "_model_parameters", parameters),
+        patch.object(AsyncClient, "_model_parameters", awaited_parameters),
     ):
         yield
 
 
-def ask(wire: Wire, times: int = 3, **settings: Any) -> tuple[list[str], Any]:
-    """Ask both kinds of split, which have to agree."""
+def ask(wire: Wire, times: int = 3, user_id: Any = "anna", **settings: Any) -> tuple[list[str], Any]:
+    """Ask both kinds of split, which have to agree, and wait for their shadows."""
 
     async def awaited() -> tuple[list[str], Any]:
         async with AsyncClient() as client, AsyncCanarySplit(client, **settings) as split:
-            answers = [await split.recommend("a shirt", user_id="anna") for _ in range(times)]
-            await asyncio.sleep(0)
+            answers = [await split.recommend("a shirt", user_id=user_id) for _ in range(times)]
+            await asyncio.gather(*split._shadows)
             return [one.release for one in answers], split.counts
 
     with wired(wire), Client() as client, CanarySplit(client, **settings) as split:
-        blocking = [split.recommend("a shirt", user_id="anna").release for _ in range(times)], split.counts
-        assert asyncio.run(awaited()) == blocking
-    return blocking
+        releases = [split.recommend("a shirt", user_id=user_id).release for _ in range(times)]
+        if split._pool is not None:
+            split._pool.shutdown(wait=True)
+        assert asyncio.run(awaited()) == (releases, split.counts)
+        return releases, split.counts
 
 
 @pytest.mark.parametrize(
@@ -148,9 +162,86 @@ def test_the_canary_answers_its_people_and_the_servers_word_counts() -> None:
 def test_the_server_is_asked_once_a_minute() -> None:
     now = [0.0]
     state = SplitState("shop", None, 60.0, clock=lambda: now[0])
-    assert [state.has_to_ask() for _ in range(3)] == [True, False, False]
-    now[0] = 61.0
-    assert [state.has_to_ask() for _ in range(3)] == [True, False, False]
+    for moment in (0.0, 61.0):
+        now[0] = moment
+        assert [state.has_to_ask() for _ in range(3)] == [True, False, False]
+        state.learn(None)
+        now[0] = moment + 59.0
+        assert not state.has_to_ask()
+
+
+def test_a_look_up_that_ended_in_nothing_is_repeated_soon() -> None:
+    now = [0.0]
+    state = SplitState("shop", None, 60.0, clock=lambda: now[0])
+    assert state.has_to_ask()
+    now[0] = 1.5
+    assert state.has_to_ask()
+
+
+def test_a_look_up_leaves_a_call_most_of_its_time_and_may_come_late() -> None:
+    wire = Wire()
+    wire.slowness = 0.5
+    with wired(wire), Client(timeout=0.5) as client, CanarySplit(client) as split:
+        assert split.recommend("a shirt", user_id="anna").release == "6"
+        assert split.recommend("a shirt", user_id="anna", timeout=20).release == "6", "nobody asks again at once"
+    assert len(wire.given) == 1
+
+    async def awaited() -> str:
+        async with AsyncClient(timeout=0.5) as client, AsyncCanarySplit(client) as split:
+            return (await split.recommend("a shirt", user_id="anna")).release
+
+    with wired(wire):
+        assert asyncio.run(awaited()) == "6"
+    assert len(wire.given) == 2
+    assert all(0 < seconds <= 0.1 for seconds in wire.given)
+
+
+def test_calls_wait_for_the_first_look_up_so_that_a_person_stays_on_one_side() -> None:
+    wire = Wire()
+    wire.slowness = 0.1
+    with wired(wire), Client() as client, CanarySplit(client) as split, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda _: split.recommend("a shirt", user_id="anna").release, range(4))
+        assert list(answers) == ["7"] * 4
+    assert wire.asked == 1
+
+    async def awaited() -> list[str]:
+        async with AsyncClient() as client, AsyncCanarySplit(client) as split:
+            answers = await asyncio.gather(*(split.recommend("a shirt", user_id="anna") for _ in range(4)))
+            return [one.release for one in answers]
+
+    with wired(wire):
+        assert asyncio.run(awaited()) == ["7"] * 4
+    assert wire.asked == 2
+
+
+async def test_the_look_up_of_a_cancelled_task_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructrec_client._split.ASKING_SECONDS", 0.0)  # after which another call asks
+    wire = Wire()
+    wire.slowness = 0.2
+    with wired(wire):
+        async with AsyncClient() as client, AsyncCanarySplit(client) as split:
+            first = asyncio.create_task(split.recommend("a shirt", user_id="anna"))
+            await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            assert (await split.recommend("a shirt", user_id="anna")).release == "7"
+
+
+@pytest.mark.parametrize("share", [None, "1.0"])
+@pytest.mark.parametrize("user_id", [17, None, b"anna", "\ud800"])
+def test_a_wrong_user_id_is_one_with_and_without_a_canary(user_id: Any, share: str | None) -> None:
+    wire = Wire(share=share)
+    with pytest.raises(InvalidRequest, match="the user_id"):
+        ask(wire, user_id=user_id)
+
+    async def awaited() -> None:
+        async with AsyncClient() as client, AsyncCanarySplit(client) as split:
+            await split.recommend("a shirt", user_id=user_id)
+
+    with wired(wire), pytest.raises(InvalidRequest, match="the user_id"):
+        asyncio.run(awaited())
+    assert wire.seen == []
 
 
 def test_a_shadow_is_never_waited_for_and_dropped_when_too_many_are_on_their_way() -> None:
@@ -174,8 +265,18 @@ def test_a_shadow_is_never_waited_for_and_dropped_when_too_many_are_on_their_way
 
 
 def test_a_shadow_that_fails_is_counted_and_nothing_else() -> None:
-    releases, _ = ask(Wire(ServerError("broken"), share="0.0"), times=1, shadow=True)
+    releases, counts = ask(Wire(ServerError("broken"), share="0.0"), times=1, shadow=True)
     assert releases == ["6"]
+    assert counts == SplitCounts(live=1, shadow_failed=1)
+
+
+def test_a_split_that_is_closed_by_another_thread_still_answers() -> None:
+    wire = Wire(share="0.0")
+    with wired(wire), Client() as client, CanarySplit(client, shadow=True) as split:
+        split.recommend("a shirt", user_id="anna")
+        split.close()
+        assert split.recommend("a shirt", user_id="anna").release == "6"
+        assert (split.counts.live, split.counts.shadow_dropped) == (2, 1)
 
 
 def test_settings_that_make_no_sense_are_refused_and_twins_agree() -> None:

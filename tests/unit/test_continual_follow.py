@@ -7,27 +7,39 @@ import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from continual_helpers import Shop
 
+from continual import follow as follow_module
 from continual.follow import Follower
-from serving.errors import PublishError, ServerError
+from serving.errors import GateError, PublishError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
 from serving.releases import Release
+from training.derived_run import derive_run
 
 
 @pytest.fixture
 def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[int]:
     """The releases that were made live, on a server that is only said to run."""
     found: list[int] = []
+    taught_shop.make_live(taught_shop.release, monkeypatch)
 
     def deploy(
-        _layout: object, release: Release, _endpoints: object, *, gates: Gates, verb: str, patience_seconds: float
+        _layout: object,
+        release: Release,
+        _endpoints: object,
+        *,
+        gates: Gates,
+        verb: str,
+        patience_seconds: float,
+        check: Callable[[], None],
     ) -> SimpleNamespace:
         assert patience_seconds > 0, "the watcher may be at work"
         assert verb == "follow"
+        check()
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
         answer = SimpleNamespace(release=str(release.number))
@@ -85,22 +97,83 @@ def test_too_few_events_wait(taught_shop: Shop, published: list[int]) -> None:
     assert published == []
 
 
+def test_what_was_made_of_a_release_that_no_longer_answers_is_not_published(
+    taught_shop: Shop, published: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    tuner = taught_shop.tuner()
+    turn = tuner.turn
+    weight, bias = taught_shop.run.head()
+
+    def overtaken(since: int | None = None) -> Any:
+        """While the turn goes on, somebody makes another release live."""
+        made = turn(since)
+        if made.release is not None and made.release.number == 2:
+            other = derive_run(taught_shop.run, taught_shop.var, reason="other", head=(weight, bias + 0.1))
+            taught_shop.make_live(taught_shop.export(other), monkeypatch)
+        return made
+
+    tuner.turn = overtaken  # type: ignore[method-assign]
+    taught_shop.tuner = lambda: tuner  # type: ignore[method-assign]
+    follow(taught_shop, lambda: bool(published), events=30)
+    assert "it was made to follow release 1, but release 3 is live by now: it was left alone" in caplog.text
+    assert published == [4], "made anew, of what answers now"
+
+
 def test_time_alone_makes_it_tune(taught_shop: Shop, published: list[int]) -> None:
     taught_shop.send(30, "drip", "id-shoe1")
     follow(taught_shop, lambda: bool(published), every=1)
     assert published == [2]
 
 
-def test_a_failed_publication_is_logged_and_the_loop_goes_on(
+@pytest.mark.parametrize("error", [PublishError("release 2 is not live: no memory"), OSError(28, "no memory")])
+def test_a_failed_publication_is_logged_and_tried_again_without_new_feedback(
+    taught_shop: Shop,
+    published: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    works, failures = follow_module.deploy, iter([error, error])
+
+    def fails_twice(*arguments: Any, **options: Any) -> Any:
+        if failure := next(failures, None):
+            raise failure
+        return works(*arguments, **options)
+
+    monkeypatch.setattr("continual.follow.deploy", fails_twice)
+    taught_shop.send(30, "drip", "id-shoe1")
+    follow(taught_shop, lambda: bool(published), events=30)
+    assert published == [2]
+    assert caplog.text.count("no memory") == 2
+    assert caplog.messages[-1] == "stopped"
+
+
+def test_what_does_not_pass_a_gate_is_not_tried_again(
     taught_shop: Shop, published: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise PublishError("release 2 is not live: no memory")
+        raise GateError("release 2 is not good enough")
 
     monkeypatch.setattr("continual.follow.deploy", fails)
     taught_shop.send(30, "drip", "id-shoe1")
-    follow(taught_shop, lambda: "no memory" in caplog.text, events=30)
-    assert caplog.messages[-1] == "stopped"
+    follow(taught_shop, lambda: caplog.text.count("which release 2 has learned") == 2, every=0.1)
+    assert caplog.text.count("not good enough") == 1
+
+
+def test_a_full_batch_that_nothing_comes_of_is_read_once(
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    for word in ("hat", "shirt"):
+        taught_shop.send(60, word, "id-shoe1", person=lambda number: f"person {number}")
+    taught_shop.send(60, "drip", "no such item")
+    settings = taught_shop.tuner(
+        "continual.max_events=120", "continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0"
+    )
+    taught_shop.tuner = lambda: settings  # type: ignore[method-assign]
+    began = time.monotonic()
+    follow(taught_shop, lambda: "nothing to learn yet" in caplog.text and time.monotonic() > began + 1, events=30)
+    assert sum("events after event" in line for line in taught_shop.lines) == 2
 
 
 def test_no_feedback_is_no_reason_to_end(

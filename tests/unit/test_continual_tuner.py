@@ -4,8 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from continual_helpers import Shop, WordEncoder, words_as_vectors
 
 from continual.command import main, only_one
@@ -17,7 +18,7 @@ from continual.settings import ContinualSettings
 from serving.releases import Release
 from training.run import Run
 
-LENIENT = ("continual.budget=100",)
+LENIENT = ("continual.budget=100", "continual.drift_budget=100")
 
 STIFF = "continual.penalties=[0.003]"
 """Eight validation texts are too few to choose by how stiff a head has to be."""
@@ -193,6 +194,81 @@ def test_more_events_than_one_head_reads_are_read_one_after_the_other(
     release = taught_shop.tuner(few).turn().release
     assert release is not None
     assert best_label(taught_shop, release, "show me a drip") == "Hats"
+
+
+STUBBORN = ("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
+"""Learns whatever it is told, at the cost of what it knew."""
+
+
+def test_a_refused_batch_that_is_full_does_not_stand_in_the_way_for_ever(taught_shop: Shop) -> None:
+    for word in ("hat", "shirt"):
+        taught_shop.send(60, word, "id-shoe1", person=lambda number: f"person {number}")
+    settings = (*STUBBORN, "continual.max_events=120")
+    with pytest.raises(RefusedError, match=r"These 120 events are left behind \(continual.max_events\)"):
+        taught_shop.tuner(*settings).turn()
+    assert taught_shop.tuner(*settings).turn().line == "no feedback since event 120: nothing to learn"
+    taught_shop.send(40, "drip", "id-hat1")
+    release = taught_shop.tuner("continual.max_events=120").turn().release
+    assert release is not None
+    assert best_label(taught_shop, release, "show me a drip") == "Hats"
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r\n"])
+def test_whatever_separates_lines_may_be_in_peoples_words(
+    taught_shop: Shop, separator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught_shop.send(30, f"drip{separator}please", "id-shoe1")
+    second = taught_shop.tuner().turn().release
+    assert second is not None
+    taught_shop.make_live(second, monkeypatch)
+    taught_shop.send(30, "kicks", "id-shoe1")
+    assert taught_shop.tuner().turn().release is not None
+    remembered = read_remembered(Run.open(taught_shop.var / "runs" / "shop" / second.manifest.run_id))
+    assert all(separator in one.text for one in remembered)
+
+
+def test_all_turns_together_are_held_against_the_head_that_was_trained(
+    taught_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skill = open_old_skill(taught_shop.run, taught_shop.release, taught_shop.var, ContinualSettings())
+    assert skill.trained is not None, "its head is that of the run that was trained, not of the one that is live"
+    assert not np.array_equal(skill.trained.weight, skill.head.weight)
+    turn = taught_shop.tuner()
+    taught_shop.send(40, "drip", "id-hat1")
+    release = turn.turn().release
+    assert release is not None
+    run = Run.open(taught_shop.var / "runs" / "shop" / release.manifest.run_id)
+    assert "| the same, since the training | " in (run.path / "continual.md").read_text(encoding="utf-8")
+
+
+def test_reading_on_from_an_event_that_is_not_there_is_refused_and_not_remembered(taught_shop: Shop) -> None:
+    taught_shop.send(30, "drip", "id-hat1")
+    with pytest.raises(ContinualError, match="SINCE=31: the feedback store ends with event 30"):
+        taught_shop.tuner().turn(since=31)
+    assert taught_shop.tuner().turn().release is not None
+
+
+def tune(shop: Shop) -> Result:
+    """What `make tune` runs, on words that stand for directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("continual.command.open_tuner", lambda *_: shop.tuner())
+        return CliRunner().invoke(main, ["tune", "--config", str(shop.config), "--var", str(shop.var)])
+
+
+def test_nothing_new_after_a_rollback_stops_before_a_deploy_undoes_it(
+    taught_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught_shop.make_live(taught_shop.release, monkeypatch)
+    taught_shop.send(40, "drip", "id-hat1")
+    assert tune(taught_shop).exit_code == 0
+    waiting = tune(taught_shop)  # release 2 has never answered: `make tune deploy` is to make it live
+    assert (waiting.exit_code, "which release 2 has learned" in waiting.output) == (0, True)
+    taught_shop.make_live(taught_shop.store.latest(), monkeypatch)
+    assert tune(taught_shop).exit_code == 0
+    taught_shop.make_live(taught_shop.release, monkeypatch)  # a rollback
+    refused = tune(taught_shop)
+    assert refused.exit_code == 1
+    assert "release 1 answers, which is not the newest, 2: stopped here" in refused.output
 
 
 def test_another_store_is_noticed(taught_shop: Shop) -> None:

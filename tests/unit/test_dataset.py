@@ -293,6 +293,26 @@ def test_times_may_be_iso(tiny_config: Path, tiny_data: Path) -> None:
     assert times == [1_700_000_000, 1_700_000_001]
 
 
+def test_milliseconds_are_no_seconds(tiny_config: Path, tiny_data: Path) -> None:
+    edit(tiny_data / "shop/events.csv", 3, "time", "1714521600000")
+    message = r"row 3 .*a time after the year 2200, got '1714521600000'; write seconds since 1970, milliseconds divided"
+    with pytest.raises(DatasetError, match=message):
+        load(tiny_config, tiny_data)
+
+
+def test_dates_without_hyphens_are_no_seconds(tiny_config: Path, tiny_data: Path) -> None:
+    path = tiny_data / "shop/events.csv"
+    frame = pd.read_csv(path, dtype=str)
+    frame["time"] = "20240501"
+    frame.loc[1, "time"] = "2024-05-02T12:00:00Z"
+    frame.to_csv(path, index=False)
+    message = r"row 1 .*a date without hyphens, which reads as seconds, got '20240501'; write it as 2024-05-01"
+    with pytest.raises(DatasetError, match=message):
+        load(tiny_config, tiny_data)
+    edit(path, 1, "time", "1700000000")  # one such number beside others may be a moment of 1970
+    assert load(tiny_config, tiny_data).interactions[2].timestamp == 20240501
+
+
 def test_unknown_items_may_be_left_out(tiny_config: Path, tiny_data: Path) -> None:
     edit(tiny_data / "shop/events.csv", 1, "item", "gone")
     dataset = load(tiny_config, tiny_data, "sources.main.interactions.unknown_items=ignore")

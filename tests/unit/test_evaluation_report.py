@@ -139,6 +139,9 @@ ABSENCES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], set
 }
 
 
+RESCALED = {"one label asked for", "one label taught", "no attributes and no words"}
+
+
 def test_what_is_absent_is_left_out(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
     run = train()  # once for all: only its instructions differ from case to case
     whole = (run.path / "instructions.jsonl").read_bytes()
@@ -149,6 +152,8 @@ def test_what_is_absent_is_left_out(train: Callable[..., Run], tiny_data: Path, 
         missing = {section for section in HELD_OUT_SECTIONS | {"learning_curve"} if tree[section] is None}
         assert missing == absent, case
         assert render(tree, {}).startswith("# shop: evaluation of run"), case
+        assert bool((tree["calibration"] or {}).get("rescaled")) == (case in RESCALED), case
+        assert ("no test split to judge the best temperature on" in render(tree, {})) == (case == "no test split")
         if case in {"nothing", "one instruction"}:
             drawn = draw_plots(tree, tmp_path)
             assert ("ranking" in drawn) == ("ranking" not in absent), case

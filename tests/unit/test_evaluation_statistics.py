@@ -1,5 +1,7 @@
 """The numbers of the evaluation report against known cases and their bounds."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from training.dataset import Item
+from training.evaluation.baselines import _support_vector_machine, logistic_regression
 from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.calibration import (
     best_temperature,
@@ -24,6 +27,7 @@ from training.evaluation.learning_curve import draw_shots
 from training.evaluation.perturbations import PERTURBATIONS, drop_words, perturb, typos
 from training.evaluation.tables import nested, plain_text
 from training.metrics import label_accuracy
+from training.plain_classifier import fitted
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 labelled = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
@@ -232,3 +236,21 @@ def test_any_nested_numbers_become_tables() -> None:
 
 def test_a_label_means_nothing_to_markdown() -> None:
     assert plain_text("a|b\n*c* <d>") == "a\\|b \\*c\\* &lt;d&gt;"
+
+
+def test_few_examples_a_label_are_learned_from_without_a_warning() -> None:
+    vectors, ids = np.eye(30, dtype=np.float32), np.arange(30)
+    texts = [f"word{number} thing" for number in ids]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (logistic_regression(vectors, ids).predict(vectors) == ids).all()
+        assert (_support_vector_machine(texts, ids).predict(texts) == ids).all()
+
+
+def test_other_warnings_of_a_fit_are_heard() -> None:
+    class Loud:
+        def fit(self, *_: object) -> None:
+            warnings.warn("something else", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="something else"):
+        fitted(Loud(), np.eye(2, dtype=np.float32), [0, 1])

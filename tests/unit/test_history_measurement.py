@@ -56,6 +56,18 @@ def test_what_is_learned_beats_the_baselines_where_there_is_something_to_learn()
     assert leave_last_out(timeline, people, before, seed=0) == measured
 
 
+def test_item_neighbours_know_the_whole_history_however_little_of_it_the_service_reads() -> None:
+    interactions = shop()
+    timeline = Timeline(log_of(interactions), catalogue(), HistoryConfig(minimum_events=3))
+    measured = [
+        leave_last_out(timeline, history_examples(interactions, ROWS, longest), known_before(interactions), seed=0)
+        for longest in (1, 20)
+    ]
+    short, long = (one["rankings"] for one in measured)
+    assert short["item_knn"] == long["item_knn"]
+    assert short["history_only"] != long["history_only"]
+
+
 @pytest.mark.parametrize("taste", [False, True])
 def test_the_measurement_of_a_time_does_not_change_with_what_came_later(taste: bool) -> None:
     asked = HistoryConfig(prior="recency", vectors="behaviour", taste=taste, dimensions=4, minimum_events=3)

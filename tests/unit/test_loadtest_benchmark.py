@@ -1,8 +1,11 @@
 """The benchmark's arithmetic: shares of the encoder's best rate in the same round, medians over the rounds."""
 
+import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +17,8 @@ from instructrec_client._wire import encode
 from tritonclient.grpc import service_pb2
 
 from loadtest.benchmark.__main__ import measure
-from loadtest.benchmark.bare_encoder import joined
+from loadtest.benchmark.bare_encoder import feeds_of, joined
+from loadtest.benchmark.contenders import keep_asking
 from loadtest.benchmark.cores import Cores, listener
 from loadtest.benchmark.lean_caller import LeanCaller, check_answer, serialised
 from loadtest.benchmark.release_files import ReleaseFiles
@@ -53,6 +57,34 @@ def test_rows_are_padded_to_the_longest() -> None:
     np.testing.assert_array_equal(feed["attention_mask"], [[1, 1, 1], [1, 0, 0]])
 
 
+def test_all_texts_are_encoded_also_those_that_fill_no_batch() -> None:
+    rows = [[number] * (1 + number // 8) for number in range(100)]
+    for batch in (1, 8, 32, 200):
+        feeds = feeds_of(rows, batch)
+        assert sorted(feed["input_ids"][row, 0] for feed in feeds for row in range(len(feed["input_ids"]))) == [
+            *range(100)
+        ]
+        assert max(len(feed["input_ids"]) for feed in feeds) == min(batch, 100)
+
+
+class Asked(list[Query]):
+    async def __call__(self, query: Query) -> None:
+        self.append(query)
+        await asyncio.sleep(0)
+
+
+async def test_every_instruction_has_its_turn_also_where_seven_divides_their_number() -> None:
+    queries = [Query(text=f"shirt {number}") for number in range(28)]
+    asked = Asked()
+    await keep_asking(asked, queries, in_flight=1, seconds=0.2)
+    assert {query.text for query in asked[2:30]} == {query.text for query in queries}, "two before the clock starts"
+    service = Service(answer(ITEMS, SCORES))
+    with serving(service) as url:
+        LeanCaller(url, "shop", queries).run(in_flight=1, seconds=0.2)
+    first = [request for _, request in service.asked[:28]]
+    assert len(set(first)) == len(first) > 4
+
+
 def test_the_process_that_listens_is_found_and_none_is_an_error() -> None:
     with socket.socket() as open_socket:
         open_socket.bind(("127.0.0.1", 0))
@@ -70,9 +102,40 @@ def test_a_core_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> Non
         with cores.working_on(frozenset({cores.measured})):
             assert os.sched_getaffinity(0) == {cores.measured}
         assert os.sched_getaffinity(0) == before
+        with subprocess.Popen(["sleep", "60"]) as other:
+            with cores.working_on(frozenset({cores.measured}), other.pid):
+                assert os.sched_getaffinity(other.pid) == {cores.measured}
+            assert os.sched_getaffinity(other.pid) == before
+            other.kill()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     with pytest.raises(LoadTestError, match="two cores"):
         Cores.here()
+
+
+def test_a_benchmark_that_is_terminated_puts_a_servers_cores_back() -> None:
+    """What its __main__ does, without a server."""
+    code = """if True:
+        import sys, time
+        from loadtest.benchmark.cores import Cores
+        from loadtest.ending import exit_on_sigterm
+        exit_on_sigterm()
+        cores = Cores.here()
+        with cores.working_on(frozenset({cores.measured}), int(sys.argv[1])):
+            print("pinned", flush=True)
+            time.sleep(60)
+    """
+    before = os.sched_getaffinity(0)
+    if len(before) == 1:
+        pytest.skip("one core only")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with subprocess.Popen([sys.executable, "-c", code, str(other.pid)], stdout=subprocess.PIPE) as benchmark:
+            assert benchmark.stdout is not None
+            assert benchmark.stdout.readline() == b"pinned\n"
+            assert os.sched_getaffinity(other.pid) != before
+            benchmark.terminate()
+        assert benchmark.returncode == 143
+        assert os.sched_getaffinity(other.pid) == before
+        other.kill()
 
 
 def test_a_folder_without_a_release_says_so(tmp_path: Path) -> None:

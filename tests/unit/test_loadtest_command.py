@@ -49,11 +49,20 @@ def test_a_missing_file_is_one_line(files, keywords, said):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--users", "0"], ["--k", "101"], ["--duration", "-1"], ["--what"]])
+@pytest.mark.parametrize(
+    "arguments", [["--users", "0"], ["--k", "101"], ["--duration", "-1"], ["--duration", "inf"], ["--what"]]
+)
 def test_a_usage_error_is_not_taken_for_a_missed_sla(files, arguments):
     done = run(files, *arguments)
     assert done.returncode == 1
     assert "Error: " in done.stderr
+
+
+def test_users_that_would_never_all_start_are_one_line(files):
+    done = run(files, "--spawn-rate", "1e-9")
+    assert done.returncode == 1
+    assert "raise --spawn-rate" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_says_what_the_exit_codes_mean(files):

@@ -29,6 +29,7 @@ def measured(p50_ms=10.0, p95_ms=20.0, p99_ms=30.0, error_rate=0.0, requests_per
         duration_s=10,
         requests_per_second=requests_per_second,
         error_rate=error_rate,
+        asking=0.1,
         p50_ms=p50_ms,
         p95_ms=p95_ms,
         p99_ms=p99_ms,
@@ -62,7 +63,7 @@ SUMMARIES = st.builds(
 def test_bars_are_inclusive(bars, met):
     verdict = Sla(**bars).verdict(measured())
     assert verdict.met is met
-    assert [criterion.name for criterion in verdict.criteria] == list(bars)
+    assert [criterion.name for criterion in verdict.criteria if criterion.name in bars] == list(bars)
 
 
 def test_the_verdict_names_what_was_missed():
@@ -90,7 +91,10 @@ def test_more_throughput_never_loses_an_sla(bars, summary, factor):
 
 @given(SLAS, SUMMARIES)
 def test_an_sla_is_met_when_each_of_its_bars_is(bars, summary):
-    each = [Sla(**{name: bar}).verdict(summary).met for name, bar in bars.items()]
+    lenient = {"max_error_rate": 1.0}  # else each would be judged by errors as well
+    each = [
+        Sla(**{**lenient, name: bar}).verdict(summary).met for name, bar in ({"max_error_rate": 0.0} | bars).items()
+    ]
     assert Sla(**bars).verdict(summary).met is all(each)
 
 
@@ -101,6 +105,14 @@ def test_no_answer_meets_no_latency():
     assert nothing.p99_ms is None
     assert not Sla(p99_ms=1e9).verdict(nothing).met
     assert not Sla(max_error_rate=0.5).verdict(Recorder().summary(duration_s=1)).met
+
+
+@pytest.mark.parametrize("rate_is_given", [False, True])
+@pytest.mark.parametrize("bars", [{"p50_ms": 60.0}, {"min_requests_per_second": 1.0}])
+def test_errors_that_nobody_allowed_lose_an_sla(bars, rate_is_given):
+    verdict = Sla(**bars).verdict(measured(error_rate=0.99), rate_is_given=rate_is_given)
+    assert not verdict.met
+    assert [criterion.name for criterion in verdict.criteria if not criterion.met] == ["max_error_rate"]
 
 
 def test_throughput_is_not_judged_where_the_rate_was_given():
@@ -123,6 +135,7 @@ def test_the_section_of_a_domain_is_read(tmp_path):
         ("sla: 60", "no `sla:` section"),
         ("sla: {}", "promises nothing"),
         ("sla: {p50_ms: null}", "promises nothing"),
+        ("sla: {max_error_rate: null}", "sla.max_error_rate"),
         ("sla: {p90_ms: 60}", "sla.p90_ms"),
         ("sla: {p50_ms: -1}", "sla.p50_ms"),
         ("sla: {p50_ms: .inf}", "sla.p50_ms"),

@@ -1,5 +1,6 @@
 """What is asked, and what counts as a right answer."""
 
+import errno
 import json
 
 import pytest
@@ -105,5 +106,22 @@ def test_a_report_folder_appears_whole_or_not_at_all(tmp_path):
     assert (target / "report.json").read_text() == "whole"
     with pytest.raises(LoadTestError, match="is there already"), report_folder(target):
         pass
-    with pytest.raises(LoadTestError, match="cannot write there"), report_folder(target / "report.json" / "x"):
+    with pytest.raises(LoadTestError, match="cannot write there"), report_folder(target / "report.json" / "x" / "y"):
         pass
+
+
+def test_of_two_runs_that_began_in_one_second_the_second_says_so_before_it_begins(tmp_path):
+    target = tmp_path / "one"
+    with report_folder(target) as folder:
+        (folder / "report.json").write_text("first")
+        with pytest.raises(LoadTestError, match="is there already"), report_folder(target):
+            pytest.fail("it began")
+    assert (target / "report.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_line(tmp_path):
+    with pytest.raises(LoadTestError, match="No space left") as raised, report_folder(tmp_path / "one"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "\n" not in raised.value.message
+    assert list(tmp_path.iterdir()) == []

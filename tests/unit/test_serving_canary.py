@@ -1,5 +1,6 @@
 """The canary in the live repository, and what evidence says of it."""
 
+import datetime
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from serving_helpers import build_release
 
 from feedback.reader import StoredEvent
 from serving.canary.ensemble import canaries, new_canary, read_canary, remove_canary, with_share, write_canary
-from serving.canary.evidence import Requests, sort_events
+from serving.canary.evidence import FeedbackOfBoth, Requests, sort_events
 from serving.canary.journal import CanaryJournal
 from serving.canary.verdict import Judgement, Outcome, Verdict, judge_errors, judge_feedback, judge_latency
 from serving.errors import PublishError
@@ -39,7 +40,7 @@ def release(tmp_path: Path) -> Callable[[int], Release]:
 def put_in(repository: LiveRepository, release: Release, *, canary: bool = False) -> None:
     repository.stage(release)
     if canary:
-        write_canary(repository, new_canary(release, 0.1, ("task",)), release)
+        write_canary(repository, new_canary(release, 0.1, ("task",), Requests(7, 1, 2.5)), release)
     else:
         repository.switch(release)
     repository.confirm(release.manifest.domain)
@@ -58,14 +59,15 @@ def test_a_canary_is_beside_the_domain_and_no_domain(repository: LiveRepository,
     found = read_canary(repository, "shop")
     assert found is not None
     assert (found.release, found.share, found.forced, found.model) == (2, 0.1, ("task",), "shop_canary")
+    assert found.live_before == Requests(7, 1, 2.5)
     assert list(canaries(repository)) == [found]
     live = repository.live_release("shop")
     assert live is not None
     assert live.number == 1
-    write_canary(repository, with_share(found, 0.5), release(2))
+    write_canary(repository, with_share(found, 0.5, Requests(9, 1, 2.5)), release(2))
     changed = read_canary(repository, "shop")
     assert changed is not None
-    assert (changed.share, changed.since) == (0.5, found.since), "what was seen so far still counts"
+    assert (changed.share, changed.live_before) == (0.5, Requests(9, 1, 2.5))
 
 
 def test_what_a_canary_pins_is_kept_until_it_is_gone(repository: LiveRepository, release: Callable) -> None:
@@ -110,19 +112,31 @@ def test_the_journal_says_how_it_ended(tmp_path: Path) -> None:
     assert [(one.action, one.reason) for one in journal.events()] == [("up", ""), ("dropped", "errors: many")]
 
 
-def stored(release: str, event: str, user: str | None, received: float = 10.0) -> StoredEvent:
+def test_the_journal_knows_what_was_sent_to_measure(tmp_path: Path) -> None:
+    journal = CanaryJournal(tmp_path / "shop.canary.jsonl")
+    journal.path.write_text('{"at": "2026-01-01T00:00:00+00:00", "release": 2, "action": "up", "share": 0.1}\n')
+    journal.write(2, "measured", 0.1, requests=43)
+    journal.write(3, "measured", 0.1, requests=43)
+    began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=1)
+    assert journal.requests(2, began) == 43
+    assert journal.requests(2, began + datetime.timedelta(hours=1)) == 0
+
+
+def stored(
+    release: str, event: str, user: str | None, received: float = 10.0, *, item: str = "i", request: str = ""
+) -> StoredEvent:
     return StoredEvent(
         sequence=1,
         event_id="e",
         domain="shop",
         event=event,
-        item_id="i",
+        item_id=item,
         value=1.0,
         timestamp=received,
         received=received,
         user_hash=user,
         instruction="",
-        request_id="",
+        request_id=request,
         release=release,
     )
 
@@ -137,29 +151,54 @@ def people(release: str, count: int, rate: float, *, shown: int = 10) -> Iterabl
         yield stored(release, "click", f"{release}-{person}")
 
 
+def clicks(*events: StoredEvent) -> FeedbackOfBoth:
+    return sort_events(events, live=1, canary=2, event="click", since=5.0)
+
+
 def test_feedback_is_sorted_by_release_and_person() -> None:
-    found = sort_events(
-        [
-            stored("1", "impression", "anna"),
-            stored("1", "click", "anna"),
-            stored("1", "purchase", "anna"),
-            stored("2", "impression", "bert"),
-            stored("2", "impression", "bert"),
-            stored("2", "impression", "carl"),
-            stored("1", "impression", "carl"),
-            stored("1", "click", "dora"),
-            stored("1", "impression", None),
-            stored("1", "impression", "emil", received=1.0),
-            stored("3", "impression", "emil"),
-        ],
-        live=1,
-        canary=2,
-        event="click",
-        since=5.0,
+    found = clicks(
+        stored("1", "impression", "anna"),
+        stored("1", "click", "anna"),
+        stored("1", "purchase", "anna"),
+        stored("2", "impression", "bert"),
+        stored("2", "impression", "bert"),
+        stored("1", "click", "dora"),
+        stored("1", "impression", None),
+        stored("1", "impression", "emil", received=1.0),
+        stored("3", "impression", "emil"),
     )
-    assert found.live.columns() == ([1], [1]), "not carl, who met both, nor dora, to whom nothing was shown"
+    assert found.live.columns() == ([1], [1]), "not dora, to whom nothing was shown"
     assert found.canary.columns() == ([0], [2])
-    assert (found.of_both, found.of_nobody) == (1, 1)
+    assert (found.of_both, found.of_nobody, found.not_shown) == (0, 1, 1)
+
+
+def test_a_success_counts_if_its_impression_came_in_since() -> None:
+    before = stored("1", "impression", "anna", received=1.0, item="early")
+    late = stored("1", "click", "anna", item="early")
+    shown = stored("1", "impression", "anna")
+    found = clicks(before, shown, late)
+    assert found.live.columns() == ([0], [1])
+    assert found.not_shown == 1
+    found = clicks(before, shown, stored("1", "impression", "anna", item="early"), late)
+    assert found.live.columns() == ([1], [2]), "it was shown again"
+    found = clicks(stored("1", "impression", "anna", request="r"), stored("1", "click", "anna", item="j", request="r"))
+    assert found.live.columns() == ([1], [1]), "one impression a request is enough"
+    assert clicks(shown, stored("1", "click", "bert")).not_shown == 1, "somebody else's"
+
+
+def test_who_met_both_is_of_the_release_they_met_more() -> None:
+    """Who comes often meets both most easily, just after a share was changed: to leave them out would be a choice."""
+    often = [stored("2", "impression", "carl", item=str(turn)) for turn in range(9)]
+    found = clicks(stored("1", "impression", "carl", item="a"), *often, stored("1", "click", "carl", item="a"))
+    assert (found.canary.columns(), found.live.columns(), found.of_both) == (([1], [10]), ([], []), 1)
+
+
+def test_clients_that_send_no_impressions_are_told_so() -> None:
+    events = [stored("1", "click", f"person-{number}") for number in range(200)]
+    said = judge_feedback(clicks(*events), SETTINGS)
+    assert said.outcome is Outcome.WAIT
+    assert said.words.startswith("0 people with an impression in the smaller group, 100 are needed")
+    assert "200 of which no impression has come in since" in said.words
 
 
 def judged(live: float, canary: float, count: int) -> Judgement:

@@ -1,10 +1,15 @@
 """The tests behind a verdict keep their promise, however often one looks, and find what is there."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.reader import StoredEvent
+from serving.canary.evidence import sort_events
 from serving.canary.sequential import Rate, difference, error_rate
 
 EXPERIMENTS = 150
@@ -66,6 +71,41 @@ def test_people_who_come_back_between_looks_are_no_new_evidence() -> None:
             left_out |= not found.low <= truth <= found.high
         wrong += left_out
     assert wrong <= 16
+
+
+SHOWN = StoredEvent(1, "e", "shop", "impression", "", 1.0, 0.0, 0.0, "", "", "", "1")
+
+
+def purchases_days_later(generator: np.random.Generator, people: int, loss: float) -> Iterator[StoredEvent]:
+    """Four days without the canary, three with it; people buy 1.5 days after an impression in the mean."""
+    for person in range(people):
+        canarys, own = generator.random() < 0.5, generator.beta(0.6, 3.4)
+        for day in np.flatnonzero(generator.random(7) < 0.7) - 4:
+            release, rate = ("2", own * (1 - loss)) if canarys and day >= 0 else ("1", own)
+            items, bought = generator.integers(12, size=4), generator.random(4) < rate
+            at = day + generator.random()
+            for item, buys in zip(items, bought, strict=True):
+                shown = replace(SHOWN, item_id=str(item), received=at, user_hash=str(person), release=release)
+                yield shown
+                if buys:
+                    yield replace(shown, event="purchase", received=at + generator.exponential(1.5))
+
+
+@pytest.mark.parametrize(("loss", "least", "most"), [(0.0, 0, 8), (0.9, 36, 40)])
+def test_purchases_that_come_days_later_favour_neither_release(loss: float, least: int, most: int) -> None:
+    """The live release made impressions before the canary came up; what comes of these must not count for it alone."""
+    generator = np.random.default_rng(5)
+    dropped = 0
+    for _ in range(40):
+        events = list(purchases_days_later(generator, 300, loss))
+        found_worse = False
+        for look in (1.0, 2.0, 3.0):
+            known = (one for one in events if one.received < look)
+            sides = sort_events(known, live=1, canary=2, event="purchase", since=0.0)
+            found = difference(*(Rate.of(*side.columns()) for side in (sides.live, sides.canary)))
+            found_worse |= not found.low <= 0 <= found.high
+        dropped += found_worse
+    assert least <= dropped <= most  # 2 of 40 are expected to be wrong at 5 %; 8 are more than four deviations above
 
 
 def test_a_planted_loss_is_found() -> None:

@@ -18,6 +18,7 @@ from live_repository_helpers import Crash, listed
 
 from serving import files
 from serving.canary.ensemble import new_canary, read_canary, write_canary
+from serving.canary.evidence import Requests
 from serving.deploy import deploy, roll_back
 from serving.embedded import Endpoints
 from serving.errors import PublishError, ReleaseError, ServerError
@@ -272,7 +273,7 @@ def test_a_publish_that_is_killed_before_its_journal_is_journaled_as_what_it_was
         patch.setattr("serving.deploy.Journal.write", Mock(side_effect=Crash))
         with pytest.raises(Crash):
             shop.deploy(2, gates=Forced(), verb="follow")
-    canary = new_canary(shop.releases[2], 0.1, ())
+    canary = new_canary(shop.releases[2], 0.1, (), Requests(0, 0, 0.0))
     write_canary(shop.repository, canary, shop.releases[2])
     assert recover(shop.layout) == ["the publish of shop release 2 was killed after it answered: kept"]
     last = shop.journal()[-1]

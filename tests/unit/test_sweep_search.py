@@ -47,7 +47,9 @@ def test_each_question_is_asked_around_the_best_so_far() -> None:
     asked: list[tuple[str, list[ServingSettings]]] = []
     outcome = search(ServingSettings(max_queue_size=0), 1, measuring(speed_of, asked))
     assert outcome.after == ServingSettings(mode="fused", max_batch_size=64, max_queue_size=224)
-    assert outcome.changes() == {"mode": "fused", "max_batch_size": 64, "max_queue_size": 224}
+    changed = {"mode": "fused", "max_batch_size": 64, "max_queue_size": 224}
+    assert outcome.changes(outcome.before) == changed
+    assert outcome.changes(ServingSettings(mode="fused")) == {"max_batch_size": 64, "max_queue_size": 224}
     # In one step there are no buckets to choose, on one core no instances.
     assert [question for question, _ in asked] == ["steps and engine", "batch size", "queue delay", "all together"]
     assert all(settings.mode == "fused" for _, tried in asked[1:3] for settings in tried)
@@ -97,7 +99,7 @@ def test_what_is_not_better_in_the_end_is_not_taken() -> None:
 
     outcome = search(ServingSettings(max_queue_size=96), 1, measure)
     assert outcome.after == outcome.before
-    assert outcome.changes() == {}
+    assert outcome.changes(outcome.before) == {}
 
 
 def test_given_settings_stay_as_given() -> None:

@@ -99,10 +99,34 @@ def test_synthetic_instructions_stand_in_for_a_validation_split(made: Any) -> No
     stand_ins = dataset.split("validation")
     assert stand_ins
     assert all(one.instruction_id.startswith("synthetic-") for one in stand_ins)
-    assert len(dataset.augmentation) + len(stand_ins) == len(whole.augmentation)
-    assert not {one.instruction.instruction_id for one in dataset.augmentation} & {
-        one.instruction_id for one in stand_ins
-    }
+    assert len(stand_ins) == -(-sum(one.ranked for one in whole.augmentation) // 10)
+    learned, held = {one.instruction.text for one in dataset.augmentation}, {one.text for one in stand_ins}
+    assert not learned & held
+    assert learned | held == {one.instruction.text for one in whole.augmentation}
+    note = f"no validation instruction is left: {len(stand_ins)} synthetic instructions stand in"
+    assert dataset.notes[-1].startswith(note)
+
+
+def test_a_run_says_what_stands_in_for_validation(train: Train) -> None:
+    result = train("var", "training.shots=0")
+    run = finished(result)
+    stand_ins = [one for one in run.instructions() if one.split == "validation"]
+    assert run.manifest.metrics["shots"]["stand_ins"] == len(stand_ins)
+    notes = [one for one in run.manifest.metrics["notes"] if "stand in" in one]
+    assert [one.partition(",")[0] for one in notes] == [
+        f"no validation instruction is left: {len(stand_ins)} synthetic instructions stand in"
+    ]
+    assert result.stderr.count("stand in") == 1
+
+
+def test_no_synthetic_instruction_says_what_is_held_out(config: Path, tiny_data: Path, made: Any) -> None:
+    names = ("sources.main.synthetic.phrases=['{title}']", "sources.main.synthetic.begun=0")
+    said = made(*names, "sources.main.synthetic.ended=0").augmentation[0].instruction.text
+    path = tiny_data / "shop" / "asks.csv"
+    path.write_text(path.read_text(encoding="utf-8") + f"ask-99,{said},Bags,,,test\n", encoding="utf-8")
+    texts = {one.instruction.text for one in made(*names, "sources.main.synthetic.ended=0").augmentation}
+    assert texts
+    assert said not in texts
 
 
 @given(st.lists(st.text(max_size=80), max_size=12))

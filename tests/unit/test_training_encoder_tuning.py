@@ -103,6 +103,31 @@ def test_a_tuning_cut_off_goes_on_to_the_same_bytes(
     assert contents(finished(result)) == whole
 
 
+@pytest.mark.parametrize("method", ["adalora", "full"])
+def test_a_tuning_killed_after_it_stopped_early_learns_no_more(
+    train: Train, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    overrides = (f"encoder_tuning.method={method}", *FAST, "encoder_tuning.epochs=9", "encoder_tuning.patience=1")
+    overrides += ("encoder_tuning.learning_rate=0.02", "encoder_tuning.schedule=constant")
+    whole = finished(train("whole", *overrides))
+    assert whole.manifest.metrics["encoder_tuning"]["epochs"] < 9
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.encoder_tuning._record", killed)  # after the last checkpoint, before the result
+        with pytest.raises(Killed):
+            train("cut", *overrides)
+    result = train("cut", *overrides)
+    assert "going on from checkpoint-" in result.stderr
+    assert "encoder, epoch" not in result.stderr
+    assert contents(finished(result)) == contents(whole)
+
+
 def test_a_finished_tuning_is_not_done_again(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     overrides = ("encoder_tuning.method=lora", *FAST)
 

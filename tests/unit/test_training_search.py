@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from training.cli import main
 from training.config_loading import load_config
+from training.dataset import Dataset
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
 from training.objective import objective
@@ -200,6 +201,11 @@ def test_the_objective_tries_the_weights_of_what_nobody_taught_as_a_run_does(
         ("{training.item_weight: {low: 0.0, high: 1.0, log: true}}", "a logarithmic scale starts above 0"),
         ("{training.seed: {choices: [1, 1]}}", "a choice stands there twice"),
         ("{export.precision: {choices: [int8]}}", "'export.precision' cannot be searched"),
+        ("{history.half_life_days: {low: 1, high: 60}}", "'history.half_life_days' cannot be searched"),
+        ("{training.max_history: {low: 1, high: 60}}", "'training.max_history' cannot be searched"),
+        ("{continual.head.epochs: {low: 1, high: 60}}", "'continual.head.epochs' cannot be searched"),
+        ("{training.shots: {low: 1, high: 5}}", "'training.shots' cannot be searched"),
+        ("{distillation.teacher: {choices: [a, b]}}", "'distillation.teacher' cannot be searched"),
         ("{encoder_tuning.rank: {low: 1, high: 4}}", "no effect while encoder_tuning.method is frozen"),
     ],
 )
@@ -209,3 +215,30 @@ def test_a_bad_space_is_one_line_before_any_trial(search: Any, tmp_path: Path, s
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "var/search").exists()
+
+
+def test_a_seed_that_draws_the_validation_split_is_not_searched(search: Any) -> None:
+    result = search("search.space={training.seed: {choices: [0, 1]}}", "training.shots=2")
+    assert "'training.seed' cannot be searched" in result.stderr
+
+
+def test_a_config_that_distils_is_not_searched(search: Any, tmp_path: Path) -> None:
+    result = search(HEAD, "distillation.teacher=some-run")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Error: search: no trial distils; leave `distillation` out, and search the settings of its teacher"
+    ]
+    assert not (tmp_path / "var/search").exists()
+
+
+def test_a_trial_validates_on_what_a_run_would(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[set[str]] = []
+
+    def spy(_: object, dataset: Dataset, *__: object) -> float:
+        validated.append({one.instruction_id.partition("-")[0] for one in dataset.split("validation")})
+        return 0.0
+
+    monkeypatch.setattr("training.search.objective", spy)
+    synthetic = "sources.main.synthetic={phrases: ['{colour} {label}']}"
+    result = search(f"search.space={{{RATES}}}", "search.trials=2", synthetic, "training.shots=0")
+    assert validated == [{"synthetic"}, {"synthetic"}], result.output

@@ -14,6 +14,7 @@ from training.evaluation.inputs import Inputs, Labels, SplitInputs
 from training.evaluation.label_task import LabelScores
 from training.head import sample_items
 from training.metrics import zero_shot_label_scores
+from training.plain_classifier import fitted
 from training.score import Vectors
 
 REGULARISATION = 20.0  # scikit-learn's C: vectors of length 1 want a weak pull to zero
@@ -75,7 +76,8 @@ def _examples(inputs: Inputs) -> tuple[Sequence[str], Vectors, Labels, str]:
     train = inputs.splits["train"].labelled()
     if len(train):
         return train.texts, train.base_h, train.label_ids, f"the {len(train):,} training instructions"
-    rows = sample_items(inputs.items, TITLES_PER_LABEL, inputs.settings.seed)
+    asked = set(inputs.splits["test"].texts)  # without training instructions, the validation ones are titles too
+    rows = sample_items(inputs.items, TITLES_PER_LABEL, inputs.settings.seed, asked)
     titles = [inputs.items[row].title for row in rows]
     vectors = inputs.base_encoder.embed(titles, "item titles")
     taught_by = f"{len(rows):,} item titles (up to {TITLES_PER_LABEL} a label), as there are no training instructions"
@@ -84,7 +86,7 @@ def _examples(inputs: Inputs) -> tuple[Sequence[str], Vectors, Labels, str]:
 
 def logistic_regression(vectors: Vectors, label_ids: Labels) -> LogisticRegression:
     """Multinomial logistic regression on vectors [n, H] of at least two labels."""
-    return LogisticRegression(C=REGULARISATION, max_iter=1_000).fit(vectors, label_ids)
+    return fitted(LogisticRegression(C=REGULARISATION, max_iter=1_000), vectors, label_ids)
 
 
 def _support_vector_machine(texts: Sequence[str], label_ids: Labels) -> Any:
@@ -92,7 +94,7 @@ def _support_vector_machine(texts: Sequence[str], label_ids: Labels) -> Any:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")  # noqa: S106 - a pattern of words
     pipeline = make_pipeline(vectorizer, LinearSVC(random_state=0))
     try:
-        return pipeline.fit(list(texts), label_ids)
+        return fitted(pipeline, list(texts), label_ids)
     except ValueError as error:
         if "empty vocabulary" in str(error):
             return None

@@ -155,6 +155,8 @@ def _calibration(tree: Tree) -> str:
             f"\nThe temperature that minimises the validation loss is {part['rescaled']['temperature']:.2f}{limit}: "
             "above 1 the head is too sure of itself, below 1 not sure enough. The run does not apply it.\n"
         )
+    elif part["split"] == "validation":
+        text = "\nThere is no test split to judge the best temperature on, which validation would tell.\n"
     names = {
         "expected_calibration_error": "expected calibration error",
         "brier_score": "Brier score (0 to 2)",

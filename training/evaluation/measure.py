@@ -130,7 +130,7 @@ class _Measurement:
             return None
         arguments = (judged.logits, judged.label_ids, self._bootstrap(len(judged)))
         found: Tree = {"split": judged.split, "as_tuned": measure_calibration(*arguments), "rescaled": None}
-        if len(validation):
+        if len(validation) and judged.split != validation.split:  # else it would be judged by what it was fitted on
             temperature = best_temperature(validation.logits, validation.label_ids)
             low, high = TEMPERATURES
             found["temperature_at_limit"] = not low * 1.01 < temperature < high / 1.01
