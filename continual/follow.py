@@ -79,7 +79,7 @@ class Follower:
         logger.info("stopped")
 
     def _rest(self) -> float:
-        return min(LONGEST_REST_SECONDS, REST_SECONDS * 2.0 ** (self._failed - 1))
+        return min(LONGEST_REST_SECONDS, REST_SECONDS * 2.0 ** min(self._failed - 1, 10))  # no float holds 2 ** 1024
 
     def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.releases import Release
-from training.dataset import SPLITS, Instruction, Item
+from training.dataset import SPLITS, Instruction, Item, says_one_of, wording
 from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
@@ -94,7 +94,7 @@ def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSet
         test=none,
         feedback=none,
     )
-    rows = rows_per_label([item.label for item in skill.items], settings.replay_items)
+    rows = _replayed_items(skill, settings)
     return _with_examples(skill, rows, run.item_vectors()[rows], settings.replay_item_weight)
 
 
@@ -108,9 +108,16 @@ def _as_trained(run: Run) -> HeadWeights | None:
 def seen_by(skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, settings: ContinualSettings) -> OldSkill:
     """The same skill with another encoder's vectors: the same examples in the same order, and the same head."""
     other = replace(skill, encoder=encoder, cache=cache)
-    rows = rows_per_label([item.label for item in skill.items], settings.replay_items)
+    rows = _replayed_items(skill, settings)
     vectors = other.embed([skill.items[row].text for row in rows])
     return _with_examples(other, rows, vectors, settings.replay_item_weight)
+
+
+def _replayed_items(skill: OldSkill, settings: ContinualSettings) -> list[int]:
+    """Rows of items to learn again: some of each label, none that says what is held out to judge by."""
+    held_out = {wording(one.text) for one in skill.run.instructions() if one.split != "train"}
+    kept = [row for row, item in enumerate(skill.items) if not says_one_of(item, held_out)]
+    return [kept[place] for place in rows_per_label([skill.items[row].label for row in kept], settings.replay_items)]
 
 
 def _with_examples(skill: OldSkill, rows: list[int], item_vectors: Vectors, item_weight: float) -> OldSkill:

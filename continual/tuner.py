@@ -13,6 +13,7 @@ import numpy as np
 from feedback.errors import FeedbackError
 from feedback.location import Location
 from feedback.reader import FeedbackReader
+from serving.canary.journal import CanaryJournal
 from serving.journal import Journal
 from serving.layout import Layout
 from serving.line_journal import now
@@ -152,7 +153,7 @@ class Tuner:
             return Turn(None, f"no feedback since event {since}: nothing to learn")
         self.read_until = batch.until
         known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
-        if known is not None and (turn := self._done_before(known, run, batch)):
+        if known is not None and (turn := self._done_before(known, release, run, batch)):
             return turn
         unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
         self.say(
@@ -277,18 +278,29 @@ class Tuner:
                     return run
         return None
 
-    def _done_before(self, attempt: Attempt, run: Run, batch: Batch) -> Turn | None:
+    def _done_before(self, attempt: Attempt, base: Release, run: Run, batch: Batch) -> Turn | None:
         """What became of an attempt that the same feedback would only repeat; None if it is to be made again."""
         if attempt.outcome == "released":
             store = ReleaseStore(self.layout.releases(self.config.domain))
             if attempt.release is None or attempt.release not in store.numbers():
                 return None
+            made = store.open(attempt.release)
+            if self._made_after(made) != base.number:  # as another release of the same run was exported
+                return None
             line = f"no feedback since event {attempt.until}, which release {attempt.release} has learned"
-            return Turn(None, line, waiting=store.open(attempt.release))
+            # One that was tried as a canary is not live because of what that showed, or is being tried still.
+            tried = {one.release for one in CanaryJournal(self.layout.canary_journal(self.config.domain)).events()}
+            return Turn(None, line, waiting=None if made.number in tried else made)
         if self._is_full(batch):
             self._leave_behind(run, attempt.until, attempt.reason or "")
             return Turn(None, f"nothing came of {batch.read} events ({attempt.reason}); left behind")
         return Turn(None, f"no feedback since event {attempt.until}, up to which nothing came of it: {attempt.reason}")
+
+    def _made_after(self, release: Release) -> int | None:
+        """The release whose head this one's was started from."""
+        path = self.layout.var / "runs" / self.config.domain / release.manifest.run_id
+        origin = Run.open(path).manifest.derived_from if path.is_dir() else None
+        return None if origin is None else origin.details.get("base_release")
 
     def _nothing_usable(self, run: Run, since: int, batch: Batch) -> Turn:
         until = batch.until or since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -66,6 +67,9 @@ class Exported:
     taken_from: int | None = None
 
 
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
 @contextmanager
 def _one_line_of_disk_errors() -> Iterator[None]:
     """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left."""
@@ -73,9 +77,8 @@ def _one_line_of_disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise ExportError(
-            f"{where}{error.strerror or error}; no release was made: free some space or check the rights"
-        ) from None
+        advice = ": free some space or check the rights" if error.errno in OF_THE_DISK else ""
+        raise ExportError(f"{where}{error.strerror or error}; no release was made{advice}") from error
 
 
 @_one_line_of_disk_errors()

@@ -21,15 +21,18 @@ _SHORTEST_CARD, _LONGEST_CARD = 13, 19
 _SPACE = r"[\s.()\-\u2010-\u2015/]"
 _START = r"(?<!\w)(?<!\d[.,/\-])"  # not within a word, nor within a number such as 1,500 or 3.14
 _NEXT = r"(?<!\w)(?<=\d{5}[,/])"  # right after another number
-_DATE = r"\d{1,2}(?P<s>[./\-])\d{1,2}(?P=s)\d{4}(?!\d)"
 _PHONE = re.compile(
     rf"""
       (?: (?<![\d+＋]) \(? [+＋] | (?<!\w) \(? 00) {_SPACE}{{0,2}} \d (?:{_SPACE}{{0,3}}\d){{6,14}} (?!\d)  # +49 (0)171
-    | (?:{_START}|{_NEXT}) (?!{_DATE}) \(? 0\d (?:{_SPACE}{{0,4}}\d){{7,13}} (?!\d)  # (0171) - 234 5678
+    | (?:{_START}|{_NEXT}) \(? 0\d (?:{_SPACE}{{0,4}}\d){{7,13}} (?!\d)  # (0171) - 234 5678
     | {_START} (?:1{_SPACE})? \(? \d{{3}} {_SPACE}{{0,4}} \d{{3}} {_SPACE}{{1,3}} \d{{4}} (?!\w)  # (555) 123-4567
     | {_START} \d{{9,15}} (?!\w)
     """,
     re.VERBOSE,
+)
+_DAY, _MONTH, _YEAR = "(?:0?[1-9]|[12][0-9]|3[01])", "(?:0?[1-9]|1[0-2])", "(?:19|20)[0-9]{2}"
+_DATE = re.compile(
+    rf"(?<!\d)(?:{_DAY}([./-]){_MONTH}\1{_YEAR}|{_MONTH}([./-]){_DAY}\2{_YEAR}|{_YEAR}([./-]){_MONTH}\3{_DAY})(?!\d)"
 )
 _FEWEST_DIGITS = re.compile(r"(?:\d\D*){7}")
 
@@ -38,9 +41,17 @@ def mask(text: str) -> str:
     """Replace every e-mail address, card number and telephone number by `[email]`, `[card]`, `[phone]`."""
     if "@" in text or "＠" in text:
         text = _EMAIL.sub(EMAIL, text)
-    if _FEWEST_DIGITS.search(text):
-        text = _PHONE.sub(PHONE, _DIGIT_GROUPS.sub(_without_cards, text))
-    return text
+    if not _FEWEST_DIGITS.search(text):
+        return text
+    kept, done = [], 0
+    for date in _DATE.finditer(text):  # two in a row would have the digits of a card
+        kept += [_without_numbers(text[done : date.start()]), date.group()]
+        done = date.end()
+    return "".join([*kept, _without_numbers(text[done:])])
+
+
+def _without_numbers(text: str) -> str:
+    return _PHONE.sub(PHONE, _DIGIT_GROUPS.sub(_without_cards, text))
 
 
 def _without_cards(found: re.Match[str]) -> str:

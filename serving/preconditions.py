@@ -31,11 +31,11 @@ def refuse_to_undo_a_rollback(layout: Layout, domain: str, waiting: int | None =
         waiting: the release that a `deploy` is to make live; None: that which answers.
 
     Raises:
-        ReleaseError: another one is the newest.
+        ReleaseError: neither is the newest.
     """
     live = LiveRepository(layout.live).live_release(domain)
     numbers = ReleaseStore(layout.releases(domain)).numbers()
-    if live is not None and numbers and numbers[-1] != (waiting or live.number):
+    if live is not None and numbers and numbers[-1] not in {live.number, waiting or live.number}:
         raise ReleaseError(
             f"release {live.number} answers, which is not the newest, {numbers[-1]}: stopped here, so that no `deploy` "
             f"makes that one live by the way; `make deploy RELEASE={numbers[-1]}` does"

@@ -91,13 +91,16 @@ def _split_at(position: float, shares: Mapping[Split, float]) -> Split:
     return next(split for split in reversed(SPLITS) if split in shares)  # the shares may sum to a hair below 1
 
 
+FEWEST_GROUPS = 5
+
+
 def complete_splits(
     instructions: Sequence[Instruction], groups: Sequence[str], file: str
 ) -> tuple[list[Instruction], list[str]]:
     """Make a validation split of a fifth of the training split where there is none, and say what is missing.
 
     The choice depends on the names of the instructions' `groups` alone (see `read_splits`), so it is the same in every
-    run, and a group stays together.
+    run, and a group stays together unless there are fewer than five.
 
     Raises:
         DatasetError: There is no training split.
@@ -108,6 +111,9 @@ def complete_splits(
     completed, notes = list(instructions), []
     if not texts["validation"]:
         taught = {group for i, group in zip(instructions, groups, strict=True) if i.split == "train"}
+        if len(taught) < FEWEST_GROUPS:  # one of so few may be nearly all there is
+            groups = [i.text for i in instructions]
+            taught = {i.text for i in instructions if i.split == "train"}
         held_out = set(sorted(taught, key=lambda group: hashlib.sha256(group.encode()).digest())[1::5])
         completed = [
             replace(i, split="validation") if group in held_out and i.split == "train" else i

@@ -63,12 +63,14 @@ class Requests:
         failed: requests, those included that broke the contract.
         mean_ms: time of an answer; 0 without one.
         own: so many of those answered, at most, were probes and measurements of this project: nobody's requests.
+        own_failed: so many of those that failed, at most, were.
     """
 
     answered: int
     failed: int
     mean_ms: float
     own: int = 0
+    own_failed: int = 0
 
     def since(self, before: Requests) -> Requests | None:
         """What was counted since an earlier count; None if it shrank, so that it began anew meanwhile."""

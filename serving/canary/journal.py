@@ -23,6 +23,7 @@ class CanaryEvent(BaseModel):
         share: of the people, from then on.
         reason: why, in words and numbers.
         requests: so many, at most, were sent to each of the two for it: nobody's requests.
+        failures: so many of those, at most, failed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class CanaryEvent(BaseModel):
     share: float
     reason: str = ""
     requests: int = 0
+    failures: int = 0
 
 
 class CanaryJournal(LineJournal[CanaryEvent]):
@@ -46,20 +48,24 @@ class CanaryJournal(LineJournal[CanaryEvent]):
         """All of them, oldest first."""
         return self.lines()
 
-    def requests(self, release: int, since: datetime.datetime) -> int:
-        """So many requests, at most, were sent for a canary since a moment, to it and to the live release."""
-        return sum(
-            one.requests
-            for one in self.events()
-            if one.release == release and datetime.datetime.fromisoformat(one.at) >= since
-        )
+    def sent(self, release: int, since: datetime.datetime) -> tuple[int, int]:
+        """Of a canary since a moment: so many requests, at most, were sent to each of the two, and so many failed."""
+        lines = [
+            one for one in self.events() if one.release == release and datetime.datetime.fromisoformat(one.at) >= since
+        ]
+        return sum(one.requests for one in lines), sum(one.failures for one in lines)
 
-    def write(self, release: int, action: Action, share: float, reason: str = "", requests: int = 0) -> None:
+    def write(self, release: int, action: Action, share: float, reason: str = "", **more: int) -> None:
         """Add a line, durably.
+
+        Args:
+            release: the canary's.
+            action: what happened.
+            share: of the people.
+            reason: why.
+            more: `requests` and `failures`.
 
         Raises:
             PublishError: the file cannot be written.
         """
-        self.append(
-            CanaryEvent(at=now(), release=release, action=action, share=share, reason=reason, requests=requests)
-        )
+        self.append(CanaryEvent(at=now(), release=release, action=action, share=share, reason=reason, **more))

@@ -146,10 +146,12 @@ def _count(layout: Layout, state: ServerState, canary: Canary, live: int) -> _Bo
     if of_live is None:
         of_live = counted
         note = "; the live release was loaded at another moment than the canary, and each is counted since its own"
-    sent = CanaryJournal(layout.canary_journal(canary.domain)).requests(canary.release, begun)
+    sent, failed = CanaryJournal(layout.canary_journal(canary.domain)).sent(canary.release, begun)
     seconds = (datetime.datetime.now(datetime.timezone.utc) - begun).total_seconds()
     probes = int(seconds / INTERVAL_SECONDS) + 1
-    return _Both(replace(of_live, own=sent + probes), replace(of_canary, own=sent), note)
+    return _Both(
+        replace(of_live, own=sent + probes, own_failed=failed), replace(of_canary, own=sent, own_failed=failed), note
+    )
 
 
 def _judge_latency(
@@ -169,9 +171,14 @@ def _judge_latency(
             )
         except ServerError as error:
             if is_late or not isinstance(error, BusyError):
-                journal.write(canary.release, "measured", canary.share, requests=ROUNDS)
+                failures = 1 if not isinstance(error, BusyError) else VERDICT_PAIRS + WARM_UPS
+                journal.write(canary.release, "measured", canary.share, requests=ROUNDS, failures=failures + ROUNDS)
                 return _judge_silence(url, canary, texts[0], error.message)
+            journal.write(canary.release, "measured", canary.share, failures=VERDICT_PAIRS + WARM_UPS)
         else:
+            missed = VERDICT_PAIRS - (len(found.live) if found is not None else -WARM_UPS)
+            if missed:
+                journal.write(canary.release, "measured", canary.share, failures=missed)
             if found is not None or is_late:
                 return judge_latency(found, both.live, both.canary)
         time.sleep(PAUSE_SECONDS)

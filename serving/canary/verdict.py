@@ -64,8 +64,9 @@ class Verdict:
 def judge_errors(live: Requests, canary: Requests, settings: CanarySettings) -> Judgement:
     """Compare the shares of people's requests that failed, each with an interval of its own.
 
-    Each holds at half the level, so their difference holds at the whole (Bonferroni). How many of those answered were
-    nobody's is known as a bound alone (`Requests.own`), so each interval holds for any number up to it.
+    Each holds at half the level, so their difference holds at the whole (Bonferroni). How many of those answered, and
+    of those that failed, were nobody's is known as a bound alone (`Requests.own`, `own_failed`), so each interval holds
+    for any number up to it.
     """
     if canary.answered + canary.failed == 0 or live.answered + live.failed == 0:
         return Judgement("errors", Outcome.WAIT, "one of the two has answered nobody yet")
@@ -126,9 +127,11 @@ def _more(apart: Interval, margin: float, outcome: Outcome) -> str:
 
 
 def _failures(one: Requests) -> Interval:
-    """The share that failed, whether none or `own` of those answered were nobody's requests."""
-    most, fewest = (error_rate(one.failed, n + one.failed, level=0.025) for n in (one.answered, _peoples(one)))
-    return Interval(fewest.value, most.low, fewest.high)
+    """The share that failed, however many of our own requests are among those answered and those that failed."""
+    failed = max(0, one.failed - one.own_failed)
+    least = error_rate(failed, one.answered + failed, level=0.025)
+    most = error_rate(one.failed, _peoples(one) + one.failed, level=0.025)
+    return Interval(most.value, least.low, most.high)
 
 
 def _peoples(one: Requests) -> int:
@@ -137,7 +140,8 @@ def _peoples(one: Requests) -> int:
 
 
 def _share(one: Requests) -> str:
-    own = f" (up to {min(one.own, one.answered):,} of them our own)" if one.own else ""
+    ours = min(one.own, one.answered) + min(one.own_failed, one.failed)
+    own = f" (up to {ours:,} of them our own)" if ours else ""
     return f"{one.failed:,} of {one.answered + one.failed:,} requests{own}"
 
 

@@ -120,6 +120,15 @@ def test_what_was_made_of_a_release_that_no_longer_answers_is_not_published(
     assert published == [4], "made anew, of what answers now"
 
 
+def test_a_week_of_failures_does_not_end_it(taught_shop: Shop) -> None:
+    follower = Follower(taught_shop.tuner(), 1, None, GateSettings())
+    rests = []
+    for failed in (1, 2, 3, 10, 5_000):
+        follower._failed = failed
+        rests.append(follower._rest())
+    assert rests == [10.0, 20.0, 40.0, 600.0, 600.0]
+
+
 def test_time_alone_makes_it_tune(taught_shop: Shop, published: list[int]) -> None:
     taught_shop.send(30, "drip", "id-shoe1")
     follow(taught_shop, lambda: bool(published), every=1)

@@ -15,6 +15,7 @@ from continual.head_update import HeadWeights
 from continual.old_skill import open_old_skill
 from continual.remembered import read_remembered
 from continual.settings import ContinualSettings
+from serving.canary.journal import CanaryJournal
 from serving.releases import Release
 from training.run import Run
 
@@ -269,6 +270,39 @@ def test_nothing_new_after_a_rollback_stops_before_a_deploy_undoes_it(
     refused = tune(taught_shop)
     assert refused.exit_code == 1
     assert "release 1 answers, which is not the newest, 2: stopped here" in refused.output
+
+
+def test_what_waits_is_what_was_made_of_what_answers_and_never_a_canary(
+    taught_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught_shop.make_live(taught_shop.release, monkeypatch)
+    taught_shop.send(40, "drip", "id-hat1")
+    second = taught_shop.tuner().turn().release
+    assert second is not None
+    assert taught_shop.tuner().turn().waiting == second
+    CanaryJournal(taught_shop.tuner().layout.canary_journal("shop")).write(2, "dropped", 0.1)
+    assert taught_shop.tuner().turn().waiting is None
+    # Another release of the run that answers, as of another precision: what was made after the first is not for it.
+    folder = taught_shop.store.folder / "3"
+    shutil.copytree(taught_shop.release.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "release": 3}))
+    taught_shop.make_live(Release(folder), monkeypatch)
+    turn = taught_shop.tuner().turn()
+    assert turn.waiting is None
+    assert turn.release is not None
+
+
+def test_items_that_say_what_is_held_out_are_not_learned_again(taught_shop: Shop) -> None:
+    run, settings = taught_shop.run, ContinualSettings()
+    before = len(open_old_skill(run, taught_shop.release, taught_shop.var, settings).replay)
+    rows = [json.loads(line) for line in (run.path / "instructions.jsonl").read_text().splitlines()]
+    item = run.catalogue()[0]
+    held_out = next(row for row in rows if row["split"] == "test")
+    held_out |= {"text": item.title.upper(), "label": item.label}
+    (run.path / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    after = len(open_old_skill(Run.open(run.path), taught_shop.release, taught_shop.var, settings).replay)
+    assert after == before - 1
 
 
 def test_another_store_is_noticed(taught_shop: Shop) -> None:

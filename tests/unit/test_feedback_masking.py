@@ -1,5 +1,6 @@
 """What is taken out of people's words, and what is left in them."""
 
+import datetime
 import re
 import time
 
@@ -79,6 +80,17 @@ def test_it_is_masked(text, expected):
     ],
 )
 def test_it_is_left_alone(text):
+    assert mask(text) == text
+
+
+DATES = st.dates(datetime.date(1990, 1, 1), datetime.date(2039, 12, 31))
+
+
+@given(
+    DATES, DATES, st.sampled_from(["%d.%m.%Y", "%d/%m/%Y", "%m-%d-%Y", "%Y-%m-%d"]), st.sampled_from(["-", " - ", " "])
+)
+def test_dates_are_left_alone_also_two_in_a_row(first, last, form, between):
+    text = f"a hotel {first.strftime(form)}{between}{last.strftime(form)} please"
     assert mask(text) == text
 
 

@@ -118,8 +118,10 @@ def test_the_journal_knows_what_was_sent_to_measure(tmp_path: Path) -> None:
     journal.write(2, "measured", 0.1, requests=43)
     journal.write(3, "measured", 0.1, requests=43)
     began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=1)
-    assert journal.requests(2, began) == 43
-    assert journal.requests(2, began + datetime.timedelta(hours=1)) == 0
+    assert journal.sent(2, began) == (43, 0)
+    journal.write(2, "measured", 0.1, failures=7)
+    assert journal.sent(2, began) == (43, 7)
+    assert journal.sent(2, began + datetime.timedelta(hours=1)) == (0, 0)
 
 
 def stored(

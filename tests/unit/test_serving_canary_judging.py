@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,14 @@ def test_probes_promote_nobody_either() -> None:
     assert judge_errors(live, replace(hidden, own=20_000), SETTINGS).outcome is Outcome.WAIT
 
 
+def test_measurements_that_failed_are_nobodys_failures() -> None:
+    live, canary = Requests(243, 0, 9.0), Requests(243, 44, 9.0)
+    assert judge_errors(live, canary, SETTINGS).outcome is Outcome.DROP, "they are where nobody knows of them"
+    said = judge_errors(live, replace(canary, own=43, own_failed=44), SETTINGS)
+    assert said.outcome is Outcome.WAIT
+    assert "44 of 287 requests (up to 87 of them our own) failed" in said.words
+
+
 def test_both_are_counted_from_the_same_moment_and_ours_are_known(shop: Shop) -> None:
     people_ask(shop, "shop", 5_000_000, 200)  # weeks of it
     shop.put_up()
@@ -160,6 +169,11 @@ def test_one_failure_or_a_full_queue_is_no_verdict(shop: Shop, monkeypatch: pyte
     latency = judge(shop.layout, "shop", SETTINGS).verdict.judgements[-1]
     assert latency.outcome is Outcome.WAIT
     assert latency.words.endswith("a stub died; it answers again")
+    begun = datetime.datetime.fromisoformat(EARLY)
+    journal = CanaryJournal(shop.layout.canary_journal("shop"))
+    failures = [one.failures for one in journal.events() if one.failures]
+    assert failures[-1] == 1 + judging.ROUNDS, "it is written down, for the next verdict not to take them for people's"
+    assert journal.sent(shop.canary.release, begun)[1] == sum(failures)
     monkeypatch.setattr(judging, "PATIENCE_SECONDS", 0.0)
     shop.triton.faults = {"shop_canary": "the server is crushed", "shop": "as is this"}
     assert judge(shop.layout, "shop", SETTINGS).verdict.outcome is Outcome.WAIT
