@@ -158,7 +158,9 @@ class TrainingConfig(Section):
         default=(1.0,), min_length=1, description="factors of the weight of all that no person labelled; each is tried"
     )
     class_balance: bool = False
-    embedding_batch_size: int = Field(default=64, ge=1)
+    embedding_batch_size: int = Field(
+        default=16, ge=1, description="texts of one length that go through the encoder at a time"
+    )
     max_history: int = Field(default=20, ge=1, description="most recent items of a person that count")
 
 

