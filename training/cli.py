@@ -115,7 +115,7 @@ def _metrics_table(run: Run) -> Table:
     splits = [split for split in SPLITS if split in metrics]
     for split in splits:
         stand_ins = split == "validation" and metrics.get("shots", {}).get("stand_ins", 0)
-        texts = "item titles" if stand_ins else "instructions"
+        texts = "stand-ins" if stand_ins else "instructions"
         table.add_column(f"{split}, {metrics[split]['instructions']} {texts}", justify="right")
     for part, names in (("labels", ("top1_accuracy", "top3_accuracy")), ("ranking", ("ndcg@10", "recall@10", "mrr"))):
         for name in names:
