@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from .old_skill import OldSkill, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
 from .settings import ContinualSettings
+from .turn_record import details_of, metrics_of
 
 if TYPE_CHECKING:
     from .encoder_update import TunedEncoder
@@ -242,8 +243,8 @@ class Tuner:
             item_vectors=None if encoder is None else encoder.item_vectors(),
             # Of people's events: those of the few items that have none are still as the old encoder read their texts.
             history_vectors=None if encoder is None else skill.run.history_vectors(),
-            metrics=_metrics(skill if encoder is None else encoder.skill, trial),
-            details=_details(trial),
+            metrics=metrics_of(skill if encoder is None else encoder.skill, trial),
+            details=details_of(trial),
             extra_files={
                 REPORT: report.encode(),
                 FILE: as_bytes(with_new(skill.remembered, trial.batch.examples, settings.remembered)),
@@ -361,42 +362,3 @@ def _examples(skill: OldSkill, examples: Sequence[FeedbackExample]) -> Examples:
     return Examples(
         vectors, skill.label_ids([one.label for one in examples]), np.array([one.weight for one in examples])
     )
-
-
-def _metrics(skill: OldSkill, trial: Trial) -> dict[str, Any]:
-    """The parent's metrics that are still true, those of the new head, and how far it has read."""
-    from training.metrics import label_accuracy, rounded  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
-
-    was = skill.run.manifest.metrics
-    metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
-    for split, examples in (("validation", skill.validation), ("test", skill.test)):
-        if len(examples):
-            logits = trial.head.logits(examples.vectors).astype(np.float32)
-            metrics[split] = {"instructions": len(examples), "labels": label_accuracy(logits, examples.label_ids)}
-    if trial.encoder is not None:
-        metrics["encoder_tuning"] = rounded(asdict(trial.encoder.record))
-    judged = trial.judgement
-    metrics["continual"] = {"until": trial.until, "old": _figures(judged.old), "new": _figures(judged.new)}
-    return metrics
-
-
-def _figures(comparison: Comparison) -> dict[str, Any]:
-    return {name: value for name, value in asdict(comparison).items() if value is not None}
-
-
-def _details(trial: Trial) -> dict[str, Any]:
-    batch = trial.batch
-    return {
-        "since": trial.since,
-        "until": trial.until,
-        "base_release": trial.base_release,
-        "encoder": "frozen" if trial.encoder is None else trial.encoder.record.method,
-        "events": batch.read,
-        "learned_from": len(batch.taught),
-        "held_out": len(batch.held_out),
-        "unused": dict(batch.unused),
-        "people_capped": batch.capped,
-        "labels": {label: asdict(count) for label, count in batch.labels.items()},
-        "replayed": trial.replayed,
-        "moved": round(trial.moved, 6),
-    }

@@ -2,7 +2,7 @@
 
 Patterns, no understanding: names and addresses stay. 13 to 19 digits that satisfy the Luhn check (ISO/IEC 7812-1, annex
 B) are taken for a card. For a telephone are taken 7 to 15 digits (ITU-T E.164) after a plus sign or 00, 9 to 15 after a
-trunk 0 or in one piece, and groups of 3-3-4. Others look like sizes, years and prices, and so do dates.
+trunk 0 or in one piece, and groups of 3-3-4. Others look like sizes, years and prices. Dates are left alone.
 """
 
 from __future__ import annotations
