@@ -28,6 +28,8 @@ LANES = 16
 LARGEST_FACTOR = 127
 SPARE_CANDIDATES = 30
 """Settled beyond twice `k`; by then the codes' rounding loses nothing (docs/topk.md)."""
+TIES = 8
+"""Looked for beyond what a row wants, to see whether more tie with the last one: mostly one search is enough."""
 
 
 @dataclass(frozen=True)
@@ -186,29 +188,50 @@ class ItemIndex:
         instruction: Vectors,
         label_term: Vectors,
         history: Vectors,
-        k: int,
+        k: Rows,
         excluded: Sequence[Sequence[int]] | None = None,
     ) -> list[Rows]:
         """Each row's items that are likely among its best k: at least k of them, in no order.
+
+        What a row gets does not depend on its neighbours.
 
         Args:
             instruction: float32 [rows, H].
             label_term: float32 [rows, K].
             history: float32 [rows, D].
-            k: how many items are wanted; the catalogue has as many.
+            k: int64 [rows], how many items each row wants; the catalogue has as many.
             excluded: catalogue rows to leave out of each answer; at least k others must be there.
         """
         queries = self._space.queries(instruction, history)
         left_out = [np.asarray(own, np.int64) for own in excluded or [()] * len(queries)]
-        # By the largest `top_k`, not by this one's: cells must not depend on what else is in the batch.
-        wanted = np.array([max(k, MAX_TOP_K) + len(own) for own in left_out]).clip(max=self._codes.ntotal)
+        leaving = np.array([len(own) for own in left_out])
+        # By the largest `top_k`, so that many items are looked for in all cells that may hold them.
+        wanted = (np.maximum(k, MAX_TOP_K) + leaving).clip(max=self._codes.ntotal)
         cells, scores = self._cells(queries, label_term, wanted)
-        self._codes.nprobe = cells.shape[1]
-        count = 2 * k + max(map(len, left_out)) + SPARE_CANDIDATES
-        whole, unit = self._whole(queries)
-        _, found = self._codes.search_preassigned(whole, min(count, self._codes.ntotal), cells, scores / unit)
-        found = [own[own >= 0] for own in found]
+        found = self._best_by_codes(queries, cells, scores, 2 * k + leaving + SPARE_CANDIDATES)
         return [own[~np.isin(own, out)] if len(out) else own for own, out in zip(found, left_out, strict=True)]
+
+    def _best_by_codes(self, queries: Vectors, cells: Rows, scores: Vectors, counts: Rows) -> list[Rows]:
+        """As many items as each row wants, the best by their codes, and all that tie with the last of them.
+
+        Equal items have equal codes, and which of them FAISS keeps depends on what else it meets.
+        """
+        whole, unit = self._whole(queries)
+        scores = scores / unit
+        counts = counts.clip(max=self._codes.ntotal)
+        best: list[Rows] = [counts[:0]] * len(counts)
+        self._codes.nprobe = cells.shape[1]
+        rows, width = np.arange(len(counts)), int(counts.max()) + TIES
+        while len(rows):
+            width = min(width, self._codes.ntotal)
+            values, items = self._codes.search_preassigned(whole[rows], width, cells[rows], scores[rows])
+            last = np.take_along_axis(values, counts[rows, None] - 1, axis=1)
+            kept = (items >= 0) & (values >= last)
+            for row, own, keep in zip(rows.tolist(), items, kept, strict=True):
+                best[row] = own[keep]
+            rows = rows[kept[:, -1]] if width < self._codes.ntotal else rows[:0]
+            width *= 2
+        return best
 
     def _whole(self, queries: Vectors) -> tuple[Vectors, Vectors]:
         """Queries against the codes, as whole numbers up to 127, and what one is worth in each row, float32 [rows, 1].

@@ -139,7 +139,7 @@ class Ranker:
         instruction: Vectors,
         logits: Vectors,
         history: Vectors,
-        k: int,
+        k: int | Sequence[int],
         excluded: Sequence[Sequence[int]] | None = None,
     ) -> Ranked:
         """The best k items of each row.
@@ -148,17 +148,18 @@ class Ranker:
             instruction: float32 [rows, H], normalised instruction vectors `h`.
             logits: float32 [rows, K], the head's `u`.
             history: float32 [rows, D], from `history_vectors`.
-            k: how many items; fewer come back only if the catalogue has fewer.
+            k: how many items, of all rows or of each; fewer come back only if the catalogue has fewer.
             excluded: catalogue rows to leave out of each answer, from `excluded_rows`; at least k must be left.
 
         Returns:
-            The items; equal scores keep the catalogue's order, so that answers repeat.
+            The items; equal scores keep the catalogue's order, so that answers repeat. All rows are as long as the
+            largest k: what a row holds beyond its own is to be cut off.
         """
         weights = self.catalogue.score_weights
         label_term = weights.beta * log_softmax(logits)
-        k = min(k, len(self.catalogue.prior))
-        candidates = self._finder.candidates(instruction, label_term, history, k, excluded)
-        return self._settle(candidates, instruction, label_term, history, k)
+        own = np.minimum(np.broadcast_to(np.asarray(k, np.int64), len(instruction)), len(self.catalogue.prior))
+        candidates = self._finder.candidates(instruction, label_term, history, own, excluded)
+        return self._settle(candidates, instruction, label_term, history, int(own.max()))
 
     def _settle(
         self, candidates: Sequence[Rows], instruction: Vectors, label_term: Vectors, history: Vectors, k: int
@@ -175,8 +176,9 @@ class Ranker:
             raise FloatingPointError("a score is not finite")
         place = items if self.catalogue.place is None else self.catalogue.place[items]
         order = np.lexsort((place, -score, row_of))
-        starts = np.searchsorted(row_of, np.arange(len(candidates)))
-        best = order[starts[:, None] + np.arange(k)]
+        ends = np.cumsum([len(own) for own in candidates])[:, None]
+        starts = ends - [[len(own)] for own in candidates]
+        best = order[np.minimum(starts + np.arange(k), ends - 1)]
         return Ranked(items[best], score[best], reason[best])
 
     def _reason(
@@ -223,20 +225,20 @@ class _LabelScan:
         instruction: Vectors,
         label_term: Vectors,
         history: Vectors,
-        k: int,
+        k: Rows,
         excluded: Sequence[Sequence[int]] | None,
     ) -> list[Rows]:
         """Each row's items that may be among its best k, in no order."""
-        weights = self._weights
+        weights, need = self._weights, int(k.max())
         if self._has_history_side:
             queries = [weights.alpha * instruction, weights.gamma * history]
         else:
             # One product: ⟨αh + γ·history, e⟩ reads the item vectors, this step's whole cost, once.
             queries = [weights.alpha * instruction + weights.gamma * history]
         if self._row_of is None:
-            return [members for members, _ in self._scan.best(queries, label_term, k, excluded)]
+            return [members for members, _ in self._scan.best(queries, label_term, need, excluded)]
         moved = None if excluded is None else [self._member_of[list(own)].tolist() for own in excluded]
-        return [self._row_of[members] for members, _ in self._scan.best(queries, label_term, k, moved)]
+        return [self._row_of[members] for members, _ in self._scan.best(queries, label_term, need, moved)]
 
 
 def _reader(vectors: Vectors, folder: Path | None, name: str) -> Callable[[Rows], Vectors]:

@@ -77,7 +77,7 @@ class Recommender:
             instruction,
             logits,
             self._ranker.mean_vectors(histories if self.catalogue.score_weights.gamma else [[] for _ in histories]),
-            max(wish.k for wish in wishes),
+            [wish.k for wish in wishes for _ in wish.history],
             self._ranker.excluded(histories),
         )
         ends = np.cumsum([len(wish.history) for wish in wishes]).tolist()

@@ -18,7 +18,7 @@ from export.errors import ExportError, VerificationError
 from export.item_index import APPROXIMATE_FROM, Requests, recall, wants_index, write_items
 from export.settings import ServingSettings, TopkSettings, read_section
 from serving.steps.catalogue import Catalogue, ScoreWeights
-from serving.steps.item_index import CODES, HEADER, STEPS
+from serving.steps.item_index import CODES, HEADER, STEPS, ItemIndex
 from serving.steps.ranking import MAX_TOP_K, Ranker
 
 pytest.importorskip("faiss")
@@ -101,6 +101,45 @@ def test_equal_items_keep_the_order_of_the_dataset(written):
             assert numbers.index(first) < numbers.index(first + ITEMS - 200)
             twins += 1
     assert twins
+
+
+def many_equal() -> tuple[list[bytes], Ranker, Any]:
+    """82 equal items in the dataset's order, an index over them and others, and 16 requests that they are good for."""
+    plain = made(exclude_history=True)
+    vectors, labels, prior = (np.array(one) for one in (plain.item_vectors, plain.label_index, plain.prior))
+    equal = np.sort(np.random.default_rng(2).choice(ITEMS, 82, replace=False))
+    for array in (vectors, labels, prior):
+        array[equal] = array[0]
+    catalogue = dataclasses.replace(plain, item_vectors=vectors, label_index=labels, prior=prior)
+    codes, steps, order = item_index.build_index(catalogue)
+    ordered = catalogue.reordered(order)
+    near = vectors[:1] + 0.2 * np.random.default_rng(3).normal(size=(16, WIDTH)).astype(np.float32)
+    logits = np.zeros((16, LABELS), np.float32)
+    logits[:, labels[0]] = 3
+    ranker = Ranker(ordered, ItemIndex(codes, steps, ordered, probes=codes.nlist, slack=100.0))
+    return catalogue.item_ids.take(equal).tolist(), ranker, (near, logits, np.zeros_like(near))
+
+
+def test_of_more_equal_items_than_candidates_the_first_of_the_dataset_are_answered():
+    equal, ranker, asked = many_equal()
+    for k in (10, 60):
+        answered = 0
+        for row in ranker.catalogue.item_ids.take(ranker.rank(*asked, k).items).tolist():
+            own = [item_id for item_id in row if item_id in equal]
+            assert own == equal[: len(own)]
+            answered += len(own)
+        assert answered
+
+
+def test_a_neighbour_that_asks_for_more_changes_no_answer():
+    _, indexed, asked = many_equal()
+    seen = [list(range(60)) if row % 2 else [] for row in range(16)]
+    for wishes, excluded in (([10, MAX_TOP_K] * 8, None), ([10] * 16, seen)):
+        together = indexed.rank(*asked, wishes, excluded)
+        for row in range(0, 16, 2):
+            alone = indexed.rank(*(one[row : row + 1] for one in asked), 10)
+            np.testing.assert_array_equal(together.items[row, :10], alone.items[0])
+            np.testing.assert_array_equal(together.score[row, :10], alone.score[0])
 
 
 def test_a_request_that_wants_more_than_its_cells_hold_looks_further(written):
