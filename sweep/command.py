@@ -1,7 +1,7 @@
 """`python -m sweep`: measure how a domain's release is served best on this machine, and write that into its YAML.
 
 A room of its own, which nothing imports: it makes configs as `export` does, starts a server as `serving` does, and
-loads it as `loadtest` does, none of which may know the others. The live server and its repository are left alone.
+loads it as `loadtest` does. The live server and its repository are left alone.
 """
 
 from __future__ import annotations

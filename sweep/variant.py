@@ -12,8 +12,9 @@ from onnx import numpy_helper
 
 from export.head_graph import export_head
 from export.model_config import FUSED, ConfigWriter, step_name, steps_of
-from export.settings import Engine, Mode, ServingSettings
+from export.settings import ServingSettings
 from export.step_code import copy_code
+from loadtest.benchmark.release_files import ReleaseFiles
 from serving.embedded import join_lengths
 from serving.live_repository import CONFIG_NAME, format_config, parse_config
 from serving.releases import Release
@@ -34,8 +35,6 @@ class ReleaseParts:
 
     Attributes:
         release: the release.
-        mode: how it is served itself.
-        engine: what runs its encoder.
         graph: the encoder's ONNX file.
         tokenizer: `tokenizer.json`.
         items: the catalogue's files.
@@ -45,8 +44,6 @@ class ReleaseParts:
     """
 
     release: Release
-    mode: Mode
-    engine: Engine
     graph: Path
     tokenizer: Path
     items: tuple[Path, ...]
@@ -68,32 +65,24 @@ class ReleaseParts:
                 f"release {release.number} of {manifest.domain} has a TensorRT engine: what is measured here is the "
                 "CPU. Export one with PRECISION=int8"
             )
-        manifest.verify(release.path)
-        folders = {step: release.models / one.model / str(one.version) for step, one in manifest.steps.items()}
-        fused = FUSED in folders
-        encoder = folders[FUSED if fused else "encoder"]
-        catalogue = folders[FUSED if fused else "topk"]
-        config = parse_config((encoder.parent / CONFIG_NAME).read_text(encoding="utf-8"))
-        if fused:
-            engine, limit = (config.parameters[name].string_value for name in ("engine", "max_length"))
-            head = Head.open(encoder)
+        files = ReleaseFiles.of(release.path, manifest.domain)
+        if files.mode == "fused":
+            head = Head.open(files.graph.parent)
             weight, bias = head.weight, head.bias
         else:
-            first = parse_config((folders["tokenizer"].parent / CONFIG_NAME).read_text(encoding="utf-8"))
-            engine, limit = config.backend, first.parameters["length_buckets"].string_value.rpartition(",")[2]
-            tensors = onnx.load(folders["head"] / "model.onnx").graph.initializer
+            step = manifest.steps["head"]
+            tensors = onnx.load(release.models / step.model / str(step.version) / "model.onnx").graph.initializer
             values = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
             weight, bias = values["weight"], values["bias"]
+        items = sorted(path for path in files.catalogue.iterdir() if path.is_file() and path.name not in OWN_FILES)
         return cls(
             release=release,
-            mode="fused" if fused else "ensemble",
-            engine=engine,
-            graph=encoder / "model.onnx",
-            tokenizer=folders[FUSED if fused else "tokenizer"] / "tokenizer.json",
-            items=tuple(path for path in sorted(catalogue.iterdir()) if path.is_file() and path.name not in OWN_FILES),
+            graph=files.graph,
+            tokenizer=files.tokenizer,
+            items=tuple(items),
             weight=weight,
             bias=bias,
-            limit=int(limit),
+            limit=files.limit,
         )
 
     def lay_out(self, live: Path, name: str, settings: ServingSettings, *, batching: bool = True) -> None:

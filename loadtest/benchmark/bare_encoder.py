@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from tokenizers import Tokenizer
 
 from loadtest.benchmark.release_files import ReleaseFiles
 from loadtest.workload import shuffled
+from serving.steps.encoder_engine import open_engine
+from serving.steps.text_encoder import OUTPUT, Vectors
+from serving.steps.tokenization import InstructionTokenizer
 
 Feed = dict[str, npt.NDArray[np.int64]]
 
 
-def open_graph(engine: str, path: Path) -> Callable[[Feed], Any]:
-    """Open a graph on one thread, as the server's own steps do."""
-    if engine == "openvino":
-        import openvino  # noqa: PLC0415 - only where a release is served with it
+class ReleaseEncoder:
+    """A release's tokenizer and graph, on one thread, as the server's own steps open them."""
 
-        settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-        request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-        return lambda feed: request.infer(feed)[0]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["SkipLayerNormFusion", "BiasGeluFusion"],
-    )
-    return lambda feed: session.run(None, feed)[0]
+    def __init__(self, files: ReleaseFiles) -> None:
+        """Open both."""
+        self._tokenizer = InstructionTokenizer(files.tokenizer, [files.limit])
+        self._engine = open_engine(files.engine, files.graph, threads=1)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of some texts, cut to the release's limit."""
+        return self._tokenizer.encode(texts)
+
+    def run(self, feed: Feed) -> Vectors:
+        """The instruction vectors of a batch, float32 [rows, H]."""
+        [vectors] = self._engine.run([OUTPUT], feed)
+        return vectors
 
 
 class BareEncoder:
@@ -43,10 +40,8 @@ class BareEncoder:
 
     def __init__(self, files: ReleaseFiles, texts: Sequence[str]) -> None:
         """Load the graph and tokenize the instructions."""
-        self._run = open_graph(files.engine, files.graph)
-        encodings = Tokenizer.from_file(str(files.tokenizer)).encode_batch(list(texts))
-        rows = [[i for i, m in zip(e.ids, e.attention_mask, strict=True) if m] for e in encodings]
-        self._rows = sorted(rows, key=len)
+        self._encoder = ReleaseEncoder(files)
+        self._rows = sorted(self._encoder.tokens(texts), key=len)
 
     def run(self, batch: int, seconds: float) -> tuple[float, float]:
         """Run length-sorted batches for a while, every length as often as the instructions have it.
@@ -60,7 +55,7 @@ class BareEncoder:
         began = time.perf_counter()
         while (now := time.perf_counter()) - began < seconds:
             feed = feeds[len(times) % len(feeds)]
-            self._run(feed)
+            self._encoder.run(feed)
             times.append((time.perf_counter() - now) * 1_000)
             texts += len(feed["input_ids"])
         return float(np.median(times)), texts / (time.perf_counter() - began)

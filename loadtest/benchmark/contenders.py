@@ -67,13 +67,15 @@ async def ask_service(
         raise LoadTestError(f"{url}: {error}") from None
 
 
-async def ask_plain(port: int, queries: Sequence[Query], in_flight: int, seconds: float) -> tuple[float, float]:
-    """Measure the plain service; see `keep_asking`.
+async def ask_plain(
+    port: int, door: str, queries: Sequence[Query], in_flight: int, seconds: float
+) -> tuple[float, float]:
+    """Measure a door of the plain service, "recommend" or "encode"; see `keep_asking`.
 
     Raises:
         LoadTestError: it failed.
     """
-    url = f"http://127.0.0.1:{port}/recommend"
+    url = f"http://127.0.0.1:{port}/{door}"
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from loadtest.errors import LoadTestError
+from serving.live_repository import CONFIG_NAME, read_config
+from serving.manifest import Manifest
+from serving.releases import MODELS_FOLDER
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class ReleaseFiles:
         engine: what runs its encoder, "onnxruntime" or "openvino".
         graph: the encoder's graph.
         tokenizer: `tokenizer.json`.
+        limit: the tokens that a text is cut to.
         catalogue: the folder of the item files.
     """
 
@@ -27,25 +28,34 @@ class ReleaseFiles:
     engine: str
     graph: Path
     tokenizer: Path
+    limit: int
     catalogue: Path
 
     @classmethod
     def of(cls, release: Path, domain: str) -> ReleaseFiles:
-        """Find them.
+        """Find them; the manifest says what the steps are called, which domains may share.
 
         Raises:
-            LoadTestError: the folder holds no release of that domain.
+            LoadTestError: the release is of another domain.
+            ReleaseError: the folder holds no release, or a damaged one.
         """
-        models = release / "models"
-        fused = (models / f"{domain}_fused").is_dir()
-        names = ("fused", "fused", "fused") if fused else ("encoder", "tokenizer", "topk")
-        files = ("model.onnx", "tokenizer.json", "catalogue.json")
-        found = [next(models.glob(f"{domain}_{name}/*/{file}"), None) for name, file in zip(names, files, strict=True)]
-        graph, tokenizer, header = found
-        if graph is None or tokenizer is None or header is None:
-            raise LoadTestError(f"{release}: no release of {domain} in it: name a release folder with --release")
-        config = text_format.Parse(
-            (graph.parent.parent / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+        manifest = Manifest.read(release)
+        if manifest.domain != domain:
+            raise LoadTestError(
+                f"{release} is a release of {manifest.domain}, not of {domain}: name another with --release"
+            )
+        manifest.verify(release)
+        fused = "fused" in manifest.steps
+        encoder, tokenizer, ranking = (
+            release / MODELS_FOLDER / manifest.steps[step].model / str(manifest.steps[step].version)
+            for step in (("fused",) * 3 if fused else ("encoder", "tokenizer", "topk"))
         )
-        engine = config.parameters["engine"].string_value if fused else config.backend
-        return cls("fused" if fused else "ensemble", engine, graph, tokenizer, header.parent)
+        config, texts = (read_config(folder.parent / CONFIG_NAME) for folder in (encoder, tokenizer))
+        return cls(
+            mode="fused" if fused else "ensemble",
+            engine=config.parameters["engine"].string_value if fused else config.backend,
+            graph=encoder / "model.onnx",
+            tokenizer=tokenizer / "tokenizer.json",
+            limit=int(texts.parameters["max_length" if fused else "length_buckets"].string_value.rpartition(",")[2]),
+            catalogue=ranking,
+        )

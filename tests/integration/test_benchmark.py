@@ -18,6 +18,7 @@ def test_bench_measures_all_contenders_and_leaves_the_server_its_cores(server: P
         *(f"ensemble, {number} in flight" for number in (1, 8, 32)),
         *(f"ensemble, {number} in flight, Python client" for number in (1, 32)),
         "FastAPI, 32 in flight",
+        "FastAPI without ranking, 32 in flight",
     }
     assert all(one["per_second"] > 0 and len(one["ratios"]) == 2 for one in measured.values())
     assert max(one["ratio"] for name, one in measured.items() if name.startswith("encoder")) <= 1

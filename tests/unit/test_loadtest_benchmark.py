@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -21,7 +20,6 @@ from loadtest.benchmark.bare_encoder import feeds_of, joined
 from loadtest.benchmark.contenders import keep_asking
 from loadtest.benchmark.cores import Cores, listener
 from loadtest.benchmark.lean_caller import LeanCaller, check_answer, serialised
-from loadtest.benchmark.release_files import ReleaseFiles
 from loadtest.errors import LoadTestError
 from loadtest.workload import Query
 
@@ -136,11 +134,6 @@ def test_a_benchmark_that_is_terminated_puts_a_servers_cores_back() -> None:
         assert benchmark.returncode == 143
         assert os.sched_getaffinity(other.pid) == before
         other.kill()
-
-
-def test_a_folder_without_a_release_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LoadTestError, match="no release of shop"):
-        ReleaseFiles.of(tmp_path, "shop")
 
 
 def answer(items: list[bytes], scores: list[float]) -> bytes:
