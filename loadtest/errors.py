@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["LoadTestError"]
+__all__ = ["LoadTestError", "queue_too_short"]
 
 
 class LoadTestError(click.ClickException):
     """The load test could not be run. A missed SLA is no error: it is a result."""
+
+
+def queue_too_short(url: str, in_flight: int) -> LoadTestError:
+    """The error where a server refuses some of the requests that a benchmark keeps in flight."""
+    return LoadTestError(
+        f"{url}: refuses requests with {in_flight} in flight, because serving.max_queue_size is too small: set it to "
+        f"{in_flight} or more, or to 0, in the domain's YAML; for `make bench`, `make export deploy` then"
+    )

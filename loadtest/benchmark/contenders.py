@@ -15,10 +15,10 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
-from instructrec_client import AsyncClient, InstructRecError
+from instructrec_client import AsyncClient, InstructRecError, QueueFull
 
 from loadtest.benchmark.plain_service import answer_of
-from loadtest.errors import LoadTestError
+from loadtest.errors import LoadTestError, queue_too_short
 from loadtest.workload import Query, shuffled
 
 Ask = Callable[[Query], Awaitable[None]]
@@ -63,6 +63,8 @@ async def ask_service(
                 await client.recommend(query.text, history=query.history)
 
             return await keep_asking(ask, queries, in_flight, seconds)
+    except QueueFull:
+        raise queue_too_short(url, in_flight) from None
     except InstructRecError as error:
         raise LoadTestError(f"{url}: {error}") from None
 

@@ -16,8 +16,9 @@ import tritonclient.grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from loadtest.errors import LoadTestError
+from loadtest.errors import LoadTestError, queue_too_short
 from loadtest.workload import Query, shuffled
+from serving.steps.limits import QUEUE_FULL
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT_S = 30.0
@@ -43,7 +44,7 @@ class LeanCaller:
         """
         times: list[float] = []
         answers: list[bytes] = []
-        failures: list[str] = []
+        failures: list[LoadTestError] = []
         numbers = itertools.count()  # shared; one step of it is never interrupted
 
         def ask(call: grpc.UnaryUnaryMultiCallable[bytes, bytes], end: float) -> None:
@@ -53,7 +54,8 @@ class LeanCaller:
                     answers.append(call(request, timeout=TIMEOUT_S))
                     times.append((time.perf_counter() - sent) * 1_000)
             except grpc.RpcError as error:
-                failures.append(f"{error.code().name}: {error.details()}")
+                said = f"{self._url}: {error.code().name}: {error.details()}"
+                failures.append(queue_too_short(self._url, in_flight) if QUEUE_FULL in said else LoadTestError(said))
 
         with grpc.insecure_channel(self._url) as channel:
             call = channel.unary_unary(METHOD)
@@ -67,7 +69,7 @@ class LeanCaller:
                 thread.join()
             took = time.perf_counter() - began
         if failures:
-            raise LoadTestError(f"{self._url}: {failures[0]}")
+            raise failures[0]
         for answer in answers:
             check_answer(answer)
         return float(np.median(times)), len(times) / took

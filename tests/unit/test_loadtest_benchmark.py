@@ -17,11 +17,12 @@ from tritonclient.grpc import service_pb2
 
 from loadtest.benchmark.__main__ import measure
 from loadtest.benchmark.bare_encoder import feeds_of, joined
-from loadtest.benchmark.contenders import keep_asking
+from loadtest.benchmark.contenders import ask_service, keep_asking
 from loadtest.benchmark.cores import Cores, listener
 from loadtest.benchmark.lean_caller import LeanCaller, check_answer, serialised
 from loadtest.errors import LoadTestError
 from loadtest.workload import Query
+from serving.steps.limits import QUEUE_FULL
 
 
 def test_a_ratio_is_of_the_best_encoder_of_the_same_round() -> None:
@@ -169,14 +170,16 @@ def test_an_answer_that_breaks_the_contract_ends_the_benchmark(
 class Service(grpc.GenericRpcHandler):
     """Answers every request with the same bytes, or refuses it."""
 
-    def __init__(self, message: bytes | None) -> None:
-        self.message, self.asked = message, []
+    def __init__(
+        self, message: bytes | None, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT, said: str = "no"
+    ) -> None:
+        self.message, self.asked, self.refusal = message, [], (code, said)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
             self.asked.append((details.method, request))
             if self.message is None:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such thing")
+                context.abort(*self.refusal)
             return self.message
 
         return grpc.unary_unary_rpc_method_handler(handle)
@@ -213,5 +216,16 @@ def test_the_lean_caller_sends_what_a_client_sends_and_counts_the_answers() -> N
 
 
 def test_a_refused_request_ends_the_benchmark_with_the_reason() -> None:
-    with serving(Service(None)) as url, pytest.raises(LoadTestError, match="INVALID_ARGUMENT: no such thing"):
+    with serving(Service(None)) as url, pytest.raises(LoadTestError, match="INVALID_ARGUMENT: no"):
         LeanCaller(url, "shop", [Query(text="shoes")]).run(in_flight=2, seconds=0.1)
+
+
+def test_a_queue_that_is_too_short_for_the_load_is_named_as_the_setting_that_it_is() -> None:
+    queries, said = [Query(text="shoes")], "serving.max_queue_size is too small: set it to 2 or more, or to 0"
+    refusing = Service(None, grpc.StatusCode.UNAVAILABLE, f"in ensemble 'shop', {QUEUE_FULL}: too many requests wait")
+    with serving(refusing) as url:
+        with pytest.raises(LoadTestError, match=said) as raised:
+            LeanCaller(url, "shop", queries).run(in_flight=2, seconds=0.1)
+        with pytest.raises(LoadTestError, match=said):
+            asyncio.run(ask_service(url, "shop", queries, in_flight=2, seconds=0.1))
+    assert "\n" not in raised.value.message
