@@ -18,7 +18,7 @@ from loadtest.open_loop import arrivals, ask_server, run_open_loop
 from loadtest.report import Report, criteria_table, report_folder, warnings, write_report
 from loadtest.sla import read_sla
 from loadtest.summary import OpenLoopSummary
-from loadtest.workload import Query, read_workload
+from loadtest.workload import Query, items_due, read_workload
 
 __all__ = ["SLA_MISSED", "command", "main"]
 
@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
     """
     created = datetime.now(timezone.utc)
     sla = read_sla(config)
-    queries = read_workload(instructions)
+    queries, due = read_workload(instructions), items_due(instructions, k)
     settings = ClosedLoop(
         url=url,
         domain=domain,
@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
     with report_folder(target) as folder:
         with tqdm(total=settings.ramp_up_s + duration, desc="closed loop", unit="s", bar_format=SECONDS_BAR) as bar:
             closed = run_closed_loop(settings, folder, lambda seconds: _advance(bar, seconds))
-        opened = None if open_loop_rate is None else _open_loop(settings, queries, open_loop_rate)
+        opened = None if open_loop_rate is None else _open_loop(settings, queries, due, open_loop_rate)
         closed_verdict = sla.verdict(closed)
         open_verdict = None if opened is None else sla.verdict(opened, rate_is_given=True)
         report = Report(
@@ -136,12 +136,12 @@ def _ask_once(settings: ClosedLoop, query: Query) -> None:
         raise LoadTestError(str(error)) from error
 
 
-def _open_loop(settings: ClosedLoop, queries: list[Query], rate: float) -> OpenLoopSummary:
+def _open_loop(settings: ClosedLoop, queries: list[Query], due: int, rate: float) -> OpenLoopSummary:
     async def run(bar: tqdm[NoReturn]) -> OpenLoopSummary:
         client = AsyncClient(settings.url, domain=settings.domain, timeout=settings.deadline_s, retries=0)
         async with client:
             await client.ready()
-            send = ask_server(client, queries, settings.k)
+            send = ask_server(client, queries, settings.k, due)
             return await run_open_loop(
                 send, rate=rate, duration_s=settings.duration_s, progress=lambda: _advance(bar, 1)
             )

@@ -103,13 +103,20 @@ async def run_open_loop(
     )
 
 
-def ask_server(client: AsyncClient, queries: list[Query], k: int) -> Send:
-    """Return what sends a workload's queries in turn and checks the answers."""
+def ask_server(client: AsyncClient, queries: list[Query], k: int, due: int | None = None) -> Send:
+    """Return what sends a workload's queries in turn and checks the answers.
+
+    Args:
+        client: Sends them.
+        queries: What is asked.
+        k: How many items are asked for.
+        due: How many an answer has to have; `k` where left out.
+    """
 
     async def send(number: int) -> str:
         query = queries[number % len(queries)]
         answer = await client.recommend(query.text, history=query.history, k=k)
-        check_answer(answer, k)
+        check_answer(answer, k if due is None else due)
         return answer.release
 
     return send

@@ -20,7 +20,7 @@ from locust.argument_parser import LocustArgumentParser
 import grpc.experimental.gevent
 from instructrec_client import Client, InstructRecError, Recommendations
 
-from loadtest.workload import Query, WrongAnswer, check_answer, read_workload
+from loadtest.workload import Query, WrongAnswer, check_answer, items_due, read_workload
 
 __all__ = ["RecommendUser"]
 
@@ -53,6 +53,7 @@ class RecommendUser(User):
         options = self.environment.parsed_options
         self._k = int(options.k)
         self._queries = _workload(str(options.instructions))
+        self._due = items_due(Path(options.instructions), self._k)
         self._client = Client(
             self.host or "127.0.0.1:8001",
             domain=options.domain,
@@ -83,7 +84,7 @@ class RecommendUser(User):
         latency_ms = (time.perf_counter() - start) * 1000
         if answer is not None:
             try:
-                check_answer(answer, self._k)
+                check_answer(answer, self._due)
             except WrongAnswer as error:
                 failure = error
         self.environment.events.request.fire(

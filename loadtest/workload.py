@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.errors import LoadTestError
 
-__all__ = ["Query", "WrongAnswer", "check_answer", "read_workload", "shuffled"]
+__all__ = ["Query", "WrongAnswer", "check_answer", "items_due", "read_workload", "shuffled"]
+
+MANIFEST = "manifest.json"
+"""Beside a release's own instructions."""
 
 Thing = TypeVar("Thing")
 
@@ -73,14 +76,36 @@ def shuffled(things: Sequence[Thing]) -> list[Thing]:
     return random.Random(0).sample(things, len(things))  # noqa: S311 - an order, not a secret
 
 
-def check_answer(answer: Recommendations, k: int) -> None:
-    """Check an answer that the client could read.
+def items_due(instructions: Path, k: int) -> int:
+    """How many items answer a request for `k`: as many, or all of the catalogue.
+
+    Where the instructions are a release's own, the manifest beside them says how large its catalogue is; else it is
+    taken to be large enough.
 
     Raises:
-        WrongAnswer: It has no items or more than `k`, an item twice, a score that is not a number, or rising scores.
+        LoadTestError: The manifest does not say so.
     """
-    if not 1 <= len(answer) <= k:
-        raise WrongAnswer(f"{len(answer)} items where 1 to {k} are right")
+    path = instructions.parent / MANIFEST
+    if not path.is_file():
+        return k
+    try:
+        return min(k, int(json.loads(path.read_bytes())["items"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LoadTestError(f"{path}: does not say how many items there are: export the release again") from error
+
+
+def check_answer(answer: Recommendations, due: int) -> None:
+    """Check an answer that the client could read.
+
+    Args:
+        answer: The answer.
+        due: How many items it has to have, from `items_due`.
+
+    Raises:
+        WrongAnswer: It has fewer or more items, an item twice, a score that is not a number, or rising scores.
+    """
+    if len(answer) != due:
+        raise WrongAnswer(f"{len(answer)} items where {due} are right")
     scores = [item.score for item in answer]
     if not all(map(math.isfinite, scores)):
         raise WrongAnswer("a score is not a finite number")

@@ -94,6 +94,19 @@ def test_refusals_and_wrong_answers_are_failures(wrong_server, tmp_path):
     assert "WrongAnswer" in html
 
 
+@pytest.mark.parametrize(("items", "right"), [(None, False), (44_446, False), (2, True)])
+def test_an_answer_that_is_too_short_is_a_failure_unless_the_catalogue_has_no_more(
+    wrong_server, tmp_path, items, right
+):
+    (tmp_path / "x.jsonl").write_text('"a shirt"')
+    if items is not None:
+        (tmp_path / "manifest.json").write_text(f'{{"items": {items}}}')
+    asking = settings(wrong_server.url, tmp_path / "x.jsonl", k=10, users=1, duration_s=0.5)
+    summary = run_closed_loop(asking, tmp_path, lambda _: None)
+    assert bool(summary.releases) == right
+    assert ("WrongAnswer: 2 items where 10 are right" in summary.errors) != right
+
+
 def test_what_counts_begins_when_all_users_have_started(wrong_server, tmp_path):
     (tmp_path / "x.jsonl").write_text('"a shirt"')
     slow_start = settings(wrong_server.url, tmp_path / "x.jsonl", users=4, spawn_rate=2, duration_s=0.5)

@@ -10,7 +10,7 @@ from instructrec_client import Item, Reason, Recommendations
 
 from loadtest.errors import LoadTestError
 from loadtest.report import report_folder
-from loadtest.workload import Query, WrongAnswer, check_answer, read_workload
+from loadtest.workload import Query, WrongAnswer, check_answer, items_due, read_workload
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -74,23 +74,38 @@ def test_files_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("scores", [(1.0,), (2.0, 1.0), (1.0, 1.0, -3.0)])
 def test_right_answers(scores):
-    check_answer(answer(*scores), k=3)
+    check_answer(answer(*scores), due=len(scores))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (answer(), "0 items"),
-        (answer(4.0, 3.0, 2.0, 1.0), "4 items where 1 to 3"),
-        (answer(1.0, 2.0), "above the one before"),
-        (answer(float("nan"), 1.0), "finite"),
-        (answer(float("inf")), "finite"),
-        (answer(2.0, 1.0, ids=["p1", "p1"]), "twice"),
+        (answer(), "0 items where 3 are right"),
+        (answer(4.0), "1 items where 3 are right"),
+        (answer(4.0, 3.0, 2.0, 1.0), "4 items where 3 are right"),
+        (answer(0.0, 1.0, 2.0), "above the one before"),
+        (answer(float("nan"), 1.0, 0.0), "finite"),
+        (answer(float("inf"), 1.0, 0.0), "finite"),
+        (answer(2.0, 1.0, 0.0, ids=["p1", "p2", "p1"]), "twice"),
     ],
 )
 def test_wrong_answers(wrong, said):
     with pytest.raises(WrongAnswer, match=said):
-        check_answer(wrong, k=3)
+        check_answer(wrong, due=3)
+
+
+def test_an_answer_has_to_be_as_long_as_the_releases_catalogue_lets_it_be(tmp_path):
+    instructions = tmp_path / "instructions.jsonl"
+    assert items_due(instructions, 10) == 10, "of other instructions nothing is known"
+    manifest = tmp_path / "manifest.json"
+    for items, due in ((7, 7), (10, 10), (44_446, 10)):
+        manifest.write_text(json.dumps({"items": items}))
+        assert items_due(instructions, 10) == due
+    for wrong in ("{}", "[]", "not JSON", '{"items": null}'):
+        manifest.write_text(wrong)
+        with pytest.raises(LoadTestError, match="how many items") as raised:
+            items_due(instructions, 10)
+        assert "\n" not in raised.value.message
 
 
 def test_a_report_folder_appears_whole_or_not_at_all(tmp_path):
