@@ -35,6 +35,8 @@ SHRINK ?=
 REUSE ?= yes
 USERS ?= 8
 DURATION ?= 20
+# Requests a second of open-loop load, which comes after the users' and waits for no answer; empty: none.
+RATE ?=
 ROUNDS ?= 5
 # How long `make bench` measures each contender in a round.
 BENCH_SECONDS ?= 2
@@ -86,7 +88,7 @@ help:  ## List the verbs
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON) OPENBLAS_CORETYPE=$(OPENBLAS_CORETYPE)"
 	@echo "           HOST=$(HOST) GRPC_PORT=$(GRPC_PORT) HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) WATCH=$(WATCH)"
 	@echo "           TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER FORCE SHARE=$(SHARE) RUN REUSE=$(REUSE) SHRINK"
-	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE"
+	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) RATE ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT)"
 	@echo "What each means: README.md, the comments at the top of the Makefile, and docs/"
 
@@ -182,8 +184,8 @@ follow: setup  ## Tune and deploy as feedback comes (EVERY=seconds, EVENTS=numbe
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)
 
-loadtest: running  ## Load the live service with Locust (USERS, and DURATION seconds once all have started) and hold it against the domain's SLA
-	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) \
+loadtest: running  ## Load the live service with Locust (USERS, and DURATION seconds once all have started), then at RATE requests a second (open loop) if given, and hold it against the domain's SLA
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) $(if $(RATE),--open-loop-rate $(RATE)) \
 		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
 
 bench: running  ## Measure the live service against its own encoder and a plain FastAPI service, as ratios of one run

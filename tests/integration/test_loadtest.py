@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,18 @@ def test_a_lax_sla_is_met(load):
     markdown = (folder / "report.md").read_text()
     assert markdown.startswith("# Load test of ")
     assert "| closed loop | p50_ms | at most 5000 |" in markdown
+
+
+def test_make_adds_open_loop_load_at_a_rate(server, tmp_path):
+    config = tmp_path / "lax.yaml"
+    config.write_text("sla: {p99_ms: 5000}")
+    printed = server.make("loadtest", "USERS=2", "DURATION=2", "RATE=20", f"CONFIG={config}").stdout
+    assert "SLA met" in printed
+    assert [line.split()[0] for line in printed.splitlines() if "p99_ms" in line] == ["closed", "open"]
+    page = Path(printed.rpartition("Report: ")[2].strip())
+    opened = json.loads(page.with_suffix(".json").read_text())["open_loop"]
+    assert opened["rate"] == 20
+    assert opened["sent"] == opened["scheduled"] > 0
 
 
 def test_an_impossible_sla_is_missed(load):
