@@ -221,7 +221,7 @@ def test_a_refused_request_ends_the_benchmark_with_the_reason() -> None:
 
 
 def test_a_queue_that_is_too_short_for_the_load_is_named_as_the_setting_that_it_is() -> None:
-    queries, said = [Query(text="shoes")], "serving.max_queue_size is too small: set it to 2 or more, or to 0"
+    queries, said = [Query(text="shoes")], "serving.max_queue_size is too small: set it to 32 or more, or to 0"
     refusing = Service(None, grpc.StatusCode.UNAVAILABLE, f"in ensemble 'shop', {QUEUE_FULL}: too many requests wait")
     with serving(refusing) as url:
         with pytest.raises(LoadTestError, match=said) as raised:
