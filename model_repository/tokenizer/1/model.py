@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release, never another's
 
-from steps.admission import Admission, steps_beside
+from steps.admission import Admission
 from steps.batching import answer_batch, tensor
 from steps.tokenization import InstructionTokenizer, decode_instructions
 
@@ -22,7 +22,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         buckets = [int(length) for length in parameters["length_buckets"]["string_value"].split(",")]
         self.tokenizer = InstructionTokenizer(Path(__file__).parent / "tokenizer.json", buckets)
-        self.admission = Admission(int(parameters["max_queue_size"]["string_value"]), steps_beside(args["model_name"]))
+        bound = int(parameters["max_queue_size"]["string_value"])
+        self.admission = Admission(bound, args["model_name"], args["model_version"])
         self.tokenizer.encode(["warm up"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
