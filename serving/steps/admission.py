@@ -16,7 +16,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from .limits import METRICS_VARIABLE, QUEUE_FULL
+from .limits import METRICS_VARIABLE, QUEUE_FULL, REFUSED_METRIC
 
 DEFAULT_ADDRESS = "127.0.0.1:8002"
 LOOK_EVERY_SECONDS = 0.2
@@ -108,6 +108,12 @@ class Admission:
         self._taken: dict[Version, float] = {}
         self._lately: dict[Version, float] = {}
         self._failures = 0
+        self._refused_family = pb_utils.MetricFamily(  # kept: a metric whose family is collected is dead
+            name=REFUSED_METRIC,
+            description="Requests refused because too many waited",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._refused = self._refused_family.Metric(labels={"model": model, "version": version})
 
     def split(self, requests: Sequence[Any]) -> tuple[list[Any], Sequence[Any]]:
         """Refuse the first of some requests, which have waited longest, as far as more wait than may.
@@ -122,7 +128,13 @@ class Admission:
             self._look(now)
         refused = min(len(requests), int(self._excess))
         self._excess -= refused
+        if refused:
+            self._refused.increment(refused)
         return [_refusal() for _ in range(refused)], requests[refused:]
+
+    def close(self) -> None:
+        """Let go of the metric while there is a server to tell, for later the stub would crash."""
+        del self._refused, self._refused_family
 
     def _look(self, now: float) -> None:
         self._look_again = now + LOOK_EVERY_SECONDS

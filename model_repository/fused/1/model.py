@@ -53,6 +53,10 @@ class TritonPythonModel:
         self.recommender.report()
         return refusals + responses
 
+    def finalize(self) -> None:
+        """Let go of what the server holds."""
+        self.admission.close()
+
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))
         wish = self.recommender.read(request, rows=len(texts))

@@ -31,6 +31,10 @@ class TritonPythonModel:
         refusals, admitted = self.admission.split(requests)
         return refusals + answer_batch(admitted, self._read, self._tokenize, self._write)
 
+    def finalize(self) -> None:
+        """Let go of what the server holds."""
+        self.admission.close()
+
     def _read(self, request: Any) -> list[str]:
         return decode_instructions(tensor(request, "instruction"))
 
