@@ -104,9 +104,9 @@ async def _client_sender(url: str, domain: str, queries: list[Query], size: int)
 @asynccontextmanager
 async def _serialised_sender(url: str, domain: str, queries: list[Query], size: int) -> AsyncIterator[Send]:
     """Sends one request's bytes again and again, with other event ids in them."""
-    placeholder = b"#" * 12
+    run = secrets.token_hex(8).encode()  # the events of earlier runs are in the store still
+    placeholder = b"#" * (len(run) + 8)
     content = _serialised(domain, [_event(queries[row % len(queries)]) for row in range(size)], placeholder)
-    run = secrets.token_bytes(2).hex().encode()
     async with grpc.aio.insecure_channel(url) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 

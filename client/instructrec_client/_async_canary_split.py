@@ -9,12 +9,13 @@ from contextlib import suppress
 from ._async_client import AsyncClient
 from ._base import Traceback
 from ._canary_split import SHADOWS
-from ._errors import InstructRecError, ModelNotFound
+from ._errors import InstructRecError
 from ._models import Recommendations
 from ._split import (
     ASKING_SECONDS,
     ASKING_SHARE,
     FALLS_BACK,
+    GONE,
     PATIENCE,
     REFRESH,
     CanaryState,
@@ -109,7 +110,7 @@ class AsyncCanarySplit:
         try:
             release, parameters = await self._canary._model_parameters(seconds)
             self._state.learn(read_state(release, parameters))
-        except ModelNotFound:
+        except GONE:
             self._state.learn(None)
         except InstructRecError:
             pass  # the server did not say: what was known before still holds

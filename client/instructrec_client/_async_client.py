@@ -131,7 +131,7 @@ class AsyncClient(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                with self._sending():
+                with self._sending(model):
                     return decode_result(await transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)

@@ -95,9 +95,12 @@ class BaseClient:
     def _attempts(self, deadline: Deadline) -> Attempts:
         return Attempts(deadline, self._retries)
 
-    def _sending(self) -> AbstractContextManager[None]:
-        """What a request is sent within; without retries, every refusal is the caller's own to deal with."""
-        return self._throttle.attempt() if self._retries else nullcontext()
+    def _sending(self, model: str) -> AbstractContextManager[None]:
+        """What a request is sent within; without retries, every refusal is the caller's own to deal with.
+
+        The model that takes feedback refuses none for want of room, and what it takes says nothing of the domain's.
+        """
+        return self._throttle.attempt() if self._retries and model == self.domain else nullcontext()
 
     def _require_open(self) -> None:
         if self._closed:

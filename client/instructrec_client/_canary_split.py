@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ._base import Traceback
 from ._client import Client
-from ._errors import InstructRecError, ModelNotFound
+from ._errors import InstructRecError
 from ._models import Recommendations
 from ._split import (
     ASKING_SECONDS,
     ASKING_SHARE,
     FALLS_BACK,
+    GONE,
     PATIENCE,
     REFRESH,
     CanaryState,
@@ -139,7 +140,7 @@ class CanarySplit:
         try:
             release, parameters = self._canary._model_parameters(seconds)
             self._state.learn(read_state(release, parameters))
-        except ModelNotFound:
+        except GONE:
             self._state.learn(None)
         except InstructRecError:
             pass  # the server did not say: what was known before still holds

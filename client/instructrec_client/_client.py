@@ -190,7 +190,7 @@ class Client(BaseClient):
         while True:
             remaining = attempts.remaining()
             try:
-                with self._sending():
+                with self._sending(model):
                     return decode_result(transport.infer(model, inputs, remaining))
             except InstructRecError as error:
                 pause = attempts.pause_after(error)

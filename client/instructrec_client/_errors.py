@@ -4,7 +4,8 @@ InstructRecError
 ├── InvalidRequest        the request is wrong: correct it, do not repeat it
 ├── DeadlineExceeded      no answer in time
 ├── ServerUnavailable     nothing answers there, or it is going away
-│   └── QueueFull         the server is there and refuses more work
+│   ├── QueueFull         the server is there and refuses more work
+│   └── ModelUnloaded     the server has let go of this domain, as one does that is going away
 ├── ModelNotFound         the server does not have this domain
 ├── ServerError           the server failed
 ├── ProtocolError         the answer is not what the contract says
@@ -19,6 +20,7 @@ __all__ = [
     "InstructRecError",
     "InvalidRequest",
     "ModelNotFound",
+    "ModelUnloaded",
     "ProtocolError",
     "QueueFull",
     "ServerError",
@@ -49,8 +51,15 @@ class QueueFull(ServerUnavailable):
     """
 
 
+class ModelUnloaded(ServerUnavailable):
+    """The server has let go of the domain's model: it is going away, or the domain was taken down there.
+
+    Another server of the same name may still answer, so it is asked again.
+    """
+
+
 class ModelNotFound(InstructRecError):
-    """The server has no model with the domain's name (NOT_FOUND)."""
+    """The server knows no model with the domain's name (NOT_FOUND)."""
 
 
 class ServerError(InstructRecError):

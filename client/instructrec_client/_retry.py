@@ -36,6 +36,7 @@ class Attempts:
         self._retries = retries
         self._uniform = uniform
         self._failed = 0
+        self._unavailable: ServerUnavailable | None = None
 
     def remaining(self) -> float:
         """Return the seconds that the next attempt may take.
@@ -43,7 +44,10 @@ class Attempts:
         Raises:
             DeadlineExceeded: None are left.
         """
-        return self._deadline.remaining()
+        try:
+            return self._deadline.remaining()
+        except DeadlineExceeded:
+            raise self._exceeded() from self._unavailable
 
     def pause_after(self, error: InstructRecError) -> float:
         """Return the seconds to wait before the next attempt.
@@ -53,17 +57,18 @@ class Attempts:
             DeadlineExceeded: The deadline passed, or would before the pause is over; caused by `error`.
         """
         if isinstance(error, DeadlineExceeded):
-            raise self._deadline.exceeded() from error
+            raise self._exceeded(error) from error
         if not isinstance(error, ServerUnavailable) or self._failed >= self._retries:
             raise error
+        self._unavailable = error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failed)
         self._failed += 1
         # Jitter keeps clients that were refused together from coming back together.
         pause = self._uniform(longest / 2, longest)
-        try:
-            left = self._deadline.remaining()
-        except DeadlineExceeded as exceeded:
-            raise exceeded from error
-        if pause >= left:
-            raise self._deadline.exceeded() from error
+        if pause >= self.remaining():
+            raise self._exceeded(error) from error
         return pause
+
+    def _exceeded(self, error: InstructRecError | None = None) -> DeadlineExceeded:
+        """Say that the server was unavailable, if ever it was, rather than that more time is needed."""
+        return self._deadline.exceeded(self._unavailable or error)

@@ -9,12 +9,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ._errors import DeadlineExceeded, ModelNotFound, ProtocolError, ServerError, ServerUnavailable
+from ._errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    ModelUnloaded,
+    ProtocolError,
+    ServerError,
+    ServerUnavailable,
+)
 
-__all__ = ["FALLS_BACK", "CanaryState", "SplitCounts", "SplitState", "falls_to_canary", "read_state"]
+__all__ = ["FALLS_BACK", "GONE", "CanaryState", "SplitCounts", "SplitState", "falls_to_canary", "read_state"]
 
 FALLS_BACK = (ModelNotFound, ServerUnavailable, ServerError, ProtocolError, DeadlineExceeded)
 """What a canary may fail with without the person noticing. A request that is wrong is so for both."""
+GONE = (ModelNotFound, ModelUnloaded)
+"""What the server says of a canary that was taken down: Triton remembers its name."""
 PATIENCE = 0.5
 """Of the time that is left, the canary gets so much: the live release has to have its turn."""
 REFRESH = 60.0
@@ -159,7 +168,7 @@ class SplitState:
 
     def canary_failed(self, error: Exception) -> None:
         """Take notice of what the canary failed with."""
-        if isinstance(error, ModelNotFound):
+        if isinstance(error, GONE):
             with self._lock:
                 self._canary = None  # it was taken down: nobody else need try before the next look
 

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ._errors import DeadlineExceeded
+from ._errors import DeadlineExceeded, InstructRecError
 
-__all__ = ["Deadline", "Timeout"]
+__all__ = ["MORE_TIME", "Deadline", "Timeout"]
+
+MORE_TIME = "give timeout=… more seconds, or ask for less at once"
+"""What to do about a server that answers too late."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,6 @@ class Deadline:
             raise self.exceeded()
         return left
 
-    def exceeded(self) -> DeadlineExceeded:
-        """Return the error that says this deadline passed."""
-        return DeadlineExceeded(
-            f"no answer within {self.timeout.total:g} s: give timeout=… more seconds, or ask for less at once"
-        )
+    def exceeded(self, met: InstructRecError | None = None) -> DeadlineExceeded:
+        """Return the error that says this deadline passed, and what the call had met by then."""
+        return DeadlineExceeded(f"no answer within {self.timeout.total:g} s: {met or MORE_TIME}")

@@ -22,10 +22,12 @@ from ._errors import (
     InstructRecError,
     InvalidRequest,
     ModelNotFound,
+    ModelUnloaded,
     QueueFull,
     ServerError,
     ServerUnavailable,
 )
+from ._timeout import MORE_TIME
 
 __all__ = ["AsyncGrpcTransport", "AsyncTransport", "ChannelArgs", "Endpoint", "GrpcTransport", "Tls", "Transport"]
 
@@ -50,6 +52,8 @@ CHANNEL_ARGS: dict[str, str | int] = {
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
 
+UNLOADED = "has no available versions"
+"""In what Triton says, with NOT_FOUND, of a model that it knows and has unloaded, as `make stop` has it do first."""
 CLOSED_IN_USE = "the client was closed while it was in use"
 
 
@@ -268,11 +272,13 @@ def _error_of(error: InferenceServerException, url: str, model: str) -> Instruct
     if status == "RESOURCE_EXHAUSTED" and "Sent message larger" in details:
         return InvalidRequest(f"the request is too large to send ({details}): shorten its text or history")
     if status == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded(f"{url} did not answer in time")
+        return DeadlineExceeded(f"{url} did not answer in time: {MORE_TIME}")
     if status == "UNAVAILABLE" and "Exceeds maximum queue size" in details:
         return QueueFull(f"the queue of {url} is full: send less at once, or add servers")
     if status == "UNAVAILABLE":
         return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
+    if status == "NOT_FOUND" and UNLOADED in details:
+        return ModelUnloaded(f"{url} has unloaded {model!r} ({details}): it is going away, or deploy the domain there")
     if status == "NOT_FOUND":
         return ModelNotFound(f"{url} does not serve {model!r} ({details}): check the domain, or deploy it there")
     return ServerError(f"{url} failed with {status} ({details}): see the server's log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -11,6 +12,8 @@ __all__ = ["check_request", "check_text"]
 
 MAX_TOP_K = 100
 """The largest k of the contract."""
+UNSEEN = frozenset({"Cc", "Cf", "Co", "Mn", "Mc", "Me", "Zs", "Zl", "Zp"})
+"""Unicode's categories of what alone says nothing: control, zero-width, private characters, marks, spaces."""
 
 
 def check_request(instructions: Sequence[str], histories: Sequence[Sequence[str]] | None, k: int) -> None:
@@ -24,7 +27,7 @@ def check_request(instructions: Sequence[str], histories: Sequence[Sequence[str]
         raise InvalidRequest(f"instructions must be a sequence of str, got {type(instructions).__name__}: pass a list")
     for row, instruction in enumerate(instructions):
         check_text(instruction, f"the instruction{_where(row, len(instructions))}")
-        if not instruction.strip():
+        if _is_blank(instruction):
             raise InvalidRequest(f"the instruction{_where(row, len(instructions))} is empty: say what is wanted")
     if histories is None:
         return
@@ -37,6 +40,11 @@ def check_request(instructions: Sequence[str], histories: Sequence[Sequence[str]
         )
     for row, history in enumerate(histories):
         _check_history(history, f"the history{_where(row, len(histories))}")
+
+
+def _is_blank(text: str) -> bool:
+    # The server's rule. U+FFFD stands for bytes that somebody could not decode.
+    return all(character == "\ufffd" or unicodedata.category(character) in UNSEEN for character in text)
 
 
 def _where(row: int, rows: int) -> str:

@@ -35,6 +35,7 @@ SHARE = "canary_share"
 SINCE = "canary_since"
 FORCED = "canary_forced"
 LIVE_BEFORE = "canary_live_before"
+REFUSED_BEFORE = "canary_refused_before"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Canary:
         since: when it came up or its share was changed, ISO 8601 in UTC: the evidence begins there.
         forced: the gates that it did not pass and came up all the same.
         live_before: what the server had counted of the live ensemble by then; None: nobody wrote it down.
+        refused_before: requests that its own first step had refused by then, which may have been loaded already.
     """
 
     domain: str
@@ -56,6 +58,7 @@ class Canary:
     since: str
     forced: tuple[str, ...] = ()
     live_before: Requests | None = None
+    refused_before: int = 0
 
     @property
     def model(self) -> str:
@@ -94,6 +97,7 @@ def read_canary(repository: LiveRepository, domain: str) -> Canary | None:
             since=values[SINCE],
             forced=tuple(filter(None, values.get(FORCED, "").split(","))),
             live_before=Requests(**json.loads(values[LIVE_BEFORE])) if LIVE_BEFORE in values else None,
+            refused_before=int(values.get(REFUSED_BEFORE, "0")),
         )
     except (KeyError, ValueError, IndexError, TypeError):
         raise PublishError(
@@ -110,18 +114,20 @@ def canaries(repository: LiveRepository) -> Iterator[Canary]:
                 yield canary
 
 
-def new_canary(release: Release, share: float, forced: tuple[str, ...], live_before: Requests) -> Canary:
+def new_canary(
+    release: Release, share: float, forced: tuple[str, ...], live_before: Requests, refused_before: int = 0
+) -> Canary:
     """A canary of a release, from now."""
-    return Canary(release.manifest.domain, release.number, share, now(), forced, live_before)
+    return Canary(release.manifest.domain, release.number, share, now(), forced, live_before, refused_before)
 
 
-def with_share(canary: Canary, share: float, live_before: Requests) -> Canary:
+def with_share(canary: Canary, share: float, live_before: Requests, refused_before: int = 0) -> Canary:
     """The same with another share; its evidence begins anew.
 
     What was seen under two shares cannot be added up: a release that had more of the people on a bad day, or whose
     impressions are the younger ones, looks worse for that alone.
     """
-    return replace(canary, share=share, since=now(), live_before=live_before)
+    return replace(canary, share=share, since=now(), live_before=live_before, refused_before=refused_before)
 
 
 def write_canary(repository: LiveRepository, canary: Canary, release: Release) -> None:
@@ -139,6 +145,7 @@ def write_canary(repository: LiveRepository, canary: Canary, release: Release) -
         SHARE: repr(canary.share),
         SINCE: canary.since,
         FORCED: ",".join(canary.forced),
+        REFUSED_BEFORE: str(canary.refused_before),
     }
     if canary.live_before is not None:
         parameters[LIVE_BEFORE] = json.dumps(asdict(canary.live_before))

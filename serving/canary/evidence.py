@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ..embedded import Endpoints
 from ..errors import ServerError
+from ..steps.limits import REFUSED_METRIC
 
 if TYPE_CHECKING:
     from feedback.reader import StoredEvent
@@ -64,6 +68,8 @@ class Requests:
         mean_ms: time of an answer; 0 without one.
         own: so many of those answered, at most, were probes and measurements of this project: nobody's requests.
         own_failed: so many of those that failed, at most, were.
+        first_step: the model and version that its requests meet first; another ensemble may begin with the same.
+        refused: requests that this step refused because too many waited, each of which failed.
     """
 
     answered: int
@@ -71,6 +77,8 @@ class Requests:
     mean_ms: float
     own: int = 0
     own_failed: int = 0
+    first_step: str = ""
+    refused: int = 0
 
     def since(self, before: Requests) -> Requests | None:
         """What was counted since an earlier count; None if it shrank, so that it began anew meanwhile."""
@@ -78,7 +86,13 @@ class Requests:
         milliseconds = self.answered * self.mean_ms - before.answered * before.mean_ms
         if answered < 0 or failed < 0 or milliseconds < 0:
             return None
-        return Requests(answered, failed, milliseconds / answered if answered else 0.0)
+        refused = max(0, self.refused - before.refused)
+        mean = milliseconds / answered if answered else 0.0
+        return Requests(answered, failed, mean, first_step=self.first_step, refused=refused)
+
+    def without_refused(self) -> Requests:
+        """The same without the requests that were refused, of a first step that no other ensemble begins with."""
+        return replace(self, failed=max(0, self.failed - self.refused), refused=0)
 
 
 def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth | None:
@@ -156,17 +170,35 @@ def sort_events(events: Iterable[StoredEvent], *, live: int, canary: int, event:
     return FeedbackOfBoth(*people, of_both=of_both, of_nobody=of_nobody, not_shown=not_shown)
 
 
-def count_requests(url: str, model: str, release: int) -> Requests:
-    """What the server counted of an ensemble since it was loaded last.
+def count_requests(endpoints: Endpoints, model: str, release: int) -> Requests:
+    """What the server counted of an ensemble since it was loaded last, and of its first step.
 
     Raises:
         ServerError: the server does not answer, or does not have it.
     """
+    url = endpoints.grpc_url
     try:
         with grpc.InferenceServerClient(url) as client:
             found = client.get_inference_statistics(model, str(release), client_timeout=10).model_stats[0]
+            config = client.get_model_config(model, str(release), client_timeout=10).config
     except InferenceServerException as error:
         raise ServerError(f"{model} at {url} is not served: {error.message()}") from None
     success, fail = found.inference_stats.success, found.inference_stats.fail
     mean = success.ns / success.count / 1e6 if success.count else 0.0
-    return Requests(int(success.count), int(fail.count), mean)
+    first = config.ensemble_scheduling.step[0]
+    refused = count_refused(endpoints, first.model_name, first.model_version)
+    first_step = f"{first.model_name} {first.model_version}"
+    return Requests(int(success.count), int(fail.count), mean, first_step=first_step, refused=refused)
+
+
+def count_refused(endpoints: Endpoints, model: str, version: int) -> int:
+    """How many requests a first step refused because too many waited, since it was loaded.
+
+    None that is known of where the metrics cannot be read: they then count as failures.
+    """
+    line = re.compile(rf'^{REFUSED_METRIC}\{{model="{re.escape(model)}",version="{version}"\}} (\S+)', re.MULTILINE)
+    try:
+        with urllib.request.urlopen(f"http://{endpoints.metrics_address}/metrics", timeout=5) as page:
+            return sum(int(float(count)) for count in line.findall(page.read().decode()))
+    except OSError:
+        return 0

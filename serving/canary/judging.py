@@ -129,10 +129,9 @@ def _count(layout: Layout, state: ServerState, canary: Canary, live: int) -> _Bo
     `INTERVAL_SECONDS` at most and its requests are answered: so there is a bound, which holds whether it runs or not
     and needs nothing of it. To ask the canary as often would make both look better, the one with fewer people most.
     """
-    url = state.endpoints.grpc_url
-    counted = count_requests(url, canary.domain, live)
+    counted = count_requests(state.endpoints, canary.domain, live)
     try:
-        of_canary = count_requests(url, canary.model, canary.release)
+        of_canary = count_requests(state.endpoints, canary.model, canary.release)
     except ServerError:
         of_canary = Requests(0, 0, 0.0)  # not loaded, say: whether it answers is looked at next
     started = datetime.datetime.fromisoformat(state.started)
@@ -143,9 +142,13 @@ def _count(layout: Layout, state: ServerState, canary: Canary, live: int) -> _Bo
         begun = started
     elif _live_since(layout, canary.domain) <= canary.start:
         of_live = counted.since(canary.live_before)
+        of_canary = replace(of_canary, refused=max(0, of_canary.refused - canary.refused_before))
     if of_live is None:
         of_live = counted
         note = "; the live release was loaded at another moment than the canary, and each is counted since its own"
+    elif of_live.first_step != of_canary.first_step and (of_live.refused or of_canary.refused):
+        note += f"; without {of_canary.refused:,} and {of_live.refused:,} that were refused because too many waited"
+        of_live, of_canary = of_live.without_refused(), of_canary.without_refused()
     sent, failed = CanaryJournal(layout.canary_journal(canary.domain)).sent(canary.release, begun)
     seconds = (datetime.datetime.now(datetime.timezone.utc) - begun).total_seconds()
     probes = int(seconds / INTERVAL_SECONDS) + 1

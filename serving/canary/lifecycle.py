@@ -15,13 +15,13 @@ from ..errors import BusyError, GateError, PublishError, ReleaseError, ServerErr
 from ..gates.gates import Gates
 from ..journal import Journal
 from ..layout import Layout
-from ..live_repository import LiveRepository
+from ..live_repository import CONFIG_NAME, LiveRepository, read_config
 from ..probe import ProbeAnswer, probe_release
 from ..recovery import recover
 from ..releases import Release
 from ..server import Server, ServerState
 from .ensemble import Canary, new_canary, read_canary, remove_canary, with_share, write_canary
-from .evidence import count_requests
+from .evidence import count_refused, count_requests
 from .journal import Action, CanaryJournal
 
 PATIENCE_SECONDS = 5.0
@@ -103,7 +103,8 @@ def _put_up(
         changed = repository.stage(release, variants=engine_warning(release) is None)
         load_steps(client, server, release, changed, server.log_size())
         gates.check_answers(client, url, release, live_release)
-        canary = new_canary(release, share, gates.failed, count_requests(url, domain, live))
+        live_before = count_requests(state.endpoints, domain, live)
+        canary = new_canary(release, share, gates.failed, live_before, _refused(state, release))
         write_canary(repository, canary, release)
         answer = _first_answer(client, state, canary, release)
         repository.confirm(domain)  # its steps are pinned by the canary now
@@ -128,16 +129,24 @@ def _change_share(
 ) -> tuple[Canary, ProbeAnswer]:
     if share == before.share:
         return before, _first_answer(client, state, before, release)
-    canary = with_share(before, share, count_requests(state.endpoints.grpc_url, before.domain, live))
+    live_before = count_requests(state.endpoints, before.domain, live)
+    canary = with_share(before, share, live_before, _refused(state, release))
     try:
         write_canary(repository, canary, release)
         return canary, _first_answer(client, state, canary, release)
     except BaseException:
         with suppress(PublishError, InferenceServerException):  # what failed first is what is reported
             # Loading it anew began its own counts anew, so those of the live release have to as well.
-            write_canary(repository, replace(before, live_before=canary.live_before), release)
+            again = replace(before, live_before=canary.live_before, refused_before=canary.refused_before)
+            write_canary(repository, again, release)
             client.load_model(before.model, client_timeout=60)
         raise
+
+
+def _refused(state: ServerState, release: Release) -> int:
+    """How many requests the first step of a release, which is loaded, has refused by now."""
+    first = read_config(release.models / release.manifest.domain / CONFIG_NAME).ensemble_scheduling.step[0]
+    return count_refused(state.endpoints, first.model_name, first.model_version)
 
 
 def _first_answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from .invalid_request import InvalidRequestError
 
 MAX_INSTRUCTION_BYTES = 16_384
 """Longer texts are refused before they are tokenized: 20 MB would hold the step for half a minute and 1.5 GB."""
+
+UNSEEN = frozenset({"Cc", "Cf", "Co", "Mn", "Mc", "Me", "Zs", "Zl", "Zp"})
+"""Unicode's categories of what alone says nothing: control, zero-width, private characters, marks, spaces."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing in a text that a tokenizer would keep; the client has the same rule.
+
+    BERT's tokenizers drop all of these, and U+FFFD, which stands for bytes that somebody could not decode.
+    """
+    return all(character == "\ufffd" or unicodedata.category(character) in UNSEEN for character in text)
 
 
 def decode_instructions(rows: npt.NDArray[np.object_]) -> list[str]:
@@ -43,7 +55,7 @@ def _decode(value: bytes, row: int) -> str:
         raise InvalidRequestError(
             f"instruction (row {row}) is not UTF-8 text (byte {error.start}): encode it as UTF-8"
         ) from None
-    if not text.strip():
+    if is_blank(text):
         raise InvalidRequestError(f"instruction (row {row}) is empty: say what the person wants")
     return text
 

@@ -27,6 +27,7 @@ BAD = {
     "empty": (request([b""]), "empty"),
     "blank": (request([b" \t\n"]), "empty"),
     "blank by Unicode": (request(["\u2003\u00a0".encode()]), "empty"),
+    "blank to the eye": (request(["\u200b\ufeff\0".encode()]), "empty"),
     "20 MB": (request([b"blue " * 4_000_000]), "20,000,000 bytes"),
     "just too long": (request([b"x" * (LIMIT + 1)]), "16,384"),
     "not UTF-8": (request([b"caf\xe9"]), "UTF-8"),

@@ -11,6 +11,7 @@ from instructrec_client import AsyncCanarySplit, AsyncClient, CanarySplit, Clien
 from project import Project
 
 from serving.canary.evidence import count_requests
+from serving.embedded import Endpoints
 from serving.live_repository import LiveRepository
 
 PEOPLE = [f"person-{number}" for number in range(160)]
@@ -102,7 +103,8 @@ def test_a_canary_is_promoted_or_dropped_by_what_its_people_do(own_two_releases:
     assert "release 2 answers" in status
     assert "release 1 is the canary, for 50 % of people, answers in" in status, "it is there again after a restart"
     assert "meant for 60 % of the people" in project.make("canary", "RELEASE=1", "SHARE=0.6").stdout
-    assert count_requests(project.grpc_url, "ecommerce_canary", 1).answered == 1, "counted anew with the new share"
+    endpoints = Endpoints(grpc_port=project.grpc_port, http_port=project.http_port, metrics_port=project.metrics_port)
+    assert count_requests(endpoints, "ecommerce_canary", 1).answered == 1, "counted anew with the new share"
     with Client(project.grpc_url, timeout=30.0) as client, CanarySplit(client, share=1.0) as split:
         assert split.recommend("a blue shirt", user_id="anna").release == "1"
         send_feedback(project, {"2": 5, "1": 0}, "second")

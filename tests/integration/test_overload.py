@@ -19,6 +19,7 @@ from project import Project, free_ports
 
 from export.settings import ServingSettings
 from serving import process_tree
+from serving.canary.evidence import count_refused
 from serving.embedded import Endpoints
 from serving.layout import Layout
 from serving.releases import Release
@@ -117,4 +118,6 @@ def test_nothing_waits_afterwards_and_the_count_could_be_read(bounded: tuple[Lay
     waiting = [line for line in lines if line.startswith("nv_inference_pending_request_count{")]
     assert waiting
     assert all(line.endswith(" 0") for line in waiting)
+    for first_step in ("ensemble_tokenizer", "fused_fused"):
+        assert count_refused(state.endpoints, first_step, 1) >= BOUND
     assert "cannot read how many requests wait" not in layout.server_log.read_text()

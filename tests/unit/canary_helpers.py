@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 from collections import Counter
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ class FakeTriton:
         answered, failed: requests by ensemble since it was loaded.
         faults: what ensembles fail with; a list is used up first to last, a text is for every request.
         missing: ensembles that are not loaded.
+        refused: requests that steps refused because too many waited, by model and version.
     """
 
     def __init__(self, repository: LiveRepository) -> None:
@@ -49,6 +51,7 @@ class FakeTriton:
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, list[str] | str] = {}
         self.missing: set[str] = set()
+        self.refused: Counter[tuple[str, int]] = Counter()
 
     def __call__(self, _url: str) -> FakeTriton:
         return self
@@ -80,6 +83,16 @@ class FakeTriton:
         success = SimpleNamespace(count=self.answered[model], ns=self.answered[model] * 5_000_000)
         counts = SimpleNamespace(success=success, fail=SimpleNamespace(count=self.failed[model]))
         return SimpleNamespace(model_stats=[SimpleNamespace(inference_stats=counts)])
+
+    def get_model_config(self, model: str, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(config=read_config(self.repository.folder / model / "config.pbtxt"))
+
+    def metrics(self, *_: Any, **__: Any) -> io.BytesIO:
+        lines = (
+            f'instructrec_refused_requests{{model="{model}",version="{version}"}} {count}\n'
+            for (model, version), count in self.refused.items()
+        )
+        return io.BytesIO("".join(lines).encode())
 
     def load_model(self, model: str, **_: Any) -> None:
         self.answered[model] = self.failed[model] = 0

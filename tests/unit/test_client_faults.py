@@ -24,6 +24,7 @@ from instructrec_client import (
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
+    ModelUnloaded,
     ProtocolError,
     QueueFull,
     ServerError,
@@ -37,6 +38,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "going away")
+UNLOADED = (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ecommerce' has no available versions")
 QUEUE_FULL = (grpc.StatusCode.UNAVAILABLE, "[request id: <id_unknown>] Exceeds maximum queue size")
 
 
@@ -121,7 +123,7 @@ both = pytest.mark.parametrize("ask", [blocking, awaited])
 
 
 @both
-@pytest.mark.parametrize("fault", [UNAVAILABLE, QUEUE_FULL])
+@pytest.mark.parametrize("fault", [UNAVAILABLE, QUEUE_FULL, UNLOADED])
 def test_an_unavailable_server_is_asked_again(ask, fault):
     with serving(fault, fault) as (playing, url):
         assert ask(url)[0].item_id == "item_id"
@@ -151,7 +153,9 @@ def test_the_server_is_told_the_time_left_in_microseconds(ask):
 
 
 @both
-@pytest.mark.parametrize(("fault", "error"), [(UNAVAILABLE, ServerUnavailable), (QUEUE_FULL, QueueFull)])
+@pytest.mark.parametrize(
+    ("fault", "error"), [(UNAVAILABLE, ServerUnavailable), (QUEUE_FULL, QueueFull), (UNLOADED, ModelUnloaded)]
+)
 def test_retries_end(ask, fault, error):
     with serving(*[fault] * 9) as (playing, url), pytest.raises(error) as raised:
         ask(url, settings={"retries": 1})
@@ -196,7 +200,21 @@ def test_a_deadline_that_would_pass_in_a_pause_ends_the_call_at_once(ask):
     with serving(*[UNAVAILABLE] * 1000) as (playing, url), pytest.raises(DeadlineExceeded) as raised:
         ask(url, settings={"retries": 1000}, timeout=0.6)
     assert isinstance(raised.value.__cause__, ServerUnavailable)
+    assert f"no answer within 0.6 s: {url} is unavailable (going away)" in str(raised.value)
     assert 2 <= len(playing.seconds_left) <= 10
+
+
+@both
+@pytest.mark.parametrize("timeout", [0.001, 0.02])
+def test_with_little_time_the_error_still_names_the_server(ask, timeout):
+    with pytest.raises(DeadlineExceeded, match=r"127\.0\.0\.1:1"):
+        ask("127.0.0.1:1", timeout=timeout)
+
+
+@both
+def test_a_server_that_is_silent_after_it_was_unavailable_is_named(ask):
+    with serving(UNAVAILABLE, HOLD) as (_, url), pytest.raises(DeadlineExceeded, match=f"{url} is unavailable"):
+        ask(url, timeout=0.5)
 
 
 @both

@@ -7,7 +7,15 @@ import sys
 
 import instructrec_client
 import pytest
-from instructrec_client import AsyncClient, Client, InstructRecError, InvalidRequest, QueueFull, ServerUnavailable
+from instructrec_client import (
+    AsyncClient,
+    Client,
+    InstructRecError,
+    InvalidRequest,
+    ModelUnloaded,
+    QueueFull,
+    ServerUnavailable,
+)
 
 IMPORT_WITHOUT = """
 import importlib.abc, sys
@@ -69,9 +77,10 @@ def test_every_error_is_an_instructrec_error():
         for value in vars(instructrec_client).values()
         if isinstance(value, type) and issubclass(value, Exception) and value is not InstructRecError
     ]
-    assert len(errors) == 8
+    assert len(errors) == 9
     assert all(issubclass(error, InstructRecError) for error in errors)
     assert issubclass(QueueFull, ServerUnavailable)
+    assert issubclass(ModelUnloaded, ServerUnavailable)
 
 
 def test_errors_survive_pickling():

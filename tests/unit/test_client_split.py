@@ -20,8 +20,10 @@ from instructrec_client import (
     CanarySplit,
     Client,
     DeadlineExceeded,
+    InstructRecError,
     InvalidRequest,
     ModelNotFound,
+    ModelUnloaded,
     Recommendations,
     ServerError,
     ServerUnavailable,
@@ -79,6 +81,7 @@ class Wire:
         self.seen: list[str] = []
         self.given: list[float] = []
         self.slowness = 0.0
+        self.gone: InstructRecError = ModelNotFound("no canary")
 
     def recommend(self, domain: str) -> Recommendations:
         self.seen.append(domain)
@@ -92,7 +95,7 @@ class Wire:
         if self.slowness > seconds:
             raise DeadlineExceeded("the look-up is late")
         if self.share is None:
-            raise ModelNotFound("no canary")
+            raise self.gone
         return "7", {"canary_share": self.share}
 
 
@@ -136,14 +139,21 @@ def ask(wire: Wire, times: int = 3, user_id: Any = "anna", **settings: Any) -> t
 
 
 @pytest.mark.parametrize(
-    "failure", [ModelNotFound("gone"), ServerUnavailable("away"), ServerError("broken"), DeadlineExceeded("hangs")]
+    "failure",
+    [
+        ModelNotFound("gone"),
+        ModelUnloaded("taken down"),
+        ServerUnavailable("away"),
+        ServerError("broken"),
+        DeadlineExceeded("hangs"),
+    ],
 )
 def test_the_live_release_answers_where_the_canary_does_not(failure: Exception) -> None:
     releases, counts = ask(Wire(failure))
     assert releases == ["6", "6", "6"]
     assert counts.canary == 0
     # One that is gone is not tried again before the server is asked anew; one that fails is.
-    assert (counts.fallback, counts.live) == ((1, 2) if isinstance(failure, ModelNotFound) else (3, 0))
+    assert (counts.fallback, counts.live) == ((1, 2) if isinstance(failure, (ModelNotFound, ModelUnloaded)) else (3, 0))
 
 
 def test_a_request_that_is_wrong_is_wrong_for_both() -> None:
@@ -157,6 +167,24 @@ def test_the_canary_answers_its_people_and_the_servers_word_counts() -> None:
     assert ask(Wire(share=None))[0] == ["6", "6", "6"]
     assert ask(Wire(share="0.0"), share=1.0)[0] == ["7", "7", "7"], "the caller's own share goes before"
     assert ask(Wire(share="no number"))[0] == ["6", "6", "6"]
+
+
+@pytest.mark.parametrize("gone", [ModelNotFound("never there"), ModelUnloaded("taken down")])
+def test_a_canary_that_was_taken_down_is_one_no_more(gone: InstructRecError) -> None:
+    wire = Wire()
+    with wired(wire), Client() as client, CanarySplit(client, refresh=1e-9) as split:
+        assert split.recommend("a shirt", user_id="anna").release == "7"
+        wire.share, wire.gone = None, gone
+        assert split.recommend("a shirt", user_id="anna").release == "6"
+        assert split.canary is None
+
+    async def awaited() -> None:
+        async with AsyncClient() as client, AsyncCanarySplit(client, refresh=1e-9) as split:
+            await split.recommend("a shirt", user_id="anna")
+            assert split.canary is None
+
+    with wired(wire):
+        asyncio.run(awaited())
 
 
 def test_the_server_is_asked_once_a_minute() -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import pytest
-from instructrec_client import AsyncClient, Client, DeadlineExceeded, QueueFull, ServerError
+from instructrec_client import AsyncClient, Client, DeadlineExceeded, Feedback, QueueFull, ServerError
 from instructrec_client._throttle import Throttle
+from test_client_feedback import answer as stored
+from tritonclient.grpc import InferResult
 
 QUEUE = 20.0
 
@@ -114,6 +116,25 @@ class FullServer:
         raise QueueFull("full")
 
 
+class FeedbackTaker:
+    """A connection to a server that takes every event and recommends to nobody."""
+
+    def __init__(self) -> None:
+        self.asked = self.events = 0
+
+    def infer(self, model: str, *_: object) -> InferResult:
+        if model == "feedback":
+            self.events += 1
+            return InferResult(stored(1))
+        self.asked += 1
+        raise QueueFull("full")
+
+
+class AsyncFeedbackTaker(FeedbackTaker):
+    async def infer(self, *arguments: object) -> InferResult:  # type: ignore[override]
+        return super().infer(*arguments)  # type: ignore[arg-type]
+
+
 class AsyncFullServer(FullServer):
     async def infer(self, *_: object) -> None:  # type: ignore[override]
         super().infer()
@@ -132,6 +153,24 @@ async def test_a_burst_reaches_a_server_that_refused_nothing() -> None:
     client._transport = SlowServer()  # type: ignore[assignment]
     outcomes = await asyncio.gather(*(client.recommend("a shirt") for _ in range(200)), return_exceptions=True)
     assert {type(one) for one in outcomes} == {ServerError}
+
+
+async def test_feedback_is_sent_to_a_server_that_refuses_to_recommend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructrec_client._retry.FIRST_PAUSE", 0.0)
+    client, server = Client(), FeedbackTaker()
+    client._transport = server  # type: ignore[assignment]
+    other, other_server = AsyncClient(), AsyncFeedbackTaker()
+    other._transport = other_server  # type: ignore[assignment]
+    for _ in range(200):
+        with pytest.raises(QueueFull):
+            client.recommend("a shirt")
+        with pytest.raises(QueueFull):
+            await other.recommend("a shirt")
+        assert client.feedback(Feedback("purchase", "sku-1"))
+        assert await other.feedback(Feedback("purchase", "sku-1"))
+    assert (server.events, other_server.events) == (200, 200)
+    assert server.asked < 400, "of 600: that events are taken does not say that there is room for recommendations"
+    assert other_server.asked < 400
 
 
 @pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 80)])

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instructrec_client import AsyncClient, Client, InvalidRequest, ServerUnavailable
+from instructrec_client._validation import check_request
+
+from serving.steps.tokenization import is_blank
 
 NOBODY = "127.0.0.1:1"
 
@@ -36,9 +39,19 @@ def test_k_of_another_type(k):
     assert refusal("a shirt", k=k) == f"k must be an int from 1 to 100, got {type(k).__name__}"
 
 
-@pytest.mark.parametrize("instruction", ["", "   ", "\n\t"])
+@pytest.mark.parametrize("instruction", ["", "   ", "\n\t", "\0", "\u200b", "\u2060\ufeff", "\u0301", "\ue000\ufffd"])
 def test_empty_instruction(instruction):
     assert refusal(instruction) == "the instruction is empty: say what is wanted"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], include_characters="\u200b\u0301\ufffd "), max_size=3))
+def test_the_client_refuses_as_blank_what_the_server_would(instruction):
+    try:
+        check_request([instruction], None, 1)
+        is_refused = False
+    except InvalidRequest:
+        is_refused = True
+    assert is_refused == is_blank(instruction)
 
 
 @pytest.mark.parametrize("instruction", [None, b"a shirt", 3])
@@ -74,7 +87,9 @@ def test_batch_needs_a_sequence_and_a_history_each():
     assert refusal(["a", "b"], histories=[[]], batch=True).startswith("1 histories for 2 instructions")
 
 
-@given(st.text(min_size=1).filter(str.strip), st.lists(st.text(), max_size=5), st.integers(1, 100))
+@given(
+    st.text(min_size=1).filter(lambda text: not is_blank(text)), st.lists(st.text(), max_size=5), st.integers(1, 100)
+)
 def test_what_the_contract_allows_is_sent(text, history, k):
     with Client(NOBODY, retries=0) as client, pytest.raises(ServerUnavailable):
         client.recommend(text, history=history, k=k)

@@ -1,5 +1,6 @@
 """What the feedback model takes and refuses: rows, fields, batches."""
 
+import asyncio
 import importlib.util
 import json
 import sys
@@ -27,7 +28,8 @@ from feedback.errors import InvalidEventError
 from feedback.events import KINDS, MAX_INSTRUCTION_BYTES, OPTIONAL, REQUIRED, read_events
 from feedback.location import KEY_VARIABLE, URL_VARIABLE, Location
 from feedback.reader import FeedbackReader
-from loadtest.feedback_bench import _serialised
+from loadtest.feedback_bench import _serialised, _serialised_sender
+from loadtest.workload import Query
 from serving import feedback_model
 from serving.feedback_model import MODEL, stage_feedback
 from serving.layout import Layout
@@ -129,6 +131,42 @@ def test_the_bytes_that_the_benchmark_sends_are_events():
         ("shop", "u", "a blue shirt", "3")
     }
     assert [one.timestamp for one in events] == [int(one.timestamp * 1_000) for one in sent]
+
+
+def test_no_two_runs_of_the_benchmark_send_an_event_of_the_same_id(monkeypatch):
+    """What they sent stays in the store, where an event that is known counts as a failure."""
+    seen = []
+
+    class Channel:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_):
+            pass
+
+        def unary_unary(self, _):
+            return self.call
+
+        async def call(self, content, **_):
+            request = service_pb2.ModelInferRequest.FromString(content)
+            [ids] = [
+                raw
+                for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+                if one.name == "event_id"
+            ]
+            seen.extend(deserialize_bytes_tensor(ids))
+            return service_pb2.ModelInferResponse(raw_output_contents=[np.ones(1, "<i4").tobytes()]).SerializeToString()
+
+    monkeypatch.setattr("grpc.aio.insecure_channel", lambda _: Channel())
+
+    async def runs():
+        for _ in range(1_000):
+            async with _serialised_sender("nobody", "shop", [Query(text="a blue shirt")], 1) as send:
+                await send(0)
+                await send(1)
+
+    asyncio.run(runs())
+    assert len(set(seen)) == 2_000
 
 
 def test_what_is_optional_may_be_left_out():

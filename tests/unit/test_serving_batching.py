@@ -137,7 +137,9 @@ def tokenizer_step(triton: Any, tmp_path: Path) -> Any:
     shutil.copy2(tokenizer_file(), tmp_path / "tokenizer" / "tokenizer.json")
     step = module.TritonPythonModel()
     parameters = {"length_buckets": {"string_value": "8,16,32"}, "max_queue_size": {"string_value": "0"}}
-    step.initialize({"model_name": "shop_tokenizer", "model_config": json.dumps({"parameters": parameters})})
+    step.initialize(
+        {"model_name": "shop_tokenizer", "model_version": "7", "model_config": json.dumps({"parameters": parameters})}
+    )
     return step
 
 

@@ -47,6 +47,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     Journal(layout.journal("shop")).append(Publication(at=EARLY, release=1, before=None, verb="deploy"))
     triton = FakeTriton(repository)
     monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", triton)
+    monkeypatch.setattr("urllib.request.urlopen", triton.metrics)
     monkeypatch.setattr(lifecycle, "load_steps", lambda *_: None)
     monkeypatch.setattr(lifecycle, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(judging, "PAUSE_SECONDS", 0.0)
@@ -179,6 +180,36 @@ def test_one_failure_or_a_full_queue_is_no_verdict(shop: Shop, monkeypatch: pyte
     assert judge(shop.layout, "shop", SETTINGS).verdict.outcome is Outcome.WAIT
 
 
+def test_requests_that_were_refused_because_too_many_waited_are_no_errors_of_a_step_of_its_own(shop: Shop) -> None:
+    live, canary = ("shop_encoder", 1), ("shop_encoder", 3)
+    shop.triton.refused[live], shop.triton.refused[canary] = 5_000, 40  # of an overload last week, and a shadow's
+    people_ask(shop, "shop", 100_000, 5_010)
+    shop.releases[2] = shop.releases[3]
+    shop.put_up()
+    people_ask(shop, "shop", 8_000, 2_000 + 5)
+    people_ask(shop, "shop_canary", 700, 300 + 1)
+    shop.triton.refused[live] += 2_000
+    assert errors_of(judge(shop.layout, "shop", SETTINGS)).outcome is Outcome.DROP, "as far as anybody knows"
+    shop.triton.refused[canary] += 300
+    said = errors_of(judge(shop.layout, "shop", SETTINGS))
+    assert said.outcome is not Outcome.DROP
+    assert said.words.startswith("1 of 702 requests (up to 1 of them our own) failed, of the live release 5 of 8,0")
+    assert said.words.endswith("; without 300 and 2,000 that were refused because too many waited")
+    people_ask(shop, "shop_canary", 0, 200)
+    assert errors_of(judge(shop.layout, "shop", SETTINGS)).outcome is Outcome.DROP, "what it fails with else is found"
+
+
+def test_of_a_first_step_that_both_begin_with_nobody_knows_whose_requests_it_refused(shop: Shop) -> None:
+    shop.put_up()
+    people_ask(shop, "shop", 8_000, 2_000)
+    people_ask(shop, "shop_canary", 800, 200)
+    shop.triton.refused["shop_encoder", 1] += 2_200
+    said = errors_of(judge(shop.layout, "shop", SETTINGS))
+    assert said.outcome is Outcome.WAIT
+    assert said.words.startswith("200 of 1,001 requests")
+    assert "without" not in said.words
+
+
 def verdict(outcome: Outcome) -> Verdict:
     return Verdict((Judgement("errors", outcome, "planted"),))
 
@@ -224,13 +255,15 @@ def test_a_changed_share_begins_the_evidence_anew_and_the_same_share_does_not(
     people_ask(shop, "shop", 50, 1)
     shop.put_up()
     first = shop.canary
-    assert first.live_before == Requests(50, 1, 5.0)
+    assert first.live_before == Requests(50, 1, 5.0, first_step="shop_encoder 1")
     people_ask(shop, "shop", 20, 2)
     monkeypatch.setattr("serving.canary.ensemble.now", lambda: LATE)
     shop.put_up()
     assert shop.canary == first
     shop.put_up(0.5)
-    assert shop.canary == replace(first, share=0.5, since=LATE, live_before=Requests(70, 3, 5.0))
+    assert shop.canary == replace(
+        first, share=0.5, since=LATE, live_before=Requests(70, 3, 5.0, first_step="shop_encoder 1")
+    )
 
 
 def test_a_busy_server_is_asked_again_for_a_canarys_first_answer(shop: Shop) -> None:
@@ -249,4 +282,6 @@ def test_a_share_that_cannot_be_changed_stays(shop: Shop, monkeypatch: pytest.Mo
         shop.triton.faults["shop_canary"] = fault
         with pytest.raises(ServerError, match=fault):
             shop.put_up(0.5)
-        assert shop.canary == replace(first, live_before=Requests(20, 0, 5.0)), "its own counts begin anew, so both do"
+        assert shop.canary == replace(first, live_before=Requests(20, 0, 5.0, first_step="shop_encoder 1")), (
+            "its own counts begin anew, so both do"
+        )

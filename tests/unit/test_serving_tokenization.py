@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from serving.steps.invalid_request import InvalidRequestError
 from serving.steps.ranking import MAX_HISTORY
 from serving.steps.recommendation import read_history, read_top_k
-from serving.steps.tokenization import MAX_INSTRUCTION_BYTES, InstructionTokenizer, decode_instructions
+from serving.steps.tokenization import MAX_INSTRUCTION_BYTES, InstructionTokenizer, decode_instructions, is_blank
 from training.tokenizer import load_tokenizer
 
 BUCKETS = (8, 16, 32, 64)
@@ -47,7 +47,7 @@ def rows(*values: bytes) -> np.ndarray:
 
 def is_text(value: bytes) -> bool:
     try:
-        return bool(value.decode("utf-8").strip())
+        return not is_blank(value.decode("utf-8"))
     except UnicodeDecodeError:
         return False
 
@@ -62,6 +62,9 @@ def test_texts_come_back_in_order():
         (b"", "empty"),
         (b" \t\n", "empty"),
         ("\u2003\u00a0".encode(), "empty"),
+        (b"\0", "empty"),
+        (" \u200b\u2060\ufeff\u00ad".encode(), "empty"),
+        ("\u0301\ue000\ufffd".encode(), "empty"),
         (b"\xff\xfe" + PRIVATE.encode(), "not UTF-8"),
         (PRIVATE.encode("utf-16"), "not UTF-8"),
         (PRIVATE.encode() + b"\xed\xa0\x80", "not UTF-8"),  # half of a surrogate pair
@@ -103,9 +106,17 @@ def test_any_bytes_are_refused_cleanly_or_become_valid_tensors(tokenizer, vocabu
     assert ((input_ids >= 0) & (input_ids < vocabulary)).all()
     assert attention_mask.sum(axis=1).tolist() == [len(ids) for ids in token_ids]
     for row, ids in enumerate(token_ids):
-        assert ids
+        assert len(ids) > 2, "something between the two markers"
         assert input_ids[row, : len(ids)].tolist() == ids
         assert attention_mask[row].tolist() == [1] * len(ids) + [0] * (input_ids.shape[1] - len(ids))
+
+
+def test_what_the_tokenizer_drops_is_blank_and_no_letter_is(tokenizer):
+    characters = [chr(point) for point in (*range(0xD800), *range(0xE000, 0x10000), *range(0xE0000, 0xE0200))]
+    dropped = {one for one, ids in zip(characters, tokenizer.encode(characters), strict=True) if len(ids) == 2}
+    assert dropped
+    assert all(map(is_blank, dropped))
+    assert not any(is_blank(one) for one in characters if one.isalnum() or one in "?!€🧵")
 
 
 @given(st.lists(surrogate_free, min_size=1, max_size=5))

@@ -36,7 +36,9 @@ class TritonPythonModel:
         self.head = Head.open(folder)
         self.recommender = Recommender(folder, args["model_name"], args["model_version"])
         instances = sum(group["count"] for group in config["instance_group"])
-        self.admission = Admission(int(settings["max_queue_size"]), {args["model_name"]}, instances=instances)
+        self.admission = Admission(
+            int(settings["max_queue_size"]), args["model_name"], args["model_version"], instances=instances
+        )
         self.encoder.encode(["warm up"])
         if settings["engine"] == "openvino":  # each shape that it meets anew costs 3 to 30 ms
             self.encoder.warm_up(rows=(1, 2, 4, 8), lengths=(16, 32, 48, 64))
@@ -50,6 +52,10 @@ class TritonPythonModel:
         responses = answer_batch(admitted, self._read, self._recommend, self.recommender.tensors)
         self.recommender.report()
         return refusals + responses
+
+    def finalize(self) -> None:
+        """Let go of what the server holds."""
+        self.admission.close()
 
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))  # `steps/` of this very release, never another's
 
-from steps.admission import Admission, steps_beside
+from steps.admission import Admission
 from steps.batching import answer_batch, tensor
 from steps.tokenization import InstructionTokenizer, decode_instructions
 
@@ -22,13 +22,18 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         buckets = [int(length) for length in parameters["length_buckets"]["string_value"].split(",")]
         self.tokenizer = InstructionTokenizer(Path(__file__).parent / "tokenizer.json", buckets)
-        self.admission = Admission(int(parameters["max_queue_size"]["string_value"]), steps_beside(args["model_name"]))
+        bound = int(parameters["max_queue_size"]["string_value"])
+        self.admission = Admission(bound, args["model_name"], args["model_version"])
         self.tokenizer.encode(["warm up"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with `input_ids` and `attention_mask`, or with an error of its own."""
         refusals, admitted = self.admission.split(requests)
         return refusals + answer_batch(admitted, self._read, self._tokenize, self._write)
+
+    def finalize(self) -> None:
+        """Let go of what the server holds."""
+        self.admission.close()
 
     def _read(self, request: Any) -> list[str]:
         return decode_instructions(tensor(request, "instruction"))
