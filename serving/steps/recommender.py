@@ -64,6 +64,10 @@ class Recommender:
             self._unknown_items.increment(self._unknown)
             self._unknown = 0
 
+    def close(self) -> None:
+        """Let go of the metric while there is a server to tell, for later the stub would crash."""
+        del self._unknown_items, self._unknown_items_family
+
     def rank(self, instruction: Vectors, logits: Vectors, wishes: Sequence[Wish]) -> list[Ranked]:
         """The best items of every request, with one product over the item vectors.
 

@@ -56,6 +56,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Let go of what the server holds."""
         self.admission.close()
+        self.recommender.close()
 
     def _read(self, request: Any) -> Query:
         texts = decode_instructions(tensor(request, "instruction"))

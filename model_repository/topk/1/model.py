@@ -29,6 +29,10 @@ class TritonPythonModel:
         self.recommender.report()
         return responses
 
+    def finalize(self) -> None:
+        """Let go of what the server holds."""
+        self.recommender.close()
+
     def _read(self, request: Any) -> Query:
         instruction = tensor(request, "instruction_vector")
         logits = tensor(request, "logits")
