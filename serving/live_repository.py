@@ -205,6 +205,7 @@ class LiveRepository:
             config = parse_config(release.model_file(model, VARIANTS_FOLDER, name).decode())
             if all((folder.parent / str(version) / config.default_model_filename).is_file() for version in versions):
                 config.version_policy.specific.versions.extend(versions)
+                join_lengths(config)
                 variants[name] = format_config(config).encode()
         for path in folder.glob("*.pbtxt"):
             if path.name not in variants:

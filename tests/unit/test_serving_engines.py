@@ -99,6 +99,7 @@ def engine_release(folder: Path, number: int = 1) -> Release:
     (encoder / "configs").mkdir()
     (encoder / "configs" / "gpu.pbtxt").write_text(
         'name: "shop_encoder"\nbackend: "tensorrt"\ndefault_model_filename: "model.plan"\nmax_batch_size: 32\n'
+        'input { name: "input_ids" dims: [-1] }\n'
     )
     (encoder / str(number) / "model.plan").write_bytes(b"engine")
     made = manifest_of(release.path, "shop", number, release.manifest.steps)
@@ -133,6 +134,7 @@ def test_the_variant_is_live_only_where_the_engine_belongs(tmp_path):
     assert repository.stage(release) == ["shop_encoder"]
     config = parse_config(variant(repository).read_text())
     assert (config.backend, list(config.version_policy.specific.versions)) == ("tensorrt", [1])
+    assert config.input[0].allow_ragged_batch, "or requests of another length would break its batches up"
     assert repository.stage(release) == []  # unchanged files are left alone, or Triton would reload
     assert repository.stage(release, variants=False) == ["shop_encoder"]
     assert not variant(repository).exists()
