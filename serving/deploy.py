@@ -21,6 +21,7 @@ from .gates.gates import Gates
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
+from .liveness import ask_domain
 from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
@@ -37,7 +38,8 @@ class Deployment:
     Attributes:
         action: "started" a server, "published" to a running one, or "unchanged": the release was live already.
         endpoints: where the server listens.
-        answer: the release's first real answer.
+        release: the number of the release that answers.
+        answer: its first real answer; None if it was live already and is too busy for one: it answers others.
         switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
             server had to be switched.
         warnings: why the release's engine is not used, if it has one and it does not belong on this machine; and what
@@ -46,8 +48,9 @@ class Deployment:
     """
 
     action: str
+    release: int
     endpoints: Endpoints
-    answer: ProbeAnswer
+    answer: ProbeAnswer | None
     switch_seconds: float | None = None
     warnings: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
@@ -244,7 +247,7 @@ def _start(
         _discard(repository, release)
         raise
     load_canaries(repository, state.endpoints.grpc_url)
-    return Deployment("started", state.endpoints, answer)
+    return Deployment("started", release.number, state.endpoints, answer)
 
 
 def _publish(
@@ -260,7 +263,7 @@ def _publish(
         raise
     if live is not None and live.number == release.number and not changed:
         try:
-            return Deployment("unchanged", state.endpoints, probe_release(url, release))
+            return Deployment("unchanged", release.number, state.endpoints, ask_domain(url, release))
         except ServerError as error:
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     log_start = server.log_size()
@@ -285,7 +288,7 @@ def _publish(
             if isinstance(error, ServingError):
                 raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
             raise
-    return Deployment("published", state.endpoints, answer, seconds)
+    return Deployment("published", release.number, state.endpoints, answer, seconds)
 
 
 def load_steps(

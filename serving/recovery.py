@@ -17,7 +17,7 @@ from .errors import ReleaseError, ServerError
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
-from .probe import probe_release
+from .liveness import ask_domain
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 from .unfinished import Intent, Unfinished
@@ -66,7 +66,8 @@ def _answers(layout: Layout, state: ServerState, one: Unfinished) -> bool:
     if live is None or live.number != one.number or release is None:
         return False
     with contextlib.suppress(ReleaseError, ServerError):
-        probe_release(state.endpoints.grpc_url, release)
+        # One that is busy has answered others by now: no reason to take it from them.
+        ask_domain(state.endpoints.grpc_url, release)
         return True
     return False
 
