@@ -283,10 +283,12 @@ def _publish(
             if _switched(repository, domain, live):
                 _go_back(client, repository, domain, before)
             _discard(repository, release)
-            if isinstance(error, GateError):
-                raise GateError(f"{error.message}; {_still(live)}") from None
             if isinstance(error, ServingError):
-                raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
+                ended = server.ended(state, since=log_start)
+                if isinstance(error, GateError) and not ended:
+                    raise GateError(f"{error.message}; {_still(live)}") from None
+                why = f"{ended}; {_not_yet(live)}" if ended else f"{error.message}; {_still(live)}"
+                raise PublishError(f"release {release.number} is not live: {why}") from None
             raise
     return Deployment("published", release.number, state.endpoints, answer, seconds)
 
@@ -383,3 +385,9 @@ def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
 
 def _still(live: LiveRelease | None) -> str:
     return f"release {live.number} still answers" if live else "nothing was live before"
+
+
+def _not_yet(live: LiveRelease | None) -> str:
+    if live is None:
+        return _still(live)
+    return f"release {live.number} answers again when the watcher or `make deploy RELEASE={live.number}` starts it"

@@ -205,6 +205,19 @@ class Server:
             f"(log: {self.layout.server_log})"
         )
 
+    def ended(self, state: ServerState, *, since: int) -> str | None:
+        """Why the server answers nobody any more, once something has failed on it; None if it lives.
+
+        Args:
+            state: of the server that was asked.
+            since: as for `first_error`.
+        """
+        try:
+            self.wait_until_up(state, timeout_seconds=10.0)  # one that is about to end is still there for a moment
+        except ServerError as error:
+            return error.message
+        return f"tritonserver ended: {self.first_error(since=since)}" if self.state() is None else None
+
     def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5, forget: bool = True) -> str:
         """Stop the server: requests in flight are answered, then nothing of it is left.
 

@@ -98,10 +98,11 @@ def _put_up(
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live_release = Release(server.layout.releases(domain) / str(live))
     release.manifest.verify(release.path)
+    log_start = server.log_size()
     try:
         gates.check_files(release, live_release)
         changed = repository.stage(release, variants=engine_warning(release) is None)
-        load_steps(client, server, release, changed, server.log_size())
+        load_steps(client, server, release, changed, log_start)
         gates.check_answers(client, url, release, live_release)
         canary = new_canary(release, share, gates.failed, count_requests(url, domain, live))
         write_canary(repository, canary, release)
@@ -112,6 +113,8 @@ def _put_up(
         remove_canary(repository, domain, client)
         _unstage(server.layout, repository, client, release)
         if isinstance(error, ServingError):
+            if ended := server.ended(state, since=log_start):
+                raise PublishError(f"release {release.number} is no canary: {ended}") from None
             kind = GateError if isinstance(error, GateError) else PublishError
             raise kind(f"release {release.number} is no canary: {error.message}; release {live} answers all") from None
         raise

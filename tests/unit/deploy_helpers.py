@@ -56,7 +56,7 @@ class Shop:
         monkeypatch.setattr(Server, "start", lambda _, endpoints, __: self.say_it_runs(endpoints))
         monkeypatch.setattr(Server, "stop", lambda _, forget=True, **__: self.crash(forget=forget))
         for name in ("wait_until_up", "wait_until_ready"):
-            monkeypatch.setattr(Server, name, lambda *_: None)
+            monkeypatch.setattr(Server, name, lambda *_, **__: None)
         for module in (deploying, liveness):
             monkeypatch.setattr(module, "probe_release", self.probe)
         monkeypatch.setattr(deploying, "PROBE_PATIENCE_SECONDS", 0.0)

@@ -270,6 +270,24 @@ def test_a_live_release_that_is_busy_is_neither_broken_nor_taken_back(
         shop.deploy(2)
 
 
+def test_a_server_that_a_publish_ends_is_not_said_to_answer(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_steps(*_: Any) -> None:
+        shop.layout.server_log.write_text("I0101 started\nE0101 python_be.cc:9] out of memory\n")
+        shop.crash()
+        raise PublishError("Triton refuses shop_topk: failed to connect to all addresses")
+
+    shop.deploy(1)
+    shop.layout.server_log.parent.mkdir(parents=True)
+    monkeypatch.setattr("serving.deploy.load_steps", load_steps)
+    with pytest.raises(PublishError) as caught:
+        shop.deploy(2)
+    assert caught.value.message == (
+        "release 2 is not live: tritonserver ended: out of memory; release 1 answers again when the watcher or "
+        "`make deploy RELEASE=1` starts it"
+    )
+    assert shop.live() == 1
+
+
 class Forced(Gates):
     """Gates by which no release passes, and which are overridden: one says so from the files, one from answers."""
 
