@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .canary.ensemble import load_canaries
+from .embedded import Endpoints
 from .errors import BusyError, ServerError, ServingError
 from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
@@ -290,12 +291,25 @@ class Healer:
             self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
             done = self._recover()
-            domains = LiveRepository(self.layout.live).domains()
-            state = self.server.start(endpoints, domains)
-            self.server.wait_until_ready(state, domains)
+            try:
+                state = self._start(endpoints)
+            except ServerError as error:
+                repository = LiveRepository(self.layout.live)
+                if not (engines := repository.steps.variants()):
+                    raise
+                repository.drop_variants(engines)  # the ONNX graphs need neither their GPU nor its memory
+                logger.warning("started without the engines of %s: %s", ", ".join(engines), error.message)
+                self.server.stop(drain_seconds=1, forget=False)
+                state = self._start(endpoints)
             refused = load_canaries(LiveRepository(self.layout.live), state.endpoints.grpc_url)
         without = f", without {', '.join(refused)}" if refused else ""
         return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
+
+    def _start(self, endpoints: Endpoints) -> ServerState:
+        domains = LiveRepository(self.layout.live).domains()
+        state = self.server.start(endpoints, domains)
+        self.server.wait_until_ready(state, domains)
+        return state
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:
