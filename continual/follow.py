@@ -153,5 +153,5 @@ class Follower:
         for warning in deployment.warnings:
             logger.warning("%s", warning)
         seconds = "" if deployment.switch_seconds is None else f", switched in {deployment.switch_seconds:.2f} s"
-        logger.info("release %s answers%s", deployment.answer.release, seconds)
+        logger.info("release %s answers%s", deployment.release, seconds)
         return True

@@ -23,6 +23,7 @@ from .gates.gates import Gates, summary
 from .gates.settings import read_settings
 from .layout import Layout
 from .live_repository import LiveRepository
+from .liveness import ask_domain
 from .options import config_option, domain_option, overrides_argument, var_option, watch_option
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
@@ -30,6 +31,7 @@ from .releases import ReleaseStore
 from .server import MENDING_SECONDS, Server, tail
 
 PORT = click.IntRange(1, 65535)
+BUSY = "others; too many wait for it to answer this command too"
 
 
 @click.group(help=__doc__)
@@ -84,10 +86,9 @@ def deploy(
         "published": f"published to the running server{forced}",
         "unchanged": "is live already, nothing to do",
     }[deployment.action]
-    click.echo(
-        f"release {deployment.answer.release} answers at {deployment.endpoints.grpc_url} "
-        f"(first answer in {deployment.answer.milliseconds:.0f} ms): {done}"
-    )
+    answer = deployment.answer
+    took = f"first answer in {answer.milliseconds:.0f} ms" if answer else BUSY
+    click.echo(f"release {deployment.release} answers at {deployment.endpoints.grpc_url} ({took}): {done}")
     try:
         probe_feedback(deployment.endpoints.grpc_url)
     except ServerError as error:  # recommendations do not wait for the feedback store to come back
@@ -130,12 +131,11 @@ def status(var: Path) -> None:
         live = repository.live_release(domain)
         if live is not None:
             try:
-                answer = probe_release(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
+                answer = ask_domain(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
             except ServerError as error:
                 raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
-            click.echo(
-                f"{domain:<10} release {answer.release} answers a real instruction in {answer.milliseconds:.1f} ms"
-            )
+            says = f"a real instruction in {answer.milliseconds:.1f} ms" if answer else BUSY
+            click.echo(f"{domain:<10} release {live.number} answers {says}")
     for one in canaries(repository):
         try:
             release = ReleaseStore(layout.releases(one.domain)).open(one.release)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +13,14 @@ from tritonclient.utils import InferenceServerException
 from .canary.ensemble import leave_to_live, load_canaries
 from .candidate import answer_beforehand
 from .embedded import Endpoints
-from .engines.fingerprint import Fingerprint, GpuError, gpu_in_use
+from .engine_variants import engine_waits, engine_warning, take_out, uses_engine
 from .errors import GateError, PublishError, ReleaseError, ServerError, ServingError
 from .feedback_model import publish_feedback, stage_feedback
 from .gates.gates import Gates
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
+from .liveness import ask_domain
 from .probe import ProbeAnswer, probe_release
 from .recovery import one_step_away, recover, unload_strays
 from .releases import Release, ReleaseStore
@@ -37,17 +37,19 @@ class Deployment:
     Attributes:
         action: "started" a server, "published" to a running one, or "unchanged": the release was live already.
         endpoints: where the server listens.
-        answer: the release's first real answer.
+        release: the number of the release that answers.
+        answer: its first real answer; None if it was live already and is too busy for one: it answers others.
         switch_seconds: from the moment when all of the release was loaded until it answered; None if no running
             server had to be switched.
-        warnings: why the release's engine is not used, if it has one and it does not belong on this machine; and what
-            else could not be done once the release was live.
+        warnings: why the release's engine is not used, if it has one, and what lets it answer; and what else could not
+            be done once the release was live.
         forced: the gates that the release did not pass and was let through all the same.
     """
 
     action: str
+    release: int
     endpoints: Endpoints
-    answer: ProbeAnswer
+    answer: ProbeAnswer | None
     switch_seconds: float | None = None
     warnings: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
@@ -168,7 +170,9 @@ def _make_live(server: Server, order: _Order, endpoints: Endpoints) -> Deploymen
         with _warned(warnings):
             publish_feedback(layout, url)
     if deployment.action != "unchanged":
-        _retire(server, repository, domain, before)
+        _retire(server, repository, domain, before if is_new else None)
+    waits = engine_waits(repository, release) if warning is None else None
+    warnings += [waits] if waits else []
     return replace(deployment, warnings=tuple(warnings), forced=intent.forced)
 
 
@@ -199,36 +203,19 @@ def _deploy(
     return _publish(server, state, repository, order, with_engine)
 
 
-def engine_warning(release: Release) -> str | None:
-    """Why a release's engine may not run on this machine; None if it may, or if the release has none."""
-    built = release.manifest.engine
-    if built is None:
-        return None
-    try:
-        gpu = gpu_in_use()
-        # Imported only where there is a GPU and an engine for it: it loads gigabytes of libraries.
-        version = str(importlib.import_module("tensorrt").__version__)
-    except GpuError as error:
-        reason = f"the release's engine cannot run here: {error}"
-    except (ImportError, OSError) as error:
-        reason = f"the release's engine cannot run here: TensorRT cannot be loaded: {error}"
-    else:
-        reason = built.difference(Fingerprint(**gpu, tensorrt=version)) or ""
-    return f"{reason}; the ONNX graph answers instead (docs/tensorrt.md)" if reason else None
-
-
 def _start(
     server: Server, repository: LiveRepository, order: _Order, endpoints: Endpoints, with_engine: bool
 ) -> Deployment:
     release, domain = order.release, order.release.manifest.domain
     live, before = repository.live_release(domain), repository.ensemble_config(domain)
-    remembered = server.remembered()
+    remembered, failed = server.remembered(), _Failed(server, repository, release)
     try:
         repository.stage(release, variants=with_engine)
         repository.marks.intend(domain, release.number, order.intent)
         repository.switch(release)
         if live is not None and remembered is not None:
             repository.unlist(live)  # the server died, maybe of what this release alone needs
+            repository.settle(release, variants=with_engine)
         domains = repository.domains()
         try:
             state = server.start(endpoints, domains)
@@ -241,10 +228,10 @@ def _start(
         if _switched(repository, domain, live):
             with contextlib.suppress(PublishError):
                 repository.restore(domain, before)
-        _discard(repository, release)
+        failed.take_out()
         raise
     load_canaries(repository, state.endpoints.grpc_url)
-    return Deployment("started", state.endpoints, answer)
+    return Deployment("started", release.number, state.endpoints, answer)
 
 
 def _publish(
@@ -253,15 +240,17 @@ def _publish(
     release, url = order.release, state.endpoints.grpc_url
     domain = release.manifest.domain
     live, before = repository.live_release(domain), repository.ensemble_config(domain)
+    failed = _Failed(server, repository, release)
     try:
         changed = repository.stage(release, variants=with_engine)
     except BaseException:
-        _discard(repository, release)
+        failed.take_out()
         raise
     if live is not None and live.number == release.number and not changed:
         try:
-            return Deployment("unchanged", state.endpoints, probe_release(url, release))
+            return Deployment("unchanged", release.number, state.endpoints, ask_domain(url, release))
         except ServerError as error:
+            failed.take_out()
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     log_start = server.log_size()
     with grpc.InferenceServerClient(url) as client:
@@ -279,13 +268,15 @@ def _publish(
         except BaseException as error:
             if _switched(repository, domain, live):
                 _go_back(client, repository, domain, before)
-            _discard(repository, release)
-            if isinstance(error, GateError):
-                raise GateError(f"{error.message}; {_still(live)}") from None
+            failed.take_out(client)
             if isinstance(error, ServingError):
-                raise PublishError(f"release {release.number} is not live: {error.message}; {_still(live)}") from None
+                ended = server.ended(state, since=log_start)
+                if isinstance(error, GateError) and not ended:
+                    raise GateError(f"{error.message}; {_still(live)}") from None
+                why = f"{ended}; {_not_yet(live)}" if ended else f"{error.message}; {_still(live)}"
+                raise PublishError(f"release {release.number} is not live: {why}") from None
             raise
-    return Deployment("published", state.endpoints, answer, seconds)
+    return Deployment("published", release.number, state.endpoints, answer, seconds)
 
 
 def load_steps(
@@ -336,18 +327,31 @@ def _go_back(client: grpc.InferenceServerClient, repository: LiveRepository, dom
                 client.unload_model(domain, client_timeout=10)
 
 
-def _discard(repository: LiveRepository, release: Release) -> None:
-    """Take out a release that failed; where the disk is too full even for that, the next command does (`recover`)."""
-    with contextlib.suppress(PublishError):
-        repository.discard(release)
+class _Failed:
+    """What to do where a release turns out not to go live; made before anything of it is staged."""
+
+    def __init__(self, server: Server, repository: LiveRepository, release: Release) -> None:
+        self.repository, self.release = repository, release
+        domain = release.manifest.domain
+        live = repository.live_release(domain)
+        self.live = Release(server.layout.releases(domain) / str(live.number)) if live is not None else None
+        self.engine = uses_engine(repository, self.live)
+
+    def take_out(self, client: grpc.InferenceServerClient | None = None) -> None:
+        """Take it out; where the disk is too full even for that, the next command does (`recover`)."""
+        with contextlib.suppress(PublishError):
+            models = take_out(self.repository, self.release, self.live, engine=self.engine)
+            for model in models if client is not None else []:
+                _load(client, model)
 
 
 def _retire(server: Server, repository: LiveRepository, domain: str, before: LiveRelease | None) -> None:
     """Remove what is neither live nor one step away; the release is live, so this only frees disk and memory."""
-    now = repository.live_release(domain)
-    keep = [one for one in (now, before) if one is not None]
+    others = one_step_away(server.layout, repository)
+    own = others.pop(domain, None)
+    keep = [one for one in (repository.live_release(domain), before, own) if one is not None]
     with contextlib.suppress(PublishError):
-        repository.retire(domain, keep, others=one_step_away(server.layout, repository, domain))
+        repository.retire(domain, keep, others=others.values())
     if (state := server.state()) is not None:
         unload_strays(state, repository)
 
@@ -363,7 +367,8 @@ def _load(client: grpc.InferenceServerClient, model: str) -> None:
     try:
         client.load_model(model, client_timeout=120)
     except InferenceServerException as error:
-        raise PublishError(f"Triton refuses {model}: {error.message()}") from None
+        reason = " ".join(error.message().split())  # a line a version, where several do not load
+        raise PublishError(f"Triton refuses {model}: {reason}") from None
 
 
 def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
@@ -380,3 +385,9 @@ def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:
 
 def _still(live: LiveRelease | None) -> str:
     return f"release {live.number} still answers" if live else "nothing was live before"
+
+
+def _not_yet(live: LiveRelease | None) -> str:
+    if live is None:
+        return _still(live)
+    return f"release {live.number} answers again when the watcher or `make deploy RELEASE={live.number}` starts it"

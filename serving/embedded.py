@@ -26,7 +26,8 @@ EXIT_TIMEOUT_SECONDS = 30
 """How long a stopping server waits for requests in flight."""
 WARM_UP_ROWS = 8
 """The most rows of a warm-up sample on the embedded server."""
-
+GPU_DRIVER = "libcuda.so.1"
+"""The library by which everything reaches an NVIDIA GPU; it comes with the host's driver, never with a package."""
 
 PYTHON_BASED_BACKENDS = frozenset(path.parent.name for path in (SERVING / "backends").glob("*/model.py"))
 """The native backends' names that our own answer for."""
@@ -123,12 +124,15 @@ class Installation:
     def environment(self) -> dict[str, str]:
         """The environment of the server and its stubs.
 
-        This interpreter, one thread a numeric library, nothing of the caller's Python set-up.
+        This interpreter, one thread a numeric library, nothing of the caller's Python set-up. Of the caller's libraries
+        the GPU's driver alone, which some hosts mount where nothing else points.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
+        callers = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+        drivers = [folder for folder in callers if (Path(folder) / GPU_DRIVER).exists()]
         python_libraries = sysconfig.get_config_var("LIBDIR") or ""
         environment |= {
-            "LD_LIBRARY_PATH": f"{self.libraries}:{python_libraries}",
+            "LD_LIBRARY_PATH": ":".join([str(self.libraries), python_libraries, *drivers]),
             # The stub embeds Python and finds its packages through the first `python3` on the path.
             "PATH": f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}",
             "PYTHONNOUSERSITE": "1",

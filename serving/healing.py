@@ -23,17 +23,17 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .canary.ensemble import load_canaries
-from .errors import BusyError, LateError, ServerError, ServingError
+from .embedded import Endpoints
+from .errors import BusyError, ServerError, ServingError
 from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
-from .probe import probe_release
+from .liveness import ask_domain
 from .recovery import recover
-from .releases import Release, ReleaseStore
+from .releases import ReleaseStore
 from .server import Server, ServerState
 
 PROBE_TIMEOUT_SECONDS = 2.0
-BUSY_PAUSE_SECONDS = 0.1
 BUSY_LOOKS = 5
 """After so many looks in a row at which every probe was refused, a hundred in all, and nobody else was answered, a step
 hangs: it is no overload."""
@@ -131,57 +131,6 @@ def reload_step(client: grpc.InferenceServerClient, layout: Layout, model: str, 
                 path.touch()
                 break
     client.load_model(model, client_timeout=60)
-
-
-def _probe_patiently(url: str, release: Release) -> None:
-    """Probe, and go on where the probe is refused: an overloaded server refuses some requests and answers others.
-
-    Raises:
-        BusyError: every one was refused.
-        ServerError: see `probe_release`.
-    """
-    deadline = time.monotonic() + PROBE_TIMEOUT_SECONDS
-    while True:
-        try:
-            probe_release(url, release, timeout_seconds=PROBE_TIMEOUT_SECONDS)
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(BUSY_PAUSE_SECONDS)
-        else:
-            return
-
-
-def count_answers(client: grpc.InferenceServerClient, domain: str) -> int:
-    """How many requests to a domain's loaded releases the server has answered.
-
-    Raises:
-        ServerError: it does not say.
-    """
-    try:
-        statistics = client.get_inference_statistics(domain, client_timeout=PROBE_TIMEOUT_SECONDS)
-    except InferenceServerException as error:
-        raise ServerError(f"{domain}: the server does not say what it answered: {error.message()}") from None
-    return sum(one.inference_stats.success.count for one in statistics.model_stats)
-
-
-def ask_domain(url: str, release: Release) -> None:
-    """Probe a live release; nothing happens where it answers, or answers others while the probe waits.
-
-    Raises:
-        BusyError: it refused every probe.
-        ReleaseError: the release lacks what it could be asked.
-        ServerError: it is silent; see `probe_release`.
-    """
-    domain = release.manifest.domain
-    with grpc.InferenceServerClient(url) as client:
-        before = count_answers(client, domain)
-        try:
-            _probe_patiently(url, release)
-        except (BusyError, LateError):
-            # An overloaded server keeps a probe waiting behind others, whom it answers; where a step hangs, nobody is.
-            if count_answers(client, domain) <= before:
-                raise
 
 
 class Healer:
@@ -293,7 +242,7 @@ class Healer:
                 continue
             try:
                 release = ReleaseStore(self.layout.releases(domain)).open(live.number)
-                ask_domain(state.endpoints.grpc_url, release)
+                ask_domain(state.endpoints.grpc_url, release, timeout_seconds=PROBE_TIMEOUT_SECONDS)
             except BusyError:
                 raise
             except ServerError as error:
@@ -342,12 +291,25 @@ class Healer:
             self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
             done = self._recover()
-            domains = LiveRepository(self.layout.live).domains()
-            state = self.server.start(endpoints, domains)
-            self.server.wait_until_ready(state, domains)
+            try:
+                state = self._start(endpoints)
+            except ServerError as error:
+                repository = LiveRepository(self.layout.live)
+                if not (engines := repository.steps.variants()):
+                    raise
+                repository.drop_variants(engines)  # the ONNX graphs need neither their GPU nor its memory
+                logger.warning("started without the engines of %s: %s", ", ".join(engines), error.message)
+                self.server.stop(drain_seconds=1, forget=False)
+                state = self._start(endpoints)
             refused = load_canaries(LiveRepository(self.layout.live), state.endpoints.grpc_url)
         without = f", without {', '.join(refused)}" if refused else ""
         return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
+
+    def _start(self, endpoints: Endpoints) -> ServerState:
+        domains = LiveRepository(self.layout.live).domains()
+        state = self.server.start(endpoints, domains)
+        self.server.wait_until_ready(state, domains)
+        return state
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:

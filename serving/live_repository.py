@@ -13,19 +13,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
-from .embedded import join_lengths, shorten_warm_up
 from .errors import PublishError
 from .files import make_folder, remove, rename_into_place, sha256_of, write_atomically
 from .manifest import Step
 from .releases import Release
+from .step_configs import (
+    CONFIG_NAME,
+    VARIANTS_FOLDER,
+    StepConfigs,
+    format_config,
+    parse_config,
+    read_config,
+    replace_if_changed,
+)
 from .unfinished import Marks
 
-CONFIG_NAME = "config.pbtxt"
-VARIANTS_FOLDER = "configs"
-"""Beside config.pbtxt: variants of it, one of which `--model-config-name` chooses where it is there."""
+__all__ = [
+    "CANARY_OF",
+    "CONFIG_NAME",
+    "FEEDBACK_MODEL",
+    "INCOMING",
+    "RETIRED",
+    "LiveRelease",
+    "LiveRepository",
+    "contents",
+    "format_config",
+    "parse_config",
+    "read_config",
+]
+
 # Triton passes over version folders whose name is not a number.
 INCOMING = ".incoming-"
 RETIRED = ".retired-"
@@ -33,35 +49,6 @@ CANARY_OF = "canary_of"
 """The parameter by which an ensemble is known to be a canary; its value is the domain."""
 FEEDBACK_MODEL = "feedback"
 """Serves all domains and belongs to no release: no publish takes it out."""
-
-
-def parse_config(text: str) -> model_config_pb2.ModelConfig:
-    """Parse a config.pbtxt.
-
-    Raises:
-        google.protobuf.text_format.ParseError: it is not a model config.
-    """
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-def read_config(path: Path) -> model_config_pb2.ModelConfig:
-    """Read a config.pbtxt of the live repository.
-
-    Raises:
-        PublishError: somebody damaged it: it is not a model config.
-    """
-    try:
-        return parse_config(path.read_text(encoding="utf-8"))
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise PublishError(
-            f"{path} is damaged ({reason}); run `make stop`, remove the folder of it, and deploy again"
-        ) from None
-
-
-def format_config(config: model_config_pb2.ModelConfig) -> str:
-    """Write a model config as config.pbtxt text."""
-    return str(text_format.MessageToString(config))
 
 
 @dataclass(frozen=True)
@@ -84,6 +71,7 @@ class LiveRepository:
         """Take the folder that Triton reads; it need not exist yet."""
         self.folder = folder
         self.marks = Marks(folder)
+        self.steps = StepConfigs(folder)
 
     def domains(self) -> list[str]:
         """The domains that are live."""
@@ -145,23 +133,39 @@ class LiveRepository:
         with self._writing():
             self._remove_leftovers()
             self._mark(release)
-            pinned = self._pinned()
-            steps = release.manifest.steps.values()
-            changed = [
-                step.model
-                for step in steps
-                if self._stage_step(release, step, pinned.get(step.model, set()), variants=variants)
-            ]
-            self._stage_folder(release, release.manifest.domain, release.number)
+            return self._stage(release, variants=variants)
+
+    def settle(self, release: Release, *, variants: bool) -> list[str]:
+        """Let the steps of a live release have its configs again, after what was staged beside it changed them.
+
+        Args:
+            release: what is live.
+            variants: as for `stage`.
+
+        Returns:
+            As `stage`.
+
+        Raises:
+            PublishError: the folder cannot be written.
+        """
+        with self._writing():
+            return self._stage(release, variants=variants)
+
+    def _stage(self, release: Release, *, variants: bool) -> list[str]:
+        pinned = self._pinned()
+        changed = [
+            step.model
+            for step in release.manifest.steps.values()
+            if self._stage_step(release, step, pinned.get(step.model, set()), variants=variants)
+        ]
+        self._stage_folder(release, release.manifest.domain, release.number)
         return changed
 
     def _mark(self, release: Release) -> None:
         """Say that a publish has begun, before anything of it is there; `confirm` or `discard` ends it."""
         domain = release.manifest.domain
-        live = self.live_release(domain)
-        if live is None or live.number != release.number:
-            config = self.folder / domain / CONFIG_NAME
-            self.marks.add(domain, release.number, config.read_bytes() if config.is_file() else None)
+        config = self.folder / domain / CONFIG_NAME
+        self.marks.add(domain, release.number, config.read_bytes() if config.is_file() else None)
 
     def confirm(self, domain: str) -> None:
         """End a domain's publish: the release that its ensemble pins has answered, and that is written down.
@@ -178,49 +182,18 @@ class LiveRepository:
         for extra in source.glob("*/*"):  # warm-up data, which lies beside the versions
             if extra.is_file() and extra.parent.name != VARIANTS_FOLDER and not extra.parent.name.isdecimal():
                 parts = (step.model, extra.parent.name, extra.name)
-                self._replace_if_changed(self.folder.joinpath(*parts), release.model_file(*parts))
-        config = parse_config(release.model_file(step.model, CONFIG_NAME).decode())
-        versions = pinned | {step.version}
-        listed = self._listed(step.model)
-        if not copied and versions <= listed:
-            # An old version may stay until the step changes: nothing asks it, and taking it out is one load more.
-            versions = listed
-        config.version_policy.specific.versions.extend(sorted(versions))
-        join_lengths(config)
-        shorten_warm_up(config)
-        changed = self._replace_if_changed(self.folder / step.model / CONFIG_NAME, format_config(config).encode())
-        changed |= self._stage_variants(release, step.model, sorted(versions), fitting=variants)
-        return changed or copied
+                replace_if_changed(self.folder.joinpath(*parts), release.model_file(*parts))
+        return self.steps.stage(release, step, pinned, copied=copied, variants=variants) or copied
 
-    def _stage_variants(self, release: Release, model: str, versions: list[int], *, fitting: bool) -> bool:
-        """Bring a step's config variants in, and take those out that it does not have.
+    def drop_variants(self, models: Iterable[str]) -> None:
+        """Have Triton read the models' config.pbtxt, as long as nothing of theirs is staged anew.
 
-        Triton loads all versions with one config; so a variant stays out as long as a version that is still needed
-        lacks the file that it names (an engine, beside a release without one).
+        Raises:
+            PublishError: the folder cannot be written.
         """
-        variants = {}
-        folder, changed = self.folder / model / VARIANTS_FOLDER, False
-        names = [path.name for path in (release.models / model / VARIANTS_FOLDER).glob("*.pbtxt")] if fitting else []
-        for name in names:
-            config = parse_config(release.model_file(model, VARIANTS_FOLDER, name).decode())
-            if all((folder.parent / str(version) / config.default_model_filename).is_file() for version in versions):
-                config.version_policy.specific.versions.extend(versions)
-                variants[name] = format_config(config).encode()
-        for path in folder.glob("*.pbtxt"):
-            if path.name not in variants:
-                path.unlink()
-                changed = True
-        for name, content in variants.items():
-            folder.mkdir(exist_ok=True)
-            changed |= self._replace_if_changed(folder / name, content)
-        return changed
-
-    def _listed(self, model: str) -> set[int]:
-        """The versions that a step's config tells Triton to load."""
-        path = self.folder / model / CONFIG_NAME
-        if not path.is_file():
-            return set()
-        return set(read_config(path).version_policy.specific.versions)
+        with self._writing():
+            for model in models:
+                self.steps.set_variants(model, {}, set())
 
     def _stage_folder(self, release: Release, model: str, version: int) -> bool:
         """Copy one version folder in, unless it is there; it appears whole, as the manifest has it, or not at all."""
@@ -248,14 +221,6 @@ class LiveRepository:
             raise
         return True
 
-    @staticmethod
-    def _replace_if_changed(path: Path, content: bytes) -> bool:
-        """Leave an unchanged file alone: where one beside the versions looks newer, Triton reloads all of them."""
-        if path.is_file() and path.read_bytes() == content:
-            return False
-        write_atomically(path, content)
-        return True
-
     def switch(self, release: Release) -> None:
         """Re-point the domain's ensemble to a staged release, in one step.
 
@@ -267,7 +232,7 @@ class LiveRepository:
         config = parse_config(release.model_file(domain, CONFIG_NAME).decode())
         config.version_policy.specific.versions.append(release.number)
         with self._writing():
-            self._replace_if_changed(path, format_config(config).encode())
+            replace_if_changed(path, format_config(config).encode())
 
     def unlist(self, release: LiveRelease) -> None:
         """Have a server that starts next pass over what only a release needs that was switched away from.
@@ -279,14 +244,7 @@ class LiveRepository:
             pinned = self._pinned()
             for model, version in release.versions.items():
                 if model in pinned and version not in pinned[model]:
-                    self._list(model, self._listed(model) - {version})
-
-    def _list(self, model: str, versions: set[int]) -> None:
-        """Have Triton load these versions of a step."""
-        for path in (self.folder / model / CONFIG_NAME, *(self.folder / model / VARIANTS_FOLDER).glob("*.pbtxt")):
-            config = read_config(path)
-            config.version_policy.specific.versions[:] = sorted(versions)
-            self._replace_if_changed(path, format_config(config).encode())
+                    self.steps.list_versions(model, self.steps.listed(model) - {version})
 
     def restore(self, domain: str, config: str | None) -> None:
         """Undo `switch`, and an `unlist` after it.
@@ -302,8 +260,8 @@ class LiveRepository:
         with self._writing():
             # First, so that what is pinned is listed at every instant.
             for step in parse_config(config or "").ensemble_scheduling.step:
-                if step.model_version not in (listed := self._listed(step.model_name)):
-                    self._list(step.model_name, listed | {step.model_version})
+                if step.model_version not in (listed := self.steps.listed(step.model_name)):
+                    self.steps.list_versions(step.model_name, listed | {step.model_version})
             kept = next((one for one in self.marks.find(domain) if config is not None and one.before == config), None)
             if kept is not None:
                 kept.put_back(path)
@@ -328,14 +286,15 @@ class LiveRepository:
                 if step.version in needed or not path.is_file():
                     continue
                 if needed:
-                    self._list(step.model, self._listed(step.model) - {step.version})
+                    self.steps.list_versions(step.model, self.steps.listed(step.model) - {step.version})
                 else:
-                    for each in (path, *(path.parent / VARIANTS_FOLDER).glob("*.pbtxt")):
-                        each.unlink()
+                    path.unlink()
+                    self.steps.set_variants(step.model, {}, set())
                 self._retire_folder(self.folder / step.model / str(step.version))
-            live = self.live_release(release.manifest.domain)
-            if live is None or live.number != release.number:
-                self.marks.remove(release.manifest.domain, release.number)
+            domain = release.manifest.domain
+            before = {one.number: one.before for one in self.marks.find(domain)}
+            if before.get(release.number, "") == self.ensemble_config(domain):
+                self.marks.remove(domain, release.number)
 
     def retire(self, domain: str, keep: Iterable[LiveRelease], *, others: Iterable[LiveRelease] = ()) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
@@ -356,14 +315,14 @@ class LiveRepository:
         needed = self._pinned()
         needed.setdefault(domain, set()).update(release.number for release in kept)
         for other in self.ensembles():
-            needed.setdefault(other, set(self._listed(other)))
+            needed.setdefault(other, set(self.steps.listed(other)))
         for release in (*kept, *others):
             for model, version in release.versions.items():
                 needed.setdefault(model, set()).add(version)
         with self._writing():
             for model, versions in needed.items():
                 if (self.folder / model).is_dir():
-                    listed = self._listed(model)
+                    listed = self.steps.listed(model)
                     for path in (self.folder / model).iterdir():
                         if path.name.isdecimal() and int(path.name) not in versions | listed:
                             self._retire_folder(path)

@@ -13,11 +13,12 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .canary.ensemble import leave_to_live
+from .engine_variants import take_out
 from .errors import ReleaseError, ServerError
 from .journal import Journal
 from .layout import Layout
 from .live_repository import LiveRelease, LiveRepository
-from .probe import probe_release
+from .liveness import ask_domain
 from .releases import Release, ReleaseStore
 from .server import Server, ServerState
 from .unfinished import Intent, Unfinished
@@ -66,7 +67,8 @@ def _answers(layout: Layout, state: ServerState, one: Unfinished) -> bool:
     if live is None or live.number != one.number or release is None:
         return False
     with contextlib.suppress(ReleaseError, ServerError):
-        probe_release(state.endpoints.grpc_url, release)
+        # One that is busy has answered others by now: no reason to take it from them.
+        ask_domain(state.endpoints.grpc_url, release)
         return True
     return False
 
@@ -77,6 +79,8 @@ def _write_down(layout: Layout, repository: LiveRepository, state: ServerState, 
     if last is None or last.release != one.number:
         intent = one.intent or Intent(verb=VERB)
         journal.write(one.number, last.release if last else None, intent.verb, intent.forced)
+    if (release := _release(layout, one)) is not None:  # a release deployed once more may not have come to its engine
+        _reload(state, [step.model for step in release.manifest.steps.values()], repository)
     leave_to_live(repository, one.domain, one.number, state.endpoints.grpc_url)
     repository.confirm(one.domain)
 
@@ -90,9 +94,11 @@ def _take_back(layout: Layout, state: ServerState | None, one: Unfinished) -> No
     if state is not None and switched:
         _reload(state, [one.domain], repository)
     if release is not None:
-        repository.discard(release)
+        now = repository.live_release(one.domain)
+        live_on_disk = Release(layout.releases(one.domain) / str(now.number)) if now is not None else None
+        settled = take_out(repository, release, live_on_disk)
         if state is not None:
-            _reload(state, [step.model for step in release.manifest.steps.values()], repository)
+            _reload(state, sorted({step.model for step in release.manifest.steps.values()}.union(settled)), repository)
     repository.confirm(one.domain)
 
 
@@ -107,16 +113,16 @@ def _reload(state: ServerState, models: list[str], repository: LiveRepository) -
                     client.unload_model(model, client_timeout=10)
 
 
-def one_step_away(layout: Layout, repository: LiveRepository, domain: str) -> list[LiveRelease]:
-    """What answered before the live release of each domain but one: their steps stay, so that they go back at once."""
-    found = []
-    for other in repository.domains():
-        live = repository.live_release(other)
-        number = Journal(layout.journal(other)).live_before(live.number) if live is not None else None
-        if other != domain and number is not None:
+def one_step_away(layout: Layout, repository: LiveRepository) -> dict[str, LiveRelease]:
+    """What answered before the live release of each domain: their steps stay, so that they go back at once."""
+    found = {}
+    for domain in repository.domains():
+        live = repository.live_release(domain)
+        number = Journal(layout.journal(domain)).live_before(live.number) if live is not None else None
+        if number is not None:
             with contextlib.suppress(ReleaseError):
-                steps = ReleaseStore(layout.releases(other)).open(number).manifest.steps.values()
-                found.append(LiveRelease(number, {step.model: step.version for step in steps}))
+                steps = ReleaseStore(layout.releases(domain)).open(number).manifest.steps.values()
+                found[domain] = LiveRelease(number, {step.model: step.version for step in steps})
     return found
 
 

@@ -39,7 +39,7 @@ def rollback(var: Path, domain: str, number: int | None, watched: bool) -> None:
     took = f", server started at {deployment.endpoints.grpc_url}" if started else ""
     if deployment.switch_seconds is not None:
         took = f", switched in {deployment.switch_seconds * 1_000:.0f} ms"
-    click.echo(f"{domain}: release {deployment.answer.release} answers again{took}")
+    click.echo(f"{domain}: release {deployment.release} answers again{took}")
     if started and watched:
         watcher.start(Layout(var))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
+from .engine_variants import take_out_misfits
 from .errors import PreflightError, PublishError, ServerError
 from .feedback_model import MODEL, is_staged
 from .files import write_atomically
@@ -29,6 +31,8 @@ MENDING_SECONDS = 10.0
 """So long `make stop` and `make follow` wait for whoever is at work: the watcher mends most faults in half of it."""
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
+
+logger = logging.getLogger(__name__)
 
 
 class ServerState(BaseModel):
@@ -98,13 +102,17 @@ class Server:
         """Start the server in a process group of its own; it outlives this command.
 
         What a killed server left behind is swept away first. It takes feedback if the live repository holds that model.
+        Engines of whichever domain that do not belong on this machine any more are taken out, which is logged.
 
         Raises:
             PreflightError: the machine lacks something; said before anything is started.
+            PublishError: the live repository cannot be written.
         """
         installation = Installation.find()
         process_tree.sweep(self.layout.shared_memory_prefix)
         check_machine(endpoints)
+        for line in take_out_misfits(LiveRepository(self.layout.live)):
+            logger.warning("%s", line)
         assemble_backends(installation, self.layout.backends)
         models = [*domains, MODEL] if is_staged(self.layout) else domains
         log = self.layout.server_log
@@ -204,6 +212,19 @@ class Server:
             f"{', '.join(domains)} not ready within {timeout_seconds:.0f} s: {self.first_error()} "
             f"(log: {self.layout.server_log})"
         )
+
+    def ended(self, state: ServerState, *, since: int) -> str | None:
+        """Why the server answers nobody any more, once something has failed on it; None if it lives.
+
+        Args:
+            state: of the server that was asked.
+            since: as for `first_error`.
+        """
+        try:
+            self.wait_until_up(state, timeout_seconds=10.0)  # one that is about to end is still there for a moment
+        except ServerError as error:
+            return error.message
+        return f"tritonserver ended: {self.first_error(since=since)}" if self.state() is None else None
 
     def stop(self, *, drain_seconds: float = EXIT_TIMEOUT_SECONDS + 5, forget: bool = True) -> str:
         """Stop the server: requests in flight are answered, then nothing of it is left.

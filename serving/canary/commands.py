@@ -47,6 +47,8 @@ def up(
     release = store.latest() if number is None else store.open(number)
     gates = Gates(read_settings(config, overrides).gates, force=force)
     done = put_up(Layout(var), release, share, gates)
+    for warning in done.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     for line in summary(gates.findings):
         click.echo(f"  {line}")
     forced = f", FORCED past {', '.join(done.canary.forced)}" if done.canary.forced else ""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from ..deploy import engine_warning, load_steps
+from ..deploy import load_steps
+from ..engine_variants import engine_waits, engine_warning, take_out, uses_engine
 from ..errors import BusyError, GateError, PublishError, ReleaseError, ServerError, ServingError
 from ..gates.gates import Gates
 from ..journal import Journal
@@ -37,11 +38,13 @@ class PutUp:
         canary: as it is now.
         answer: its first real answer.
         live: the number of the release that it is held against.
+        warnings: why an engine of the two releases does not answer.
     """
 
     canary: Canary
     answer: ProbeAnswer
     live: int
+    warnings: tuple[str, ...] = ()
 
 
 def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutUp:
@@ -74,6 +77,8 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
                 f"release {before.release} of {domain} is the canary already; "
                 "run `make canary-verdict` or `make canary-drop` first"
             )
+        live_release = Release(layout.releases(domain) / str(live))
+        engine = uses_engine(repository, live_release)
         with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
             if before is not None:
                 canary, answer = _change_share(repository, client, state, before, share, live, release)
@@ -82,7 +87,18 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
         CanaryJournal(layout.canary_journal(domain)).write(
             release.number, "share" if before else "up", share, ", ".join(canary.forced), requests=1
         )
-        return PutUp(canary, answer, live)
+        return PutUp(canary, answer, live, _engine_warnings(repository, live_release, release, before=engine))
+
+
+def _engine_warnings(repository: LiveRepository, live: Release, release: Release, *, before: bool) -> tuple[str, ...]:
+    """Why an engine of the two releases does not answer, of the live one's only where it did before."""
+    said = [engine_warning(release) or engine_waits(repository, release)]
+    if before and not uses_engine(repository, live):
+        said.append(
+            f"release {live.number}, which is live, answers by its ONNX graph as long as the canary is up: Triton "
+            "loads a step's versions with one config, and not both have an engine that runs here (docs/tensorrt.md)"
+        )
+    return tuple(one for one in said if one)
 
 
 def _put_up(
@@ -98,10 +114,11 @@ def _put_up(
     domain, url = release.manifest.domain, state.endpoints.grpc_url
     live_release = Release(server.layout.releases(domain) / str(live))
     release.manifest.verify(release.path)
+    log_start, engine = server.log_size(), uses_engine(repository, live_release)
     try:
         gates.check_files(release, live_release)
         changed = repository.stage(release, variants=engine_warning(release) is None)
-        load_steps(client, server, release, changed, server.log_size())
+        load_steps(client, server, release, changed, log_start)
         gates.check_answers(client, url, release, live_release)
         live_before = count_requests(state.endpoints, domain, live)
         canary = new_canary(release, share, gates.failed, live_before, _refused(state, release))
@@ -111,8 +128,10 @@ def _put_up(
         return canary, answer
     except BaseException as error:
         remove_canary(repository, domain, client)
-        _unstage(server.layout, repository, client, release)
+        _unstage(server.layout, repository, client, release, engine=engine)
         if isinstance(error, ServingError):
+            if ended := server.ended(state, since=log_start):
+                raise PublishError(f"release {release.number} is no canary: {ended}") from None
             kind = GateError if isinstance(error, GateError) else PublishError
             raise kind(f"release {release.number} is no canary: {error.message}; release {live} answers all") from None
         raise
@@ -198,7 +217,7 @@ def take_down(
         if state is None:
             remove_canary(repository, domain, None)
             with suppress(ReleaseError):
-                repository.discard(release)
+                take_out(repository, release, _live(layout, repository, domain))
         else:
             with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
                 remove_canary(repository, domain, client)
@@ -207,7 +226,14 @@ def take_down(
         return canary
 
 
-def _unstage(layout: Layout, repository: LiveRepository, client: grpc.InferenceServerClient, release: Release) -> None:
+def _unstage(
+    layout: Layout,
+    repository: LiveRepository,
+    client: grpc.InferenceServerClient,
+    release: Release,
+    *,
+    engine: bool | None = None,
+) -> None:
     """Take out what only this release needs, and have the server let go of it.
 
     The release to which `make rollback` would go stays loaded.
@@ -223,11 +249,16 @@ def _unstage(layout: Layout, repository: LiveRepository, client: grpc.InferenceS
         return  # its folder was removed; the next publish cleans up
     folders = [repository.folder / step.model / str(step.version) for step in steps]
     there = [folder.is_dir() for folder in folders]
-    repository.discard(release)
+    settled = take_out(repository, release, _live(layout, repository, domain), engine=engine)
     for step, folder, was_there in zip(steps, folders, there, strict=True):
-        if was_there and not folder.is_dir():
-            with suppress(InferenceServerException):  # this only frees memory
+        if (was_there and not folder.is_dir()) or step.model in settled:
+            with suppress(InferenceServerException):  # this frees memory, or brings an engine back
                 client.load_model(step.model, client_timeout=120)
+
+
+def _live(layout: Layout, repository: LiveRepository, domain: str) -> Release | None:
+    live = repository.live_release(domain)
+    return Release(layout.releases(domain) / str(live.number)) if live is not None else None
 
 
 def running(server: Server) -> tuple[ServerState, LiveRepository]:

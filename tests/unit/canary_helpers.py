@@ -103,6 +103,9 @@ class FakeTriton:
     def is_model_ready(self, *_: Any, **__: Any) -> bool:
         return True
 
+    def is_server_live(self, **_: Any) -> bool:
+        return True
+
 
 @dataclass
 class Shop:

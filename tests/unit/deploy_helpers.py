@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,10 +14,10 @@ from serving_helpers import build_release
 from tritonclient import grpc
 
 from serving import deploy as deploying
-from serving import process_tree, recovery
+from serving import liveness, process_tree
 from serving.deploy import Deployment, deploy
 from serving.embedded import Endpoints
-from serving.errors import ServerError
+from serving.errors import LateError, ServerError
 from serving.gates.gates import Gates
 from serving.journal import Journal, Publication
 from serving.layout import Layout
@@ -33,6 +34,7 @@ class Shop:
 
     Attributes:
         broken: the releases that do not answer.
+        busy: whether too many wait for it to answer a probe, though it answers others.
         loaded: the models that the server was told to load.
     """
 
@@ -40,19 +42,22 @@ class Shop:
         self.layout, self.repository, self.server = layout, LiveRepository(layout.live), Server(layout)
         self.releases = {n: build_release(layout.releases("shop"), n, steps) for n, steps in ENCODER_KEPT.items()}
         self.broken: set[int] = set()
+        self.busy = False
+        self.answered = itertools.count()
         self.loaded: list[str] = []
         client = SimpleNamespace(
             load_model=lambda model, **_: self.loaded.append(model),
             unload_model=lambda *_, **__: None,
             is_model_ready=lambda *_, **__: True,
             get_model_repository_index=lambda **_: SimpleNamespace(models=[]),
+            get_inference_statistics=self.statistics,
         )
         monkeypatch.setattr(grpc, "InferenceServerClient", lambda _: nullcontext(client))
         monkeypatch.setattr(Server, "start", lambda _, endpoints, __: self.say_it_runs(endpoints))
         monkeypatch.setattr(Server, "stop", lambda _, forget=True, **__: self.crash(forget=forget))
         for name in ("wait_until_up", "wait_until_ready"):
-            monkeypatch.setattr(Server, name, lambda *_: None)
-        for module in (deploying, recovery):
+            monkeypatch.setattr(Server, name, lambda *_, **__: None)
+        for module in (deploying, liveness):
             monkeypatch.setattr(module, "probe_release", self.probe)
         monkeypatch.setattr(deploying, "PROBE_PATIENCE_SECONDS", 0.0)
         for name in ("answer_beforehand", "stage_feedback", "publish_feedback"):
@@ -81,7 +86,14 @@ class Shop:
         live = self.repository.live_release("shop")
         if live is None or live.number != release.number or release.number in self.broken:
             raise ServerError(f"release {release.number} does not answer")
+        if self.busy:
+            raise LateError("Deadline Exceeded")
         return ProbeAnswer(release=str(release.number), model_version=str(release.number), milliseconds=1.0)
+
+    def statistics(self, *_: Any, **__: Any) -> Any:
+        """Others are answered between any two looks, as long as the server is busy."""
+        counts = SimpleNamespace(success=SimpleNamespace(count=next(self.answered) if self.busy else 0))
+        return SimpleNamespace(model_stats=[SimpleNamespace(inference_stats=counts)])
 
     def deploy(self, number: int, gates: Gates | None = None, **options: Any) -> Deployment:
         return deploy(self.layout, self.releases[number], ENDPOINTS, gates=gates, **options)

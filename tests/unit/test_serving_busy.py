@@ -13,13 +13,16 @@ from live_repository_helpers import publish
 from serving_helpers import build_release
 from tritonclient.utils import InferenceServerException
 
-from serving import healing
+from serving import healing, liveness
 from serving.embedded import Endpoints
 from serving.errors import BusyError, LateError, ServerError
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.probe import ask
+from serving.releases import ReleaseStore
 from serving.server import ServerState
+
+COUNT = liveness.count_answers  # the fixture replaces it
 
 
 class Refusing:
@@ -72,9 +75,9 @@ def healer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> healing.Healer:
     monkeypatch.setattr(healing.Server, "state", lambda _: state)
     monkeypatch.setattr(healing, "find_stubs", lambda _: healing.Stubs(Counter(), []))
     monkeypatch.setattr(healing, "loaded_steps", lambda *_: {})
-    monkeypatch.setattr(healing, "count_answers", lambda *_: 7)
+    monkeypatch.setattr(liveness, "count_answers", lambda *_: 7)
     monkeypatch.setattr(healing, "PROBE_TIMEOUT_SECONDS", 0.0)
-    monkeypatch.setattr(healing, "BUSY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(liveness, "BUSY_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(healing.Healer, "_restart", lambda _, reason: [f"restarted: {reason}"])
     return healing.Healer(layout)
 
@@ -84,7 +87,7 @@ def test_a_refused_probe_is_repeated_until_one_is_answered(
 ) -> None:
     monkeypatch.setattr(healing, "PROBE_TIMEOUT_SECONDS", 60.0)
     probes = Probes([BusyError("full"), BusyError("full"), None])
-    monkeypatch.setattr(healing, "probe_release", probes)
+    monkeypatch.setattr(liveness, "probe_release", probes)
     assert healer.look() == []
     assert probes.made == 3
 
@@ -92,7 +95,7 @@ def test_a_refused_probe_is_repeated_until_one_is_answered(
 def test_only_a_server_that_refuses_all_for_long_is_started_afresh(
     healer: healing.Healer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(healing, "probe_release", Probes([BusyError("full")]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([BusyError("full")]))
     assert [healer.look() for _ in range(healing.BUSY_LOOKS)] == [[]] * (healing.BUSY_LOOKS - 1) + [["restarted: full"]]
 
 
@@ -100,20 +103,20 @@ def test_only_a_server_that_refuses_all_for_long_is_started_afresh(
 def test_a_silent_server_is_started_afresh_at_the_second_look(
     healer: healing.Healer, monkeypatch: pytest.MonkeyPatch, silent: ServerError
 ) -> None:
-    monkeypatch.setattr(healing, "probe_release", Probes([silent]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([silent]))
     assert [healer.look(), healer.look()] == [[], ["restarted: silent"]]
 
 
 def count(monkeypatch: pytest.MonkeyPatch, numbers: Iterable[int]) -> None:
     counts = iter(numbers)
-    monkeypatch.setattr(healing, "count_answers", lambda *_: next(counts))
+    monkeypatch.setattr(liveness, "count_answers", lambda *_: next(counts))
 
 
 @pytest.mark.parametrize("met", [LateError("late"), BusyError("full")])
 def test_a_server_that_answers_others_while_the_probe_waits_is_left_alone(
     healer: healing.Healer, monkeypatch: pytest.MonkeyPatch, met: ServerError
 ) -> None:
-    monkeypatch.setattr(healing, "probe_release", Probes([met]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([met]))
     count(monkeypatch, range(100))
     assert [healer.look() for _ in range(2 * healing.BUSY_LOOKS)] == [[]] * (2 * healing.BUSY_LOOKS)
 
@@ -122,7 +125,7 @@ def test_what_was_answered_between_two_looks_is_no_answer_while_the_probe_waits(
     healer: healing.Healer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step that hangs after a look is noticed as soon as ever."""
-    monkeypatch.setattr(healing, "probe_release", Probes([LateError("late")]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([LateError("late")]))
     count(monkeypatch, [3, 3, 8, 8])
     assert [healer.look(), healer.look()] == [[], ["restarted: late"]]
 
@@ -130,7 +133,7 @@ def test_what_was_answered_between_two_looks_is_no_answer_while_the_probe_waits(
 def test_a_wrong_answer_counts_though_the_server_counts_it_as_an_answer(
     healer: healing.Healer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(healing, "probe_release", Probes([ServerError("release 1 answers, expected 2")]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([ServerError("release 1 answers, expected 2")]))
     count(monkeypatch, range(100))
     assert healer.look() == []
     assert healer.look() == ["restarted: release 1 answers, expected 2"]
@@ -146,24 +149,28 @@ def test_a_server_that_does_not_say_what_it_answered_is_silent(
                 yield 1
             raise ServerError("hung")
 
-    monkeypatch.setattr(healing, "probe_release", Probes([LateError("late")]))
+    monkeypatch.setattr(liveness, "probe_release", Probes([LateError("late")]))
     for expected in ([], ["restarted: hung"]):
         count(monkeypatch, hung())
         assert healer.look() == expected
 
 
-def test_answers_of_all_loaded_releases_are_counted() -> None:
-    def release(answers: int) -> SimpleNamespace:
-        return SimpleNamespace(inference_stats=SimpleNamespace(success=SimpleNamespace(count=answers)))
+def test_the_answers_of_the_release_are_counted_and_of_no_other(healer: healing.Healer) -> None:
+    """The one before may still answer, where the server did not come to load the new one."""
+    release = ReleaseStore(healer.layout.releases("shop")).open(1)
+    answers = {("shop", "1"): 7, ("shop", "2"): 8}
 
-    found = SimpleNamespace(model_stats=[release(3), release(4)])
-    assert healing.count_answers(SimpleNamespace(get_inference_statistics=lambda *_, **__: found), "shop") == 7
+    def statistics(*asked: str, **_: Any) -> SimpleNamespace:
+        counts = SimpleNamespace(success=SimpleNamespace(count=answers[asked]))
+        return SimpleNamespace(model_stats=[SimpleNamespace(inference_stats=counts)])
+
+    assert COUNT(SimpleNamespace(get_inference_statistics=statistics), release) == 7
 
     def hung(*_: Any, **__: Any) -> None:
         raise InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
 
     with pytest.raises(ServerError, match="shop: the server does not say what it answered: Deadline Exceeded"):
-        healing.count_answers(SimpleNamespace(get_inference_statistics=hung), "shop")
+        COUNT(SimpleNamespace(get_inference_statistics=hung), release)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}\n", "[]\n"])

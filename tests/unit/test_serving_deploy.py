@@ -13,10 +13,12 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from click.testing import CliRunner
 from deploy_helpers import ENDPOINTS, Shop
 from live_repository_helpers import Crash, listed
 
 from serving import files
+from serving.__main__ import main
 from serving.canary.ensemble import new_canary, read_canary, write_canary
 from serving.canary.evidence import Requests
 from serving.deploy import deploy, roll_back
@@ -247,6 +249,43 @@ def test_what_fails_once_a_release_is_live_is_a_warning(
     done = shop.deploy(2)
     assert (done.action, done.warnings) == ("published", ("No space left on device",))
     assert shop.live() == 2
+
+
+def test_a_live_release_that_is_busy_is_neither_broken_nor_taken_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.deploy(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.deploy.Journal.write", Mock(side_effect=Crash))
+        with pytest.raises(Crash):
+            shop.deploy(2)
+    shop.busy = True
+    assert recover(shop.layout) == ["the publish of shop release 2 was killed after it answered: kept"]
+    done = shop.deploy(2)
+    assert (done.action, done.release, done.answer) == ("unchanged", 2, None)
+    said = CliRunner().invoke(main, ["status", "--var", str(shop.layout.var)]).output
+    assert "release 2 answers others; too many wait" in said
+    shop.busy, shop.broken = False, {2}
+    with pytest.raises(ServerError, match="run `make stop deploy` to start it afresh"):
+        shop.deploy(2)
+
+
+def test_a_server_that_a_publish_ends_is_not_said_to_answer(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_steps(*_: Any) -> None:
+        shop.layout.server_log.write_text("I0101 started\nE0101 python_be.cc:9] out of memory\n")
+        shop.crash()
+        raise PublishError("Triton refuses shop_topk: failed to connect to all addresses")
+
+    shop.deploy(1)
+    shop.layout.server_log.parent.mkdir(parents=True)
+    monkeypatch.setattr("serving.deploy.load_steps", load_steps)
+    with pytest.raises(PublishError) as caught:
+        shop.deploy(2)
+    assert caught.value.message == (
+        "release 2 is not live: tritonserver ended: out of memory; release 1 answers again when the watcher or "
+        "`make deploy RELEASE=1` starts it"
+    )
+    assert shop.live() == 1
 
 
 class Forced(Gates):

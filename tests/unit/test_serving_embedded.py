@@ -149,6 +149,16 @@ def test_the_servers_environment_has_nothing_of_the_callers_python(installation,
     assert os.environ["LD_PRELOAD"] == "/caller"  # the caller's own is left alone
 
 
+def test_the_gpus_driver_is_found_where_only_the_caller_says(installation, monkeypatch, tmp_path):
+    """As on hosts that mount it into the container, and with a newer driver's compatibility package."""
+    before = installation.environment()["LD_LIBRARY_PATH"]
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "nvidia" / "libcuda.so.1").touch()
+    (tmp_path / "conda").mkdir()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}/conda::{tmp_path}/nvidia:{tmp_path}/gone")
+    assert installation.environment()["LD_LIBRARY_PATH"] == f"{before}:{tmp_path}/nvidia"
+
+
 @pytest.mark.parametrize(
     ("flags", "kernels"),
     [

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from engine_fakes import WIDTH, Engine, Memory, expected
+from engine_releases import BUILT, engine_release
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -23,17 +24,12 @@ from serving_helpers import (
     build_release,
     install_triton,
     load_model_file,
-    manifest_of,
 )
 
-from serving.deploy import engine_warning
+from serving.engine_variants import engine_warning
 from serving.engines.cuda import Cuda
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint, GpuError, gpu_in_use
 from serving.engines.runner import EngineRunner, ShapeError
-from serving.live_repository import LiveRepository, parse_config
-from serving.releases import Release
-
-BUILT = Fingerprint("NVIDIA L4", "8.9", "550.54", "10.9.0")
 
 
 @pytest.fixture
@@ -92,20 +88,6 @@ def test_every_part_of_a_fingerprint_counts(field):
     assert f"{field} {getattr(BUILT, field)}, here another" in BUILT.difference(other)
 
 
-def engine_release(folder: Path, number: int = 1) -> Release:
-    """A release whose encoder has an engine and the config variant for it."""
-    release = build_release(folder, number, {"encoder": (number, str(number)), "head": (1, "a")})
-    encoder = release.models / "shop_encoder"
-    (encoder / "configs").mkdir()
-    (encoder / "configs" / "gpu.pbtxt").write_text(
-        'name: "shop_encoder"\nbackend: "tensorrt"\ndefault_model_filename: "model.plan"\nmax_batch_size: 32\n'
-    )
-    (encoder / str(number) / "model.plan").write_bytes(b"engine")
-    made = manifest_of(release.path, "shop", number, release.manifest.steps)
-    made.model_copy(update={"engine": BUILT}).write(release.path)
-    return Release(release.path)
-
-
 def test_deploy_says_why_an_engine_does_not_belong(gpu, monkeypatch, tmp_path):
     release = engine_release(tmp_path / "releases")
     assert release.manifest.engine == BUILT
@@ -119,42 +101,6 @@ def test_deploy_says_why_an_engine_does_not_belong(gpu, monkeypatch, tmp_path):
     assert "driver 550.54, here 570.86; the ONNX graph answers instead" in engine_warning(release)
     plain = build_release(tmp_path / "plain", 1, {"encoder": (1, "a")})
     assert engine_warning(plain) is None
-
-
-def variant(repository: LiveRepository) -> Path:
-    return repository.folder / "shop_encoder" / "configs" / "gpu.pbtxt"
-
-
-def test_the_variant_is_live_only_where_the_engine_belongs(tmp_path):
-    repository, release = LiveRepository(tmp_path / "live"), engine_release(tmp_path / "releases")
-    repository.stage(release, variants=False)
-    assert not variant(repository).exists()  # Triton falls back to config.pbtxt
-    assert (repository.folder / "shop_encoder" / "config.pbtxt").is_file()
-    assert repository.stage(release) == ["shop_encoder"]
-    config = parse_config(variant(repository).read_text())
-    assert (config.backend, list(config.version_policy.specific.versions)) == ("tensorrt", [1])
-    assert repository.stage(release) == []  # unchanged files are left alone, or Triton would reload
-    assert repository.stage(release, variants=False) == ["shop_encoder"]
-    assert not variant(repository).exists()
-
-
-def test_the_variant_waits_until_no_version_without_an_engine_is_needed(tmp_path):
-    """Triton loads all listed versions with one config, and an old one has no model.plan."""
-    repository = LiveRepository(tmp_path / "live")
-    old = build_release(tmp_path / "releases", 1, {"encoder": (1, "old"), "head": (1, "a")})
-    repository.stage(old)
-    repository.switch(old)
-    new = engine_release(tmp_path / "releases", 2)
-    repository.stage(new)
-    assert not variant(repository).exists()
-    repository.switch(new)
-    repository.stage(new)
-    assert not variant(repository).exists()  # version 1 is still listed, one step away
-    newer = engine_release(tmp_path / "releases", 3)
-    repository.stage(newer)
-    assert list(parse_config(variant(repository).read_text()).version_policy.specific.versions) == [2, 3]
-    repository.discard(newer)
-    assert list(parse_config(variant(repository).read_text()).version_policy.specific.versions) == [2]
 
 
 shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 16), st.integers(0, 99)), min_size=1, max_size=8)
