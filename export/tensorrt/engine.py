@@ -107,7 +107,7 @@ def load_runner(
     if engine is None:
         raise ExportError("TensorRT does not load the engine that it has just built.")
     check_engine(trt, engine, precision, profiles, built.products)
-    return EngineRunner(engine, device, shapes)
+    return EngineRunner(trt, engine, device, shapes)
 
 
 def verify_engine(
