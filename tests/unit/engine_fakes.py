@@ -100,6 +100,9 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(name=self.types[name])
 
+    def answer(self, ids: Any, mask: Any) -> Any:
+        return expected(ids, mask).astype(np.float32)
+
     def get_tensor_shape(self, name: str) -> Any:
         return (-1, WIDTH if name == "instruction_vector" else -1)
 
@@ -114,7 +117,7 @@ class Engine:
 
 class Context:
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, None
+        self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, 0
         self.memory: tuple[int, int] | None = None
         self.recorded = False
 
@@ -149,7 +152,7 @@ class Context:
                 np.frombuffer(bytes(buffers[self.addresses[name]]), np.int64)[: shape[0] * shape[1]].reshape(shape)
                 for name in ("input_ids", "attention_mask")
             )
-            values = np.stack([mask.sum(1), (ids * mask).sum(1), np.full(len(ids), shape[1])], 1).astype(np.float32)
+            values = self.engine.answer(ids, mask)
             buffers[self.addresses["instruction_vector"]][: values.nbytes] = values.tobytes()
             self.engine.ran.append(shape)
 
