@@ -31,7 +31,7 @@ from export.tokens import Batch, pad, tokenize
 from export.verify import verify_encoder
 from training.model import InstructionModel
 
-__all__ = ["LARGEST", "export_fp16_encoder", "half_model", "overflow", "verify_fp16"]
+__all__ = ["LARGEST", "export_fp16_encoder", "half_model", "largest_batches", "overflow", "verify_fp16"]
 
 LARGEST = float(np.finfo(np.float16).max)
 """65504: what is greater becomes infinite in FP16."""
@@ -118,7 +118,7 @@ def verify_fp16(
         report = verify_encoder(graph, model, texts, buckets, budget, item_vectors=item_vectors, task=task)
     except VerificationError as error:
         report = error.report
-    largest, place = overflow(load_graph(graph), _largest_batches(model, texts, max(buckets)))
+    largest, place = overflow(load_graph(graph), largest_batches(model, texts, max(buckets)))
     checks = [
         Check.at_most("greatest magnitude inside", largest, LARGEST * _HEADROOM),
         *_rounding(model, texts[:_ROUNDING_TEXTS], budget),
@@ -164,7 +164,7 @@ def overflow(graph: onnx.ModelProto, batches: Sequence[Batch]) -> tuple[float, s
     return greatest, f"{nodes[beyond].name} (tensor {names[beyond]}) goes beyond FP16's {LARGEST:.0f}"
 
 
-def _largest_batches(model: InstructionModel, texts: Sequence[str], longest: int) -> list[Batch]:
+def largest_batches(model: InstructionModel, texts: Sequence[str], longest: int) -> list[Batch]:
     """Real texts, one joined to the longest bucket, and that length of the words with the largest embeddings."""
     rows = sorted(tokenize(model, texts), key=len)[-8:]
     joined = [token for row in rows for token in row]
@@ -174,7 +174,7 @@ def _largest_batches(model: InstructionModel, texts: Sequence[str], longest: int
     table = encoder.get_input_embeddings().weight.detach().abs().amax(dim=1)
     known = min(model.tokenizer.get_vocab_size(), len(table))
     extreme = torch.argsort(table[:known], descending=True)[:longest].tolist()
-    return [pad(rows[-2:]), pad([joined[:longest]], longest), pad([extreme], longest)]
+    return [pad(rows[-2:], min(longest, len(rows[-1]))), pad([joined[:longest]], longest), pad([extreme], longest)]
 
 
 def _rounding(model: InstructionModel, texts: Sequence[str], budget: VerificationBudget) -> list[Check]:

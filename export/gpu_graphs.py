@@ -18,6 +18,7 @@ from export.settings import Precision
 from export.task import Task
 from export.tensorrt.engine import EngineFile, make_engine, refuse_slower, verify_engine
 from export.tensorrt.module import require_gpu_build
+from export.tensorrt.profiles import make_profiles
 from export.tensorrt.quantized import emit_symmetric
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
@@ -79,6 +80,7 @@ class GpuGraphs:
         Raises:
             VerificationError: A graph or engine is further from torch than its budget allows.
             ExportError: The encoder cannot be exported, or no engine can be built here.
+            GpuError: The GPU fails on the way.
         """
         trt = None if precision == "fp16" else require_gpu_build()
         say("encoder to ONNX FP16")
@@ -110,8 +112,18 @@ class GpuGraphs:
             engine, runner = make_engine(trt, path, "int8", self.buckets, self.max_batch_size, cache)
             refuse_slower(runner, half, self.buckets, self.max_batch_size)
         say("verifying the engine against torch")
-        name, batch = engine.path.name, self.max_batch_size
-        reports.append(verify_engine(runner, name, self.model, self.texts, self.buckets, batch, budget))
+        reports.append(
+            verify_engine(
+                runner,
+                engine.path.name,
+                self.model,
+                self.texts,
+                make_profiles(self.buckets, self.max_batch_size),
+                budget,
+                item_vectors=self.item_vectors,
+                task=self.task,
+            )
+        )
         return GpuGraph(path, tuple(reports), engine)
 
     def quantize(

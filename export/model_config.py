@@ -75,6 +75,8 @@ class ConfigWriter:
         config = self._sized("encoder", GPU_VARIANT)
         group, batch = config.instance_group[0], self.settings.max_batch_size
         group.count = self.settings.encoder_instances
+        config.dynamic_batching.max_queue_delay_microseconds = self.settings.max_queue_delay_microseconds
+        config.parameters["intra_op_thread_count"].string_value = str(self.settings.encoder_threads)
         group.profile[:] = [str(number) for number in range(len(make_profiles(self.buckets, batch)))]
         for bucket in self.buckets:
             for rows in captured_batches(batch):

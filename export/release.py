@@ -29,7 +29,7 @@ from export.settings import ExportSettings, Precision, ServingSettings, read_sec
 from export.shared_steps import SHARED, borrowed_encoder, digest_of, name_by_content
 from export.step_code import STEPS_CODE, copy_code
 from export.task_results import measure_task
-from export.tensorrt.module import load_tensorrt
+from export.tensorrt.module import gpu_failures_in_one_line, load_tensorrt
 from export.texts import held_out_texts
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
 from serving.errors import ReleaseError
@@ -82,6 +82,7 @@ def _one_line_of_disk_errors() -> Iterator[None]:
 
 
 @_one_line_of_disk_errors()
+@gpu_failures_in_one_line()
 def export_release(
     run: Run,
     config: DomainConfig,

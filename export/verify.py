@@ -28,7 +28,7 @@ from export.task import Task, TaskComparison
 from export.tokens import Batch, pad, tokenize
 from training.model import InstructionModel
 
-__all__ = ["verify_encoder"]
+__all__ = ["Comparison", "compare", "shaped_batches", "verify_encoder"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,8 +69,8 @@ def verify_encoder(
         raise ExportError("Verification needs at least one text and one length bucket.")
     session, multiple = open_served(graph, engine), LENGTH_MULTIPLES[engine]
     rows = tokenize(model, texts)
-    batches = _shaped_batches(rows, buckets)
-    found = _compare(session, multiple, model, rows, batches, budget, item_vectors, task)
+    batches = [pad([rows[0]], 1), *shaped_batches(rows, buckets, (1, _BATCH))]
+    found = compare(session, multiple, model, rows, batches, budget, item_vectors, task)
     place = None
     if not found.numbers_agree:
         place = first_divergence(load_graph(graph), model, _probe(rows, buckets), budget, engine)
@@ -88,7 +88,7 @@ def verify_encoder(
 
 
 @dataclass
-class _Comparison:
+class Comparison:
     """Every check, the task's metrics, and whether the graph's numbers are torch's within the budget."""
 
     checks: list[Check]
@@ -96,7 +96,7 @@ class _Comparison:
     numbers_agree: bool
 
 
-def _compare(
+def compare(
     session: EncoderSession,
     multiple: int,
     model: InstructionModel,
@@ -105,12 +105,24 @@ def _compare(
     budget: VerificationBudget,
     item_vectors: Floats | None,
     task: Task | None,
-) -> _Comparison:
+) -> Comparison:
+    """Hold an encoder against torch, whatever runs it.
+
+    Args:
+        session: The encoder.
+        multiple: Of a served length.
+        model: The torch model, in FP32.
+        rows: Token ids of real texts.
+        batches: Of other shapes; see `shaped_batches`.
+        budget: How far it may be from torch.
+        item_vectors: As in `verify_encoder`.
+        task: As in `verify_encoder`.
+    """
     reference, candidate = _torch_over_texts(model, rows), encode_rows(session, rows, multiple)
     shaped = [(_torch(model, batch), encode(session, batch)) for batch in batches]
     finite = not_finite(candidate, *(found for _, found in shaped))
     if not finite.passed:
-        return _Comparison([finite], [], numbers_agree=False)
+        return Comparison([finite], [], numbers_agree=False)
     mean, least, greatest = vector_checks(reference, candidate, budget)
     over_shapes = min(float(cosine(*pair).min()) for pair in shaped)
     neighbours, padding = _variance(session, rows, sorted({ids.shape[1] for ids, _ in batches}), multiple)
@@ -125,7 +137,7 @@ def _compare(
     ]
     sides = [(vectors, _logits(model, vectors)) for vectors in (reference, candidate)]
     rest, measured = ranking_checks(sides[0], sides[1], budget, item_vectors, task)
-    return _Comparison([*numbers, *rest], measured, numbers_agree=all(check.passed for check in numbers))
+    return Comparison([*numbers, *rest], measured, numbers_agree=all(check.passed for check in numbers))
 
 
 def _torch_over_texts(model: InstructionModel, rows: list[list[int]]) -> Floats:
@@ -135,16 +147,16 @@ def _torch_over_texts(model: InstructionModel, rows: list[list[int]]) -> Floats:
     return vectors[np.argsort(np.concatenate(batches))]
 
 
-def _shaped_batches(rows: list[list[int]], buckets: Sequence[int]) -> list[Batch]:
-    """Real tokens at (1, 1), and at every bucket: one row that fills it, and a batch of rows that do and do not."""
+def shaped_batches(rows: list[list[int]], buckets: Sequence[int], sizes: Sequence[int]) -> list[Batch]:
+    """Real tokens at every bucket: one row that fills it, and batches of the other sizes of rows that do and do not."""
     joined = [token for row in rows for token in row]
-    while len(joined) < _BATCH * max(buckets):
+    while len(joined) < max(sizes) * max(buckets):
         joined = joined * 2
-    batches = [pad([rows[0]], 1)]
+    batches = []
     for length in sorted(set(buckets)):
-        full = [joined[start * length : (start + 1) * length] for start in range(_BATCH)]
-        mixed = [full[index] if index % 2 else rows[index % len(rows)] for index in range(_BATCH)]
-        batches += [pad(full[:1], length), pad(mixed, length)]
+        full = [joined[start * length : (start + 1) * length] for start in range(max(sizes))]
+        mixed = [full[index] if index % 2 else rows[index % len(rows)] for index in range(max(sizes))]
+        batches += [pad(full[:1] if size == 1 else mixed[:size], length) for size in sizes]
     return batches
 
 

@@ -275,7 +275,7 @@ def _error_of(error: InferenceServerException, url: str, model: str) -> Instruct
         return DeadlineExceeded(f"{url} did not answer in time: {MORE_TIME}")
     if status == "UNAVAILABLE" and "Exceeds maximum queue size" in details:
         return QueueFull(f"the queue of {url} is full: send less at once, or add servers")
-    if status == "UNAVAILABLE":
+    if status in {"UNAVAILABLE", "CANCELLED"}:  # a server that ends cancels what it has not answered
         return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
     if status == "NOT_FOUND" and UNLOADED in details:
         return ModelUnloaded(f"{url} has unloaded {model!r} ({details}): it is going away, or deploy the domain there")

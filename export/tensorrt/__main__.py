@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from export.errors import ExportError
-from export.tensorrt.module import require_gpu_build
-from serving.engines.fingerprint import Fingerprint, GpuError
+from export.tensorrt.module import gpu_failures_in_one_line, require_gpu_build
+from serving.engines.fingerprint import Fingerprint
 
 
 @click.group(help=__doc__)
@@ -17,6 +16,7 @@ def main() -> None:
 
 
 @main.command()
+@gpu_failures_in_one_line()
 def check() -> None:
     """Say whether an engine can be built here; exit with 1 and one line if not."""
     here = Fingerprint.here(require_gpu_build().__version__)
@@ -61,20 +61,18 @@ def graphs(run_path: Path, output: Path) -> None:
 @click.option("--encoder", type=click.Path(exists=True, path_type=Path), help="A Hugging Face folder, for torch FP16.")
 @click.option("--rounds", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Where to keep the figures as JSON.")
+@gpu_failures_in_one_line()
 def bench(fp16: Path, int8: Path | None, encoder: Path | None, rounds: int, output: Path | None) -> None:
     """Measure torch FP16, the FP16 engine and the INT8 engine at lengths 16 to 128 and batches 1, 8 and 32."""
     trt = require_gpu_build()
     from export.tensorrt import bench as measuring  # noqa: PLC0415 - what is missing is said before anything is loaded
 
-    try:
-        runners = {"torch FP16": measuring.torch_runner(encoder)} if encoder else {}
-        runners["TensorRT FP16"] = measuring.engine_runner(trt, fp16, "fp16")
-        if int8:
-            runners["TensorRT INT8"] = measuring.engine_runner(trt, int8, "int8")
-        where = measuring.machine(trt.__version__)
-        found = measuring.measure(runners, rounds=rounds)
-    except GpuError as error:
-        raise ExportError(str(error)) from None
+    runners = {"torch FP16": measuring.torch_runner(encoder)} if encoder else {}
+    runners["TensorRT FP16"] = measuring.engine_runner(trt, fp16, "fp16")
+    if int8:
+        runners["TensorRT INT8"] = measuring.engine_runner(trt, int8, "int8")
+    where = measuring.machine(trt.__version__)
+    found = measuring.measure(runners, rounds=rounds)
     if output:
         measuring.write(output, where, found)
     click.echo(measuring.markdown(where, found))

@@ -11,16 +11,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from export.agreement import encode, not_finite
 from export.errors import ExportError, VerificationError
-from export.report import Check, VerificationBudget, VerificationReport
+from export.fp16 import largest_batches
+from export.report import VerificationBudget, VerificationReport
+from export.task import Task
 from export.tensorrt.inspection import check_engine
 from export.tensorrt.network import BuiltEngine, EnginePrecision, build_engine
-from export.tensorrt.profiles import Profile, captured_batches, make_profiles
+from export.tensorrt.profiles import INPUTS, Profile, captured_batches, make_profiles
 from export.tokens import pad, tokenize
+from export.verify import compare, shaped_batches
 from serving.engines.cuda import Cuda
-from serving.engines.fingerprint import Fingerprint, GpuError
+from serving.engines.fingerprint import Fingerprint
+from serving.engines.loading import deserialize
 from serving.engines.runner import EngineRunner
 from serving.files import write_atomically
 from training.model import InstructionModel
@@ -70,7 +74,7 @@ def make_engine(
 
     Raises:
         ExportError: The graph does not build, or the engine is another than was asked for.
-        GpuError: There is no GPU.
+        GpuError: There is no GPU, its driver is too old, or its memory is short.
     """
     fingerprint = Fingerprint.here(trt.__version__)
     profiles = make_profiles(buckets, max_batch_size)
@@ -78,8 +82,9 @@ def make_engine(
     built = build_engine(
         trt, graph, precision, profiles, timing_cache=measured.read_bytes() if measured.is_file() else b""
     )
-    measured.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(measured, built.timing_cache)
+    if built.timing_cache:
+        measured.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(measured, built.timing_cache)
     shapes = [(batch, length) for length in buckets for batch in captured_batches(max_batch_size)]
     runner = load_runner(trt, built, precision, profiles, shapes)
     path = graph.with_suffix(".plan")
@@ -97,17 +102,27 @@ def load_runner(
     """Deserialises an engine on the GPU and asserts its types, profiles and precision.
 
     Raises:
-        ExportError: There is no GPU, TensorRT refuses its own engine, or it is another than was asked for.
+        ExportError: It is another than was asked for.
+        GpuError: There is no GPU, its memory is short, or TensorRT refuses its own engine.
     """
-    try:
-        device = Cuda()
-    except GpuError as error:
-        raise ExportError(str(error)) from None
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(built.plan)
-    if engine is None:
-        raise ExportError("TensorRT does not load the engine that it has just built.")
+    device = Cuda()
+    engine = deserialize(trt, built.plan)
     check_engine(trt, engine, precision, profiles, built.products)
-    return EngineRunner(engine, device, shapes)
+    return EngineRunner(trt, engine, device, shapes)
+
+
+class _Served:
+    """An engine behind the interface of an open graph: padded to a bucket, in batches that it takes."""
+
+    def __init__(self, runner: Runner, buckets: Sequence[int], max_batch_size: int) -> None:
+        self._runner, self._buckets, self._step = runner, sorted(buckets), max_batch_size
+
+    def run(self, names: Sequence[str], feed: dict[str, npt.NDArray[Any]], /) -> list[npt.NDArray[Any]]:
+        rows, length = feed[INPUTS[0]].shape
+        missing = _bucket(length, self._buckets) - length
+        ids, mask = (np.pad(feed[name], ((0, 0), (0, missing))) for name in INPUTS)
+        parts = [slice(start, start + self._step) for start in range(0, rows, self._step)]
+        return [np.concatenate([self._runner.run(ids[part], mask[part]) for part in parts])]
 
 
 def verify_engine(
@@ -115,51 +130,53 @@ def verify_engine(
     name: str,
     model: InstructionModel,
     texts: Sequence[str],
-    buckets: Sequence[int],
-    max_batch_size: int,
+    profiles: Sequence[Profile],
     budget: VerificationBudget,
+    *,
+    item_vectors: npt.NDArray[np.float32] | None = None,
+    task: Task | None = None,
 ) -> VerificationReport:
-    """Holds an engine against torch, alone and in full batches, at every bucket that the texts reach.
+    """Holds an engine against torch as a graph is, and at every shape that is recorded for it; so in every profile.
 
     Args:
         runner: The engine.
         name: Its name in the report.
         model: The torch model, in FP32.
-        texts: Real instructions.
-        buckets: Lengths that the server pads to.
-        max_batch_size: Largest batch.
+        texts: Real instructions. Each runs alone too.
+        profiles: The engine's; the server pads to their largest lengths.
         budget: How far it may be from torch. Batches of other sizes run other kernels, so its answers may differ by
-            rounding from batch to batch; `max_absolute` bounds that.
+            rounding from batch to batch; `max_absolute` bounds that, in place of `invariance`.
+        item_vectors: As in `verify_encoder`.
+        task: As in `verify_encoder`.
 
     Raises:
         VerificationError: A check failed.
+        GpuError: The GPU fails.
     """
-    rows = sorted(tokenize(model, texts), key=len)
-    bucket_of = [next((bucket for bucket in sorted(buckets) if len(row) <= bucket), max(buckets)) for row in rows]
-    expected, found, shapes = [], [], []
-    for start in range(0, len(rows), max_batch_size):
-        batch = pad(rows[start : start + max_batch_size], max(bucket_of[start : start + max_batch_size]))
-        expected.append(_torch(model, *batch))
-        found.append(runner.run(*batch))
-        shapes.append((batch[0].shape[0], batch[0].shape[1]))
-    exact, given = np.concatenate(expected).astype(np.float64), np.concatenate(found).astype(np.float64)
-    alone = np.concatenate([runner.run(*pad([row], bucket)) for row, bucket in zip(rows, bucket_of, strict=True)])
-    invalid = int((~np.isfinite(given)).sum() + (~np.isfinite(alone)).sum())
-    checks = [Check.at_most("values that are not finite", invalid, 0)]
-    if not invalid:
-        cosine = (exact * given).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(given, axis=1)
-        checks += [
-            Check.at_least("mean cosine", float(cosine.mean()), budget.mean_cosine),
-            Check.at_least("minimum cosine", float(cosine.min()), budget.min_cosine),
-            Check.at_most("greatest difference", float(np.abs(exact - given).max()), budget.max_absolute),
-            Check.at_most(
-                "difference between alone and in a batch", float(np.abs(alone - given).max()), budget.max_absolute
-            ),
-        ]
-    report = VerificationReport(graph=name, texts=len(rows), shapes=tuple(dict.fromkeys(shapes)), checks=tuple(checks))
+    buckets = sorted({profile.largest[1] for profile in profiles})
+    max_batch_size = max(profile.largest[0] for profile in profiles)
+    served = _Served(runner, buckets, max_batch_size)
+    rows = [row[: max(buckets)] for row in tokenize(model, texts)]
+    sizes = sorted({*captured_batches(max_batch_size), max_batch_size - 1} - {0})  # one that has to be filled up
+    batches = shaped_batches(rows, buckets, sizes) + [pad([row], _bucket(len(row), buckets)) for row in rows]
+    budget = budget.model_copy(update={"invariance": budget.max_absolute})
+    found = compare(served, 1, model, rows, batches, budget, item_vectors, task)
+    extreme = not_finite(*(encode(served, batch) for batch in largest_batches(model, texts, max(buckets))))
+    report = VerificationReport(
+        graph=name,
+        texts=len(rows),
+        shapes=tuple(dict.fromkeys((ids.shape[0], ids.shape[1]) for ids, _ in batches)),
+        checks=(*found.checks, extreme.model_copy(update={"name": f"{extreme.name}, largest inputs"})),
+        task=tuple(found.task),
+    )
     if not report.passed:
         raise VerificationError(report)
     return report
+
+
+def _bucket(length: int, buckets: Sequence[int]) -> int:
+    """What the server pads a text of that length to."""
+    return next(bucket for bucket in sorted(buckets) if length <= bucket)
 
 
 def refuse_slower(
@@ -197,7 +214,7 @@ def median_seconds(
     """Median time of a run of each, from host to host, in turns so that a changing clock meets all alike."""
     mask = np.ones_like(ids)
     for runner in runners.values():
-        for _ in range(3):  # the first sets up, the second records the CUDA graph
+        for _ in range(3):  # the first runs take longer
             runner.run(ids, mask)
     times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
@@ -211,9 +228,3 @@ def median_seconds(
 def _slug(fingerprint: Fingerprint) -> str:
     words = f"{fingerprint.gpu}-{fingerprint.compute_capability}-{fingerprint.driver}-{fingerprint.tensorrt}"
     return "".join(character if character.isalnum() or character in ".-" else "_" for character in words)
-
-
-@torch.inference_mode()
-def _torch(model: InstructionModel, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    vectors: npt.NDArray[np.float32] = model(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy()
-    return vectors

@@ -10,6 +10,7 @@ from export.errors import ExportError
 from export.head_graph import VECTOR
 from export.tensorrt.network import EnginePrecision
 from export.tensorrt.profiles import INPUTS, Profile
+from serving.engines.gpu_error import GpuError
 
 __all__ = ["check_engine", "check_layers"]
 
@@ -38,6 +39,7 @@ def check_engine(
 
     Raises:
         ExportError: Types, profiles or precision differ.
+        GpuError: The GPU's memory is short.
     """
     types = {}
     for index in range(engine.num_io_tensors):
@@ -91,6 +93,8 @@ def check_layers(layers: Sequence[Any], precision: EnginePrecision, products: Se
 def _layers(trt: Any, engine: Any, profile: Profile) -> list[Any]:
     """The inspector's layers; with shapes set, as formats are not known before."""
     context = engine.create_execution_context()
+    if context is None:
+        raise GpuError("TensorRT could not make a context to look into the engine: most often its memory is short")
     inspector = engine.create_engine_inspector()
     for name in INPUTS:
         context.set_input_shape(name, profile.largest)

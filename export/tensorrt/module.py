@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from export.errors import ExportError
-from serving.engines.fingerprint import GpuError, gpu_in_use
+from serving.engines.cuda import Cuda
+from serving.engines.fingerprint import gpu_in_use
+from serving.engines.gpu_error import GpuError
+from serving.engines.loading import start
 
-__all__ = ["OLDEST", "load_tensorrt", "require_gpu_build"]
+__all__ = ["OLDEST", "gpu_failures_in_one_line", "load_tensorrt", "require_gpu_build"]
 
 OLDEST = (10, 3)
 """The oldest TensorRT whose strongly typed networks take these graphs (opset 20, INT64 inputs, Q/DQ in FP16)."""
@@ -17,6 +22,19 @@ _HOW = (
     "run this on the GPU host, in the container that will serve (docs/tensorrt.md), or install it there with "
     "`pip install -r requirements/tensorrt.txt`; without a GPU use PRECISION=int8"
 )
+
+
+@contextmanager
+def gpu_failures_in_one_line() -> Iterator[None]:
+    """Make what goes wrong on a GPU an error that the command line prints as one line.
+
+    Raises:
+        ExportError: In place of GpuError.
+    """
+    try:
+        yield
+    except GpuError as error:
+        raise ExportError(f"The GPU cannot be used: {error}") from error
 
 
 def load_tensorrt(name: str = "tensorrt") -> ModuleType:
@@ -45,16 +63,16 @@ def load_tensorrt(name: str = "tensorrt") -> ModuleType:
 def require_gpu_build(name: str = "tensorrt") -> ModuleType:
     """Returns TensorRT if an engine can be built here: an engine runs only on the kind of GPU that built it.
 
+    CUDA is started twice, by its bindings and by TensorRT: each has its own oldest driver.
+
     Raises:
-        ExportError: There is no GPU, no TensorRT, or no CUDA bindings to run the engine with.
+        ExportError: There is no GPU, no TensorRT, no CUDA bindings to run the engine with, or CUDA does not start.
     """
     try:
         gpu_in_use()
+        module = load_tensorrt(name)
+        Cuda().close()
+        start(module.Builder, module.Logger(module.Logger.ERROR))
     except GpuError as error:
         raise ExportError(f"a TensorRT engine needs an NVIDIA GPU to be built on ({error}): {_HOW}") from None
-    module = load_tensorrt(name)
-    try:
-        importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise ExportError(f"CUDA's Python bindings are needed and not installed ({error}): {_HOW}") from None
     return module

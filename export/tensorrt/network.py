@@ -18,6 +18,7 @@ from export.graph_file import load_graph
 from export.head_graph import VECTOR
 from export.tensorrt.profiles import INPUTS, Profile
 from export.tensorrt.quantized import constant_products
+from serving.engines.loading import start
 
 __all__ = ["BuiltEngine", "EnginePrecision", "build_engine"]
 
@@ -36,7 +37,7 @@ class BuiltEngine:
 
     Attributes:
         plan: What Triton loads, or `Runtime.deserialize_cuda_engine`.
-        timing_cache: What the builder measured, to be given to the next build on the same GPU.
+        timing_cache: What the builder measured, to be given to the next build on the same GPU; empty if it keeps none.
         products: Names of the graph's matrix products with a constant weight, for `check_engine`.
     """
 
@@ -67,11 +68,12 @@ def build_engine(
     Raises:
         ExportError: The graph has operators or types that TensorRT does not take, a product is not of that precision,
             or the build fails.
+        GpuError: TensorRT cannot start CUDA.
     """
     model = load_graph(graph)
     _refuse(model, graph)
     log = _logger(trt)
-    builder = trt.Builder(log)
+    builder = start(trt.Builder, log)
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
@@ -83,17 +85,16 @@ def build_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # `check_engine` reads what it makes known
     cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is not None:
+        config.set_timing_cache(cache, ignore_mismatch=False)
     for wanted in profiles:
         _add_profile(builder, config, wanted)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"{graph.name}: TensorRT could not build an engine: {log.said or 'it does not say why'}")
-    return BuiltEngine(
-        plan=bytes(plan),
-        timing_cache=bytes(config.get_timing_cache().serialize()),
-        products=products,
-    )
+    measured = config.get_timing_cache()
+    kept = None if measured is None else measured.serialize()
+    return BuiltEngine(plan=bytes(plan), timing_cache=bytes(kept or b""), products=products)
 
 
 def _creation_flags(trt: Any) -> int:

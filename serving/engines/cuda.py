@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .fingerprint import GpuError
+from .gpu_error import GpuError
 
-__all__ = ["Cuda"]
+__all__ = ["Cuda", "pci_bus_id"]
+
+_RUNTIME = "cuda.bindings.runtime"
+_DRIVER_TOO_OLD = 35
+
+
+def pci_bus_id(device: int) -> str | None:
+    """Where CUDA's GPU of this number sits; None if CUDA's bindings are not installed.
+
+    CUDA leaves out what CUDA_VISIBLE_DEVICES hides, and counts from the fastest; `nvidia-smi` does neither.
+
+    Raises:
+        GpuError: There is no such GPU, or CUDA does not start.
+    """
+    try:
+        runtime = importlib.import_module(_RUNTIME)
+    except ImportError:
+        return None
+    found: bytes = _call(runtime, "cudaDeviceGetPCIBusId", 32, device)
+    return found.split(b"\0")[0].decode().strip()
 
 
 class Cuda:
@@ -24,13 +44,14 @@ class Cuda:
             GpuError: The bindings are not installed, or there is no such GPU.
         """
         try:
-            self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
+            self._runtime: Any = importlib.import_module(_RUNTIME)
         except ImportError:
             raise GpuError("CUDA's Python bindings are needed: `pip install -r requirements/tensorrt.txt`") from None
         self._call("cudaSetDevice", device)
         self._stream = self._call("cudaStreamCreate")
         self._device: list[int] = []
         self._host: list[int] = []
+        self._graphs: list[Any] = []
 
     @property
     def stream(self) -> int:
@@ -71,6 +92,7 @@ class Cuda:
         """Return what was recorded as a graph for `launch`."""
         graph = self._call("cudaStreamEndCapture", self._stream)
         executable = self._call("cudaGraphInstantiate", graph, 0)
+        self._graphs.append(executable)
         self._call("cudaGraphDestroy", graph)
         return executable
 
@@ -83,18 +105,26 @@ class Cuda:
         self._call("cudaStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give all memory back; arrays of `host_buffer` must not be used any more."""
-        self.wait()
-        for address in self._device:
-            self._call("cudaFree", address)
-        for address in self._host:
-            self._call("cudaFreeHost", address)
-        self._device, self._host = [], []
-        self._call("cudaStreamDestroy", self._stream)
+        """Give all back, as far as a GPU that has failed still takes it; nothing of it may be used any more."""
+        held = [("cudaStreamSynchronize", self._stream), *(("cudaGraphExecDestroy", graph) for graph in self._graphs)]
+        held += [("cudaFree", address) for address in self._device]
+        held += [("cudaFreeHost", address) for address in self._host]
+        for name, handle in (*held, ("cudaStreamDestroy", self._stream)):
+            with suppress(GpuError):
+                self._call(name, handle)
+        self._device, self._host, self._graphs = [], [], []
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._runtime, name)(*arguments)
-        if int(status) != 0:
-            _, text = self._runtime.cudaGetErrorString(status)
-            raise GpuError(f"{name} failed: {text.decode() if isinstance(text, bytes) else text}")
-        return values[0] if values else None
+        return _call(self._runtime, name, *arguments)
+
+
+def _call(runtime: Any, name: str, *arguments: Any) -> Any:
+    try:
+        status, *values = getattr(runtime, name)(*arguments)
+    except RuntimeError as error:  # the driver's own library is missing
+        raise GpuError(f"{name} failed: {error}") from None
+    if int(status) != 0:
+        _, text = runtime.cudaGetErrorString(status)
+        advice = ": update the driver, or install an older cuda-python" if int(status) == _DRIVER_TOO_OLD else ""
+        raise GpuError(f"{name} failed: {text.decode() if isinstance(text, bytes) else text}{advice}")
+    return values[0] if values else None

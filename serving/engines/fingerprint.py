@@ -9,14 +9,13 @@ import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .cuda import pci_bus_id
+from .gpu_error import GpuError
+
 __all__ = ["FINGERPRINT_NAME", "Fingerprint", "GpuError", "gpu_in_use", "query_gpu"]
 
 FINGERPRINT_NAME = "engine.json"
 """Beside the engine: its fingerprint, for the backend, which does not see the release's manifest."""
-
-
-class GpuError(RuntimeError):
-    """There is no GPU, or it cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Fingerprint:
 
         Args:
             tensorrt: Version of TensorRT.
-            device: Number of the GPU.
+            device: Number of the GPU, as CUDA counts.
 
         Raises:
             GpuError: There is none.
@@ -91,15 +90,20 @@ def query_gpu(properties: tuple[str, ...], device: int = 0) -> list[str]:
 
     Args:
         properties: As its `--query-gpu` names them.
-        device: Number of the GPU, as `nvidia-smi` counts.
+        device: Number of the GPU, as CUDA counts; without CUDA's bindings, as `nvidia-smi` does.
 
     Raises:
-        GpuError: There is no GPU, no driver, or no such property.
+        GpuError: There is no GPU, no driver or one that is too old for CUDA, or no such property.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         raise GpuError("this machine has no nvidia-smi, so no NVIDIA driver")
-    command = [program, f"--id={device}", f"--query-gpu={','.join(properties)}", "--format=csv,noheader"]
+    command = [
+        program,
+        f"--id={pci_bus_id(device) or device}",
+        f"--query-gpu={','.join(properties)}",
+        "--format=csv,noheader",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""A model that is one graph: what the Python-based backends of ONNX Runtime and OpenVINO have in common.
+"""A model that is one graph: what the Python-based backends have in common.
 
 They refuse at load what the native backends refuse: names, dtypes and dims of the config that differ from the graph's.
 """
@@ -47,10 +47,18 @@ class GraphModel:
                 f"for {args['model_instance_kind']} use a stock Triton image"
             )
         filename = config["default_model_filename"] or self.default_filename
-        self.session = self.open(config, Path(args["model_repository"]) / args["model_version"] / filename)
+        self.use(self.open(config, Path(args["model_repository"]) / args["model_version"] / filename), config)
+
+    def use(self, session: Engine, config: dict[str, Any]) -> None:
+        """Answer with an open graph from now on.
+
+        Raises:
+            TritonModelException: the config's tensors are not the graph's.
+        """
+        self.session = session
         batched = config["max_batch_size"] > 0
-        check_tensors("input", config["input"], self.session.inputs, batched=batched)
-        check_tensors("output", config["output"], self.session.outputs, batched=batched)
+        check_tensors("input", config["input"], session.inputs, batched=batched)
+        check_tensors("output", config["output"], session.outputs, batched=batched)
         self.input_names = [one["name"] for one in config["input"]]
         self.output_names = [one["name"] for one in config["output"]]
         self.variable_inputs = [one["name"] for one in config["input"] if -1 in map(int, one["dims"])]

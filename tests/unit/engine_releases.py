@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine_fakes import BUILT
 from serving_helpers import build_release, manifest_of
 
-from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint
+from serving.engines.fingerprint import FINGERPRINT_NAME
 from serving.live_repository import LiveRepository
 from serving.releases import Release
-
-BUILT = Fingerprint("NVIDIA L4", "8.9", "550.54", "10.9.0")
 
 
 def engine_release(folder: Path, number: int = 1, *, encoder: int | None = None, other: str = "head") -> Release:

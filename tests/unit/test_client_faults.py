@@ -38,6 +38,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "going away")
+CANCELLED = (grpc.StatusCode.CANCELLED, "CANCELLED")
 UNLOADED = (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ecommerce' has no available versions")
 QUEUE_FULL = (grpc.StatusCode.UNAVAILABLE, "[request id: <id_unknown>] Exceeds maximum queue size")
 
@@ -154,7 +155,13 @@ def test_the_server_is_told_the_time_left_in_microseconds(ask):
 
 @both
 @pytest.mark.parametrize(
-    ("fault", "error"), [(UNAVAILABLE, ServerUnavailable), (QUEUE_FULL, QueueFull), (UNLOADED, ModelUnloaded)]
+    ("fault", "error"),
+    [
+        (UNAVAILABLE, ServerUnavailable),
+        (CANCELLED, ServerUnavailable),
+        (QUEUE_FULL, QueueFull),
+        (UNLOADED, ModelUnloaded),
+    ],
 )
 def test_retries_end(ask, fault, error):
     with serving(*[fault] * 9) as (playing, url), pytest.raises(error) as raised:
@@ -174,7 +181,6 @@ def test_retries_end(ask, fault, error):
         ("UNKNOWN", ServerError),
         ("UNIMPLEMENTED", ServerError),
         ("RESOURCE_EXHAUSTED", ServerError),
-        ("CANCELLED", ServerError),
         ("DEADLINE_EXCEEDED", DeadlineExceeded),
     ],
 )

@@ -18,11 +18,12 @@ from tiny_encoders import words_model
 
 from export.agreement import encode
 from export.errors import ExportError, VerificationError
-from export.fp16 import export_fp16_encoder
+from export.fp16 import export_fp16_encoder, largest_batches
 from export.graph_file import load_graph, open_session, save_graph
 from export.int8 import decide, emit
 from export.onnx_graph import export_encoder
 from export.report import FP16_BUDGET
+from export.task import TaskComparison
 from export.tensorrt.engine import refuse_slower, verify_engine
 from export.tensorrt.inspection import check_engine, check_layers
 from export.tensorrt.module import load_tensorrt
@@ -30,6 +31,7 @@ from export.tensorrt.network import build_engine
 from export.tensorrt.profiles import Profile, captured_batches, make_profiles
 from export.tensorrt.quantized import constant_products, emit_symmetric
 from export.tokens import calibration_batches, pad
+from serving.engines.gpu_error import GpuError
 
 TEXTS = [" ".join(f"w{(start * step) % 97 + 3}" for step in range(1, 2 + start % 9)) for start in range(1, 60)]
 PROFILES = (Profile((1, 1), (4, 16)),)
@@ -84,6 +86,50 @@ def test_fp16_builds_strongly_typed(graphs):
     assert len(built.plan) > 10_000
     assert len(built.products) == 12
     assert isinstance(built.timing_cache, bytes)
+
+
+def test_a_builder_that_keeps_no_timings_builds_all_the_same(graphs):
+    class WithoutTimings(TensorRT10):
+        def Builder(self, log: Any) -> Any:  # noqa: N802 - TensorRT's own name
+            real = super().Builder(log)
+
+            class Config:
+                create_timing_cache = get_timing_cache = staticmethod(lambda *_: None)
+
+                def __init__(self) -> None:
+                    vars(self)["real"] = real.create_builder_config()
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(self.real, name)
+
+                def __setattr__(self, name: str, value: Any) -> None:
+                    setattr(self.real, name, value)
+
+            class Builder:
+                create_builder_config = staticmethod(Config)
+
+                def build_serialized_network(self, network: Any, config: Config) -> Any:
+                    return real.build_serialized_network(network, config.real)
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(real, name)
+
+            return Builder()
+
+    built = build_engine(WithoutTimings(), graphs.fp16, "fp16", PROFILES)
+    assert len(built.plan) > 10_000
+    assert built.timing_cache == b""
+
+
+def test_a_tensorrt_that_cannot_start_cuda_is_said(graphs):
+    def null(_: Any) -> Any:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    class Broken(TensorRT10):
+        Builder = staticmethod(null)
+
+    with pytest.raises(GpuError, match="TensorRT cannot start CUDA"):
+        build_engine(Broken(), graphs.fp16, "fp16", PROFILES)
 
 
 def test_int8_builds_from_the_symmetric_form(graphs):
@@ -249,25 +295,70 @@ def test_types_and_profiles_of_the_engine_are_asserted():
 
 
 class GraphRunner:
-    """Runs a graph in the place of an engine; `broken` rows of every batch are spoilt."""
+    """Runs a graph in the place of an engine, and spoils what it answers."""
 
-    def __init__(self, path: Path, broken: int = 0) -> None:
-        self.session, self.broken = open_session(path), broken
+    def __init__(self, path: Path, spoil: Any = lambda ids, vectors: vectors) -> None:
+        self.session, self.spoil, self.shapes = open_session(path), spoil, set()
 
     def run(self, ids: Any, mask: Any) -> Any:
-        vectors = encode(self.session, (ids, mask))
-        vectors[: self.broken if len(ids) > 1 else 0] *= -1
-        return vectors
+        self.shapes.add(ids.shape)
+        return self.spoil(ids, encode(self.session, (ids, mask)))
 
 
-def test_an_engine_is_held_against_torch(graphs):
-    report = verify_engine(GraphRunner(graphs.fp16), "model.plan", graphs.model, TEXTS, (8, 16), 8, FP16_BUDGET)
+def held(graphs: Any, runner: Any, buckets: Any = (8, 16), **given: Any) -> Any:
+    profiles = make_profiles(buckets, 12)
+    return verify_engine(runner, "model.plan", graphs.model, TEXTS, profiles, FP16_BUDGET, **given)
+
+
+def test_an_engine_is_held_against_torch_in_every_profile(graphs):
+    runner = GraphRunner(graphs.fp16)
+    report = held(graphs, runner)
     assert report.passed
-    assert report.shapes[0] == (8, 8)
+    assert set(report.shapes) == {(batch, length) for batch in (1, 2, 4, 8, 11, 12) for length in (8, 16)}
+    assert set(report.shapes) <= runner.shapes
+    assert all(any(profile.takes(*shape) for shape in runner.shapes) for profile in make_profiles((8, 16), 12))
+    assert {length for _, length in runner.shapes} == {8, 16}  # as the server pads
+    assert max(batch for batch, _ in runner.shapes) == 12
+
+
+def test_texts_are_cut_to_the_longest_bucket_as_the_server_cuts_them(graphs):
+    runner = GraphRunner(graphs.fp16)
+    assert held(graphs, runner, (6,)).passed
+    assert {length for _, length in runner.shapes} == {6}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 11, 12])
+def test_an_engine_that_is_wrong_at_one_batch_size_is_refused(size, graphs):
     with pytest.raises(VerificationError) as caught:
-        verify_engine(GraphRunner(graphs.fp16, 1), "model.plan", graphs.model, TEXTS, (8, 16), 8, FP16_BUDGET)
-    failed = {check.name for check in caught.value.report.failed}
-    assert {"minimum cosine", "difference between alone and in a batch"} <= failed
+        held(graphs, GraphRunner(graphs.fp16, lambda ids, vectors: -vectors if len(ids) == size else vectors))
+    assert "minimum cosine over shapes" in {check.name for check in caught.value.report.failed}
+
+
+def test_the_ranking_and_the_task_are_measured_on_the_engine_itself(graphs):
+    class Task:
+        def compare(self, torch: Any, graph: Any) -> list[TaskComparison]:
+            assert [values.shape[0] for values in (*torch, *graph)] == [len(TEXTS)] * 4
+            return [
+                TaskComparison(name="NDCG@10", instructions=9, torch=0.5, graph=0.4, difference=-0.1, low=0, high=0)
+            ]
+
+    vectors = np.random.default_rng(0).normal(size=(40, graphs.model.head.in_features)).astype(np.float32)
+    with pytest.raises(VerificationError) as caught:
+        held(graphs, GraphRunner(graphs.fp16), item_vectors=vectors, task=Task())
+    assert [check.name for check in caught.value.report.failed] == ["loss of NDCG@10"]
+    assert "overlap of the best 10 items" in {check.name for check in caught.value.report.checks}
+    assert caught.value.report.task[0].graph == 0.4
+
+
+def test_an_engine_that_overflows_on_the_largest_inputs_is_refused(graphs):
+    [*_, (extreme, _)] = largest_batches(graphs.model, TEXTS, 16)
+
+    def overflow(ids: Any, vectors: Any) -> Any:
+        return vectors * np.inf if np.array_equal(ids, extreme) else vectors
+
+    with pytest.raises(VerificationError) as caught:
+        held(graphs, GraphRunner(graphs.fp16, overflow))
+    assert [check.name for check in caught.value.report.failed] == ["values that are not finite, largest inputs"]
 
 
 def test_int8_that_is_slower_is_not_shipped(graphs):

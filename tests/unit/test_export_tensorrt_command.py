@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from engine_fakes import CudaRuntime, put_cuda
 from serving_helpers import ROOT
 
 from export.__main__ import main as export_command
+from export.errors import ExportError
 from export.tensorrt import bench
 from export.tensorrt.__main__ import main
+from export.tensorrt.module import gpu_failures_in_one_line
+from serving.engines.gpu_error import GpuError
 
 SMI = """#!/bin/sh
 case "$*" in
@@ -32,6 +38,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def put_tensorrt(monkeypatch: pytest.MonkeyPatch, builder: Any = lambda _: None) -> None:
+    logger = type("Logger", (), {"ERROR": 1, "__init__": lambda *_: None})
+    module = SimpleNamespace(__version__="10.9.0", Builder=builder, Logger=logger)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -59,7 +71,7 @@ def test_check_and_bench_say_the_same(tmp_path):
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_without_tensorrt_is_told_apart(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 1
     assert "TensorRT is needed and not installed" in result.output
@@ -67,17 +79,40 @@ def test_a_gpu_without_tensorrt_is_told_apart(monkeypatch):
 
 @pytest.mark.usefixtures("gpu")
 def test_bindings_are_missed_before_anything_is_built(monkeypatch):
-    modules = __import__("sys").modules
-    monkeypatch.setitem(modules, "tensorrt", SimpleNamespace(__version__="10.9.0"))
-    monkeypatch.setitem(modules, "cuda.bindings.runtime", None)
+    put_tensorrt(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 1
     assert "CUDA's Python bindings are needed" in result.output
-    monkeypatch.setitem(modules, "cuda", SimpleNamespace())
-    monkeypatch.setitem(modules, "cuda.bindings", SimpleNamespace())
-    monkeypatch.setitem(modules, "cuda.bindings.runtime", SimpleNamespace())
+    put_cuda(monkeypatch, CudaRuntime())
     result = CliRunner().invoke(main, ["check"])
     assert result.output == "NVIDIA L4 (compute capability 8.9), driver 550.54, TensorRT 10.9.0\n"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_driver_older_than_the_bindings_or_tensorrt_is_seen_before_anything_is_built(monkeypatch, tmp_path):
+    def null(_: Any) -> Any:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    export = ["--config", str(ROOT / "configs" / "ecommerce.yaml"), "--var", str(tmp_path / "var")]
+    faults = [
+        (CudaRuntime({"cudaSetDevice": 35}), lambda _: None, "cudaSetDevice failed: status 35"),
+        (CudaRuntime(), null, "TensorRT cannot start CUDA"),
+    ]
+    for runtime, builder, message in faults:
+        put_cuda(monkeypatch, runtime)
+        put_tensorrt(monkeypatch, builder)
+        for command, arguments in ((main, ["check"]), (export_command, [*export, "--precision", "trt-fp16"])):
+            result = CliRunner().invoke(command, arguments)
+            assert result.exit_code == 1
+            assert result.output.count("\n") == 1
+            assert message in result.output
+
+
+def test_what_fails_on_the_gpu_later_is_one_line_too():
+    said = "The GPU cannot be used: cudaMalloc failed: out of memory"
+    with pytest.raises(ExportError, match=said), gpu_failures_in_one_line():
+        raise GpuError("cudaMalloc failed: out of memory")
 
 
 @pytest.mark.usefixtures("gpu")

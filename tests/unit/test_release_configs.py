@@ -130,8 +130,9 @@ def test_queue_settings_reach_the_first_step_and_the_one_that_takes_longest():
     configs = {step: parse_config(writer.step(step)) for step in ("tokenizer", "encoder", "head", "topk", FUSED)}
     bounds = {step: one.parameters["max_queue_size"].string_value for step, one in configs.items()}
     assert bounds == {"tokenizer": "96", "encoder": "", "head": "", "topk": "", FUSED: "96"}
+    configs["gpu"] = parse_config(writer.gpu_encoder())
     delays = {step: one.dynamic_batching.max_queue_delay_microseconds for step, one in configs.items()}
-    assert delays == {"tokenizer": 0, "encoder": 500, "head": 0, "topk": 0, FUSED: 500}
+    assert delays == {"tokenizer": 0, "encoder": 500, "head": 0, "topk": 0, FUSED: 500, "gpu": 500}
 
 
 def test_the_fused_step_is_warmed_up_with_texts(tmp_path):
@@ -253,6 +254,7 @@ def test_the_variant_for_gpus_covers_what_the_engine_takes(writer):
     profiles = make_profiles(BUCKETS, 48)
     assert list(gpu.instance_group[0].profile) == [str(number) for number in range(len(profiles))]
     assert gpu.instance_group[0].count == 2
+    assert gpu.parameters["intra_op_thread_count"].string_value == "3"  # of the graph, where it answers instead
     assert gpu.optimization.cuda.graphs
     captured = {
         (spec.batch_size, tuple(spec.input["input_ids"].dim), tuple(spec.input["attention_mask"].dim))
