@@ -75,6 +75,7 @@ class ReleaseBuilder:
         self.folder = folder
         self.var = var
         self.models = folder / MODELS_FOLDER
+        self.texts = [one.text for one in verified_instructions(run, settings.verification_texts)]
         self.checks: list[Check] = []
         self.item_report: VerificationReport | None = None
 
@@ -148,8 +149,7 @@ class ReleaseBuilder:
             copy_code(step, folder)
         if step in {"tokenizer", FUSED}:
             link_or_copy(graphs.tokenizer, folder / "tokenizer.json")
-            texts = [one.text for one in verified_instructions(self.run, self.settings.verification_texts)]
-            self.checks.append(check_tokens(self.run, folder / "tokenizer.json", graphs.buckets, texts))
+            self.checks.append(check_tokens(self.run, folder / "tokenizer.json", graphs.buckets, self.texts))
         if step in {"topk", FUSED}:
             self._write_catalogue(folder)
         if step == FUSED:
@@ -160,7 +160,7 @@ class ReleaseBuilder:
         """Those of what goes with the encoder, all passed."""
         parts = VerificationReport(
             graph="item vectors, head and tokens",
-            texts=min(self.settings.verification_texts, len(self.run.instructions())),
+            texts=len(self.texts),
             shapes=(),
             checks=tuple(self.checks),
         )
