@@ -74,11 +74,11 @@ def top_k_agreement(reference: Floats, candidate: Floats, item_vectors: Floats, 
 
 
 def cosine(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
-    """Cosine of matching rows, in FP64: FP32 could not tell 0.9999999 from 1."""
+    """Cosine of matching rows, in FP64: FP32 could not tell 0.9999999 from 1. Two rows of zeros are the same: 1."""
     first, second = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     found: npt.NDArray[np.float64] = (first * second).sum(axis=1) / np.maximum(lengths, 1e-30)
-    return found
+    return np.where(first.any(axis=1) | second.any(axis=1), found, 1.0)
 
 
 def not_finite(*values: Floats) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import click
 
 from export.errors import ExportError
 from export.kept_settings import precision_of, served_as
-from export.release import export_release
+from export.release import export_release, read_settings
 from export.settings import PRECISIONS, Precision
-from serving.errors import ReleaseError
+from export.tensorrt.module import require_gpu_build
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.preconditions import refuse_to_undo_a_rollback
@@ -58,28 +59,36 @@ def main(
     run = Run.open(run_path) if run_path else _run_of(layout, domain, before)
     if run.domain != domain:
         raise ExportError(f"{run.path}: a run of {run.domain}, the config is of {domain}; name its own config")
+    wanted = precision or ("int8" if before is None else precision_of(before))
+    read_settings(settings, wanted)  # refused before a run is derived
+    if wanted.startswith("trt-"):
+        require_gpu_build()
     derived = update_catalogue(run, settings, data, layout.var, say=click.echo, may_shrink=shrink)
     if derived is None:
         refuse_to_undo_a_rollback(layout, domain)
         return
-    wanted = precision or ("int8" if before is None else precision_of(before))
     exporting = time.monotonic()
-    exported = export_release(
-        derived, settings, layout, wanted, say=lambda line: click.echo(f"Warning: {line}", err=True)
-    )
+    try:
+        exported = export_release(derived, settings, layout, wanted, say=_warn)
+    except BaseException:
+        shutil.rmtree(derived.path, ignore_errors=True)  # the next try derives it again
+        raise
     taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
     click.echo(f"exported as {wanted}{taken} and verified in {time.monotonic() - exporting:.1f} s")
     click.echo(f"release: {exported.release.path} ({time.monotonic() - started:.1f} s in all)")
 
 
 def release_before(layout: Layout, domain: str) -> Release | None:
-    """The release whose place the next one takes: the live one, else the newest; None if there is none."""
+    """The release whose place the next one takes; None if there is none.
+
+    That is the live one, else the newest, as where the live one's folder is gone.
+    """
     store = ReleaseStore(layout.releases(domain))
     live = LiveRepository(layout.live).live_release(domain)
-    try:
-        return store.open(live.number) if live else store.latest()
-    except ReleaseError:
-        return None
+    numbers = store.numbers()
+    if live is not None and live.number in numbers:
+        return store.open(live.number)
+    return store.open(numbers[-1]) if numbers else None
 
 
 def _run_of(layout: Layout, domain: str, release: Release | None) -> Run:
@@ -98,6 +107,10 @@ def _run_of(layout: Layout, domain: str, release: Release | None) -> Run:
     if found is None:
         raise ExportError(f"there is no run in {runs}; run `make export` first")
     return found
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {line}", err=True)
 
 
 if __name__ == "__main__":

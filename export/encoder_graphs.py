@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.report import VerificationReport
+from export.report import Check, VerificationReport
 from serving.manifest import EncoderOrigin
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class EncoderGraphs:
         tokenizer: the file of the tokenizer that belongs to it.
         reports: the FP32 graph's, then those of the INT8 recipes in the order they were tried; the last one passed. Of
             a graph that an earlier release has too, its own alone.
+        item_checks: that the run's item vectors are this encoder's.
         origin: what it was made of, and where it was held against torch first.
         engine: built of that graph on this machine, for TensorRT precisions.
         taken_from: the release that it was taken over from; None for a new one.
@@ -36,6 +37,7 @@ class EncoderGraphs:
     hidden_size: int
     tokenizer: Path
     reports: tuple[VerificationReport, ...]
+    item_checks: tuple[Check, ...]
     origin: EncoderOrigin
     engine: EngineFile | None = None
     taken_from: int | None = None

@@ -2,12 +2,13 @@
 
 ```
 ExportError              a graph could not be made, quantised or read
-└── VerificationError    a graph was made, and is not close enough to torch
+└── VerificationError    a graph was made, and is not close enough to torch; or what goes with it does not fit
 ```
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,28 @@ class ExportError(click.ClickException):
 
 
 class VerificationError(ExportError):
-    """A graph is not close enough to the torch model, so no release may be made of it.
+    """A graph, or what a release has beside it, is not close enough to the run, so no release may be made of it.
 
     Attributes:
         report: Every check with its measured value and its bar.
+        before: The reports of what was made on the way, in that order.
+        advice: What to do, where the message knows.
     """
 
-    def __init__(self, report: VerificationReport, *, kept_at: Path | None = None) -> None:
+    def __init__(
+        self,
+        report: VerificationReport,
+        *,
+        before: Sequence[VerificationReport] = (),
+        advice: str = "",
+        kept_at: Path | None = None,
+    ) -> None:
         """Builds the message from the checks that failed and, where it is known, the layer that diverges first.
 
         Args:
-            report: Of the graph.
+            report: Of what failed.
+            before: Those of what was made on the way.
+            advice: What to do, as a sentence.
             kept_at: Where the whole report was written, for the reader of the message.
         """
         failed = "; ".join(
@@ -43,7 +55,9 @@ class VerificationError(ExportError):
         )
         place = f" First divergence: {report.first_divergence}." if report.first_divergence else ""
         super().__init__(
-            f"The graph {report.graph} failed its verification: {failed}.{place} No release was made."
-            + (f" The report is in {kept_at}." if kept_at else "")
+            f"The verification of {report.graph} failed: {failed}.{place}{' ' * bool(advice)}{advice} "
+            "No release was made." + (f" The report is in {kept_at}." if kept_at else "")
         )
         self.report = report
+        self.before = tuple(before)
+        self.advice = advice

@@ -13,6 +13,7 @@ from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
 from export.int8 import Int8Settings, decide, emit
+from export.item_vectors import check_item_vectors
 from export.kept_graph import KeptGraph, ReadyGraphs
 from export.onnx_graph import export_encoder
 from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
@@ -20,7 +21,7 @@ from export.settings import Engine, ExportSettings, Precision, ServingSettings
 from export.speed import compare_speed
 from export.task import Task
 from export.tensorrt.engine import EngineFile
-from export.texts import calibration_texts, held_out_instructions
+from export.texts import calibration_texts, verified_instructions
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
 from serving.manifest import EncoderOrigin
@@ -32,6 +33,8 @@ INT8_RECIPES = {
     "int8-down-fp32": Int8Settings(float_down_projection=True),
 }
 """In the order they are tried, fastest first; docs/export.md has what each costs and keeps."""
+ITEM_COSINE = 0.9999
+"""Between an item's vector and torch's of its text: the same but for the last bits, as batches differ."""
 
 
 def build_encoder(
@@ -57,7 +60,8 @@ def build_encoder(
         ready: what need not be made.
 
     Raises:
-        VerificationError: a graph differs from torch by more than its budget.
+        VerificationError: a graph differs from torch by more than its budget, or the item
+            vectors are not the encoder's.
         ExportError: the encoder cannot be exported or quantised.
     """
     builder = _EncoderBuilder(run, serving, settings, folder, var)
@@ -76,13 +80,14 @@ class _EncoderBuilder:
         self.engine = serving.engine
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
-        instructions = held_out_instructions(run)[: settings.verification_texts]
+        instructions = verified_instructions(run, settings.verification_texts)
         self.texts = [one.text for one in instructions]
         self.task = Task(run, instructions)
         self.item_vectors = run.item_vectors()
         self.folder = folder
         self.cache = EmbeddingCache.below(var, run.encoder, self.model.pooling, self.model.max_length)
         self.batch_size = run.config.training.embedding_batch_size
+        self.item_checks = check_item_vectors(run, lambda texts: self.model.embed(texts, batch_size=1), ITEM_COSINE)
 
     def build(self, precision: Precision, origin: EncoderOrigin, kept: KeptGraph | None) -> EncoderGraphs:
         """Make the graph of a precision, by way of FP32."""
@@ -119,7 +124,9 @@ class _EncoderBuilder:
         self.cache.embed(self.model, self.texts, self.batch_size)
         tokenizer = self.folder / "tokenizer.json"
         self.model.tokenizer.save(str(tokenizer))
-        return EncoderGraphs(path, self.buckets, self.hidden_size, tokenizer, tuple(reports), origin, engine)
+        return EncoderGraphs(
+            path, self.buckets, self.hidden_size, tokenizer, tuple(reports), self.item_checks, origin, engine
+        )
 
     def borrow(self, graph: Path, precision: Precision, origin: EncoderOrigin) -> EncoderGraphs:
         """Take a graph that was made for another domain, if it passes here."""
@@ -168,7 +175,7 @@ class _EncoderBuilder:
                         for report, engine in zip(found, engines, strict=False)
                     ),
                 ]
-        raise failed
+        raise VerificationError(failed.report, before=reports[:-1])
 
     def _verify(self, path: Path, budget: VerificationBudget) -> list[VerificationReport]:
         """In ONNX Runtime, and, where another engine will serve the graph, in that one."""

@@ -6,22 +6,25 @@ Opset 20 and IR 10 load in every stock Triton image since 24.10.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
-from export.graph_file import save_graph
+from export.graph_file import open_session, save_graph
 
-__all__ = ["IR_VERSION", "OPSET", "VECTOR", "export_head"]
+__all__ = ["IR_VERSION", "OPSET", "VECTOR", "export_head", "run_head", "through_head_graph"]
+
+Floats = npt.NDArray[np.float32]
 
 OPSET = 20
 IR_VERSION = 10
 VECTOR = "instruction_vector"  # "embedding" would collide with a node inside the graph
 
 
-def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], path: Path) -> None:
+def export_head(weight: Floats, bias: Floats, path: Path) -> None:
     """Writes the instruction head, u = W h + b, as a graph.
 
     Input: `instruction_vector` FP32 [batch, H]. Output: `logits` FP32 [batch, K].
@@ -50,3 +53,25 @@ def export_head(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], 
         ],
     )
     save_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
+
+
+def run_head(path: Path, vectors: Floats) -> Floats:
+    """The logits [n, K] that the graph at `path` gives of vectors [n, H].
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    logits: Floats = open_session(path).run(["logits"], {VECTOR: vectors})[0]
+    return logits
+
+
+def through_head_graph(weight: Floats, bias: Floats, vectors: Floats) -> Floats:
+    """The logits [n, K] of vectors [n, H] by a head's graph, which is made for this and not kept.
+
+    Raises:
+        ExportError: As `export_head`.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "head.onnx"
+        export_head(weight, bias, path)
+        return run_head(path, vectors)

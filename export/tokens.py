@@ -30,7 +30,7 @@ def pad(rows: Sequence[Sequence[int]], length: int | None = None, multiple: int 
         length: Tokens a row; as many as the longest row has when None.
         multiple: The length is rounded up to a multiple of this.
     """
-    length = length or max(map(len, rows))
+    length = length or max(1, *map(len, rows))  # a text may have not one token
     length += -length % multiple
     ids = np.zeros((len(rows), length), dtype=np.int64)  # masked, so any id that exists will do
     mask = np.zeros_like(ids)
@@ -42,5 +42,5 @@ def pad(rows: Sequence[Sequence[int]], length: int | None = None, multiple: int 
 
 
 def calibration_batches(model: InstructionModel, texts: Sequence[str]) -> list[Batch]:
-    """Returns a batch of one for every text, so that no padding enters the statistics."""
-    return [pad([row]) for row in tokenize(model, texts)]
+    """Returns a batch of one for every text with a token, so that no padding enters the statistics."""
+    return [pad([row]) for row in tokenize(model, texts) if row]

@@ -22,6 +22,7 @@ from export.agreement import (
 from export.divergence import first_divergence
 from export.errors import ExportError, VerificationError
 from export.graph_file import EncoderSession, load_graph, open_served
+from export.head_graph import through_head_graph
 from export.report import Check, VerificationBudget, VerificationReport
 from export.settings import LENGTH_MULTIPLES, Engine
 from export.task import Task, TaskComparison
@@ -63,7 +64,7 @@ def verify_encoder(
 
     Raises:
         VerificationError: A check failed. It carries the report.
-        ExportError: There are no texts or no buckets, or the graph cannot be read or run by the engine.
+        ExportError: There are no texts, no tokens or no buckets, or the graph cannot be read or run by the engine.
     """
     if not texts or not buckets:
         raise ExportError("Verification needs at least one text and one length bucket.")
@@ -135,8 +136,9 @@ def compare(
         Check.at_most("difference that batch neighbours make", neighbours, budget.invariance),
         Check.at_most("difference that padding makes", padding, budget.invariance),
     ]
-    sides = [(vectors, _logits(model, vectors)) for vectors in (reference, candidate)]
-    rest, measured = ranking_checks(sides[0], sides[1], budget, item_vectors, task)
+    weight, bias = (part.detach().numpy() for part in (model.head.weight, model.head.bias))
+    sides = (reference, _logits(model, reference)), (candidate, through_head_graph(weight, bias, candidate))
+    rest, measured = ranking_checks(*sides, budget, item_vectors, task)
     return Comparison([*numbers, *rest], measured, numbers_agree=all(check.passed for check in numbers))
 
 
@@ -150,6 +152,11 @@ def _torch_over_texts(model: InstructionModel, rows: list[list[int]]) -> Floats:
 def shaped_batches(rows: list[list[int]], buckets: Sequence[int], sizes: Sequence[int]) -> list[Batch]:
     """Real tokens at every bucket: one row that fills it, and batches of the other sizes of rows that do and do not."""
     joined = [token for row in rows for token in row]
+    if not joined:
+        raise ExportError(
+            f"Not one of the {len(rows)} texts to verify on has a token. Give instructions in a language that the "
+            "encoder's tokenizer knows, or another encoder."
+        )
     while len(joined) < max(sizes) * max(buckets):
         joined = joined * 2
     batches = []

@@ -1,9 +1,11 @@
 """Folders and files that appear complete or not at all."""
 
+import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,8 +17,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent)
-    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    temporary.mkdir()
+    temporary, lock = _locked_folder(target)
     try:
         yield temporary
         for path in temporary.rglob("*"):
@@ -27,6 +28,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -50,21 +53,36 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove the temporary folders under `parent` whose process is gone (it was killed while it wrote)."""
+    """Remove the temporary folders under `parent` that nobody holds: whoever wrote them was killed.
+
+    A process id would not tell: in containers, the next process has that of the one that was killed.
+    """
     for path in parent.glob(".*.tmp-*"):
-        process_id = path.name.rpartition("-")[2]
-        if process_id.isdecimal() and not _is_alive(int(process_id)):
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # a file, or gone
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # somebody writes to it, or the disk knows no locks
+            continue
+        finally:
+            os.close(lock)
 
 
-def _is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    """A new temporary sibling of `target`, and the lock on it, which ends with this process at the latest."""
+    while True:
+        temporary = target.parent / f".{target.name}.tmp-{secrets.token_hex(8)}"
+        temporary.mkdir()
+        with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
+            lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # taken by the same one, or a disk that knows no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if temporary.is_dir():
+                return temporary, lock
+            os.close(lock)
 
 
 def _flush(path: Path) -> None:

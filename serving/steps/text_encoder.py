@@ -36,7 +36,7 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """The instruction vectors of some texts, float32 [texts, H]; none depends on another text."""
         token_ids = self._tokenizer.encode(texts)
-        lengths = [len(ids) for ids in token_ids]
+        lengths = [max(1, len(ids)) for ids in token_ids]  # a text may have not one token
         if len(texts) == 1:
             return self._run(token_ids, lengths[0] + -lengths[0] % self._multiple)
         vectors = np.empty((len(texts), self._width or 0), dtype=np.float32)

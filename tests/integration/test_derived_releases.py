@@ -21,6 +21,7 @@ from continual.release_encoder import release_encoder
 from export.errors import ExportError, VerificationError
 from export.kept_settings import ServedAs, served_as
 from export.release import Exported, export_release
+from export.texts import verified_instructions
 from serving.evidence import Evidence
 from serving.layout import Layout
 from serving.releases import Release, ReleaseStore
@@ -178,7 +179,7 @@ def test_without_a_whole_encoder_it_is_made_anew_to_the_same_bytes(
 
 def test_other_texts_are_all_measured_anew(own_project: Project, trained: Run, export: Exporter) -> None:
     instructions = trained.instructions()
-    held_out = next(one for one in instructions if one.split != "train")
+    held_out = verified_instructions(trained, 1)[0]
     instructions[instructions.index(held_out)] = replace(held_out, text="a shirt that nobody asked for before")
     derived = derive_run(trained, own_project.var, reason="test", instructions=instructions)
     exported = export(derived)

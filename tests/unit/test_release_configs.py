@@ -17,7 +17,7 @@ from test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS, check_edges
 
 from export.errors import ExportError
 from export.model_config import FUSED, LENGTH_MULTIPLES, STEPS, WARMUP_FOLDER, ConfigWriter, step_name
-from export.release import add_engine
+from export.release_builder import add_engine
 from export.settings import SHORTEST_BUCKET, ExportSettings, ServingSettings, read_section
 from export.tensorrt.engine import EngineFile
 from export.tensorrt.profiles import make_profiles

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Mapping
@@ -368,19 +369,21 @@ def test_label_metrics() -> None:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    dead = tmp_path / ".old.tmp-999999999"
-    alive = tmp_path / f".other.tmp-{os.getppid()}"
-    for leftover in (dead, alive):
+    killed = [tmp_path / ".old.tmp-999999999", tmp_path / f".run.tmp-{os.getpid()}"]
+    for leftover in killed:  # the second was left by a process of the same number: in a container it always is
         leftover.mkdir()
+        (leftover / "file").write_text("half", encoding="utf-8")
 
     def fail() -> None:
         with new_folder(tmp_path / "run") as folder:
             (folder / "file").write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list(tmp_path.iterdir()) == [alive]
+    with new_folder(tmp_path / "other") as alive:
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert list(tmp_path.iterdir()) == [alive], "what is being written stays"
+    shutil.rmtree(tmp_path / "other")
     with new_folder(tmp_path / "run") as folder:
         (folder / "file").write_text("whole", encoding="utf-8")
         assert not (tmp_path / "run").exists()

@@ -48,4 +48,4 @@ def _write(target: Path, tree: Tree) -> None:
             aside = folder.with_name(folder.name.replace(".tmp-", ".older.tmp-"))
             target.rename(aside)
     if aside is not None:
-        shutil.rmtree(aside)
+        shutil.rmtree(aside, ignore_errors=True)  # another process may remove it as a leftover

@@ -1,0 +1,296 @@
+"""From a run to a release: what is verified beside the graph, what a killed or damaged export leaves, and for whom."""
+
+import fcntl
+import json
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from run_helpers import made_run
+from tokenizers import Tokenizer
+
+from export.catalogue import main as update_catalogue
+from export.catalogue import release_before
+from export.errors import ExportError, VerificationError
+from export.head_graph import export_head
+from export.release import Exported, export_release
+from serving.layout import Layout
+from serving.live_repository import LiveRepository
+from serving.manifest import MANIFEST_NAME
+from serving.steps.text_encoder import Head
+from training.config_loading import load_config
+from training.dataset import Instruction, Item
+from training.derived_run import derive_run
+from training.model import InstructionModel
+from training.run import Run
+
+KINDS = ("Bags", "Hats", "Shirts", "Shoes")
+ITEMS = [
+    Item(f"id-{n}", f"{colour} {kind}", f"a {colour} {kind[:-1].lower()} {n}", kind, 1.0, {})
+    for n, (kind, colour) in enumerate((kind, colour) for kind in KINDS for colour in ("blue", "red", "green", "black"))
+]
+INSTRUCTIONS = [
+    Instruction(f"ask-{n}", f"i want {item.text}", item.label, {}, {}, ("train", "test")[n % 2])
+    for n, item in enumerate(ITEMS)
+]
+GRAPH = "models/shop_encoder/1/model.onnx"
+OVERRIDES = ("serving.length_buckets=[16,32]",)
+
+
+def write_config(folder: Path) -> Path:
+    catalogue = "{file: shop/items.csv, item_id: id, title: name, text: '{name}. {text}', label: kind}"
+    instructions = "{file: shop/asks.csv, instruction_id: id, text: words, label: kind, split: split}"
+    path = folder / "shop.yaml"
+    path.write_text(
+        "domain: shop\nencoder: {name: unused}\nsources:\n  - name: main\n"
+        f"    catalogue: {catalogue}\n    instructions: {instructions}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+class Shop:
+    """One domain in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.var, self.config = folder / "var", folder / "shop.yaml"
+        self.layout = Layout(self.var)
+        self.releases = self.layout.releases("shop")
+        self.said: list[str] = []
+
+    @property
+    def run(self) -> Run:
+        return Run.open(self.var / "runs/shop/20260101T000000000Z-aaaaaaaa")
+
+    def export(self, run: Run, *overrides: str, reuse: bool = True) -> Exported:
+        config = load_config(self.config, (*OVERRIDES, *overrides))
+        return export_release(run, config, self.layout, "fp32", reuse=reuse, say=self.said.append)
+
+    def run_with(self, vectors: np.ndarray) -> Run:
+        return derive_run(self.run, self.var, reason="test", catalogue=ITEMS, item_vectors=vectors)
+
+
+def made_shop(
+    folder: Path, encoder: Path, instructions: Sequence[Instruction] = INSTRUCTIONS, items: Sequence[Item] = ITEMS
+) -> Shop:
+    model = InstructionModel.from_folder(encoder, "mean", 32, 1)
+    embed: Callable[[Sequence[str]], np.ndarray] = lambda texts: model.embed(list(texts))  # noqa: E731
+    made_run(write_config(folder), folder / "var", items, instructions, encoder=encoder, embed=embed)
+    return Shop(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shop = made_shop(tmp_path_factory.mktemp("exported"), tiny_encoder)
+    assert shop.export(shop.run).is_new
+    return shop.var.parent
+
+
+@pytest.fixture
+def shop(exported: Path, tmp_path: Path) -> Shop:
+    """A domain with one release, whose graph was kept too."""
+    shutil.copytree(exported, tmp_path / "shop")
+    return Shop(tmp_path / "shop")
+
+
+# --- what is verified beside the graph ------------------------------------------------------------------------------
+
+
+def test_what_goes_with_the_encoder_stands_in_the_report(shop: Shop) -> None:
+    page = (shop.releases / "1/verification.md").read_text(encoding="utf-8")
+    assert "### item vectors, head and tokens: passed\n\n8 texts\n" in page
+    manifest = json.loads((shop.releases / "1" / MANIFEST_NAME).read_text(encoding="utf-8"))
+    checks = manifest["verification"]["item vectors, head and tokens"]
+    assert checks["minimum cosine of an item's vector and its text's"] > 0.9999
+    assert checks["texts with other tokens than at training"] == 0
+    assert checks["difference of the head as it is served"] < 1e-5
+
+
+FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rolled": lambda vectors: np.roll(vectors, 1, axis=0),
+    "zeros": np.zeros_like,
+    "one of zeros": lambda vectors: vectors * (np.arange(len(vectors)) != 7)[:, None],
+    "three times as long": lambda vectors: vectors * 3,
+    "of another encoder": lambda vectors: vectors[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_item_vectors_that_are_not_the_encoders_are_refused(shop: Shop, fault: str, reuse: bool) -> None:
+    run = shop.run_with(FAULTS[fault](shop.run.item_vectors()).astype(np.float32))
+    with pytest.raises(VerificationError, match="are not those of its encoder and its items: make a new run"):
+        shop.export(run, reuse=reuse)
+    assert [path.name for path in shop.releases.glob("[0-9]*")] == ["1"]
+    assert "FAILED" in (shop.var / "logs/verification-shop-fp32.md").read_text(encoding="utf-8")
+
+
+def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(source: Path, target: Path) -> None:
+        shutil.copyfile(source, target)
+        if target.name == "tokenizer.json":
+            tokenizer = Tokenizer.from_file(str(target))
+            tokenizer.normalizer = None
+            tokenizer.pre_tokenizer = None
+            tokenizer.save(str(target))
+
+    monkeypatch.setattr("export.release_builder.link_or_copy", other)
+    weight, bias = shop.run.head()
+    with pytest.raises(VerificationError, match="texts with other tokens than at training is 8"):
+        shop.export(derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias)))
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "fused"])
+def test_a_head_that_was_written_wrongly_is_refused(shop: Shop, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reversed_graph(weight: np.ndarray, bias: np.ndarray, path: Path) -> None:
+        export_head(weight[::-1], bias, path)
+
+    monkeypatch.setattr("export.release_builder.export_head", reversed_graph)
+    monkeypatch.setattr("export.release_builder.Head", lambda weight, bias: Head(weight[::-1], bias))
+    with pytest.raises(VerificationError, match="difference of the head as it is served"):
+        shop.export(shop.run, f"serving.mode={mode}", reuse=False)
+
+
+def test_a_text_without_a_token_is_exported_and_a_run_of_them_is_not(tiny_encoder: Path, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, encoder)
+    tokenizer = json.loads((encoder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = None  # as GPT-2's: no special token round a text
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[^ -~]"}, "content": ""}
+    (encoder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    silent = replace(INSTRUCTIONS[1], instruction_id="silent", text="青い")
+    (tmp_path / "one").mkdir()
+    items = [*ITEMS, replace(ITEMS[0], item_id="silent", text="赤い")]
+    shop = made_shop(tmp_path / "one", encoder, [*INSTRUCTIONS, silent], items)
+    for mode in ("ensemble", "fused"):
+        assert shop.export(shop.run, f"serving.mode={mode}").is_new
+    (tmp_path / "all").mkdir()
+    shop = made_shop(tmp_path / "all", encoder, [silent])
+    with pytest.raises(ExportError, match="Not one of the 1 texts to verify on has a token"):
+        shop.export(shop.run)
+
+
+def test_a_run_without_instructions_says_what_to_do(tiny_encoder: Path, tmp_path: Path) -> None:
+    shop = made_shop(tmp_path, tiny_encoder, [])
+    with pytest.raises(ExportError, match=r"has no instructions.*add some to the dataset .* and train again"):
+        shop.export(shop.run)
+
+
+# --- what is there already ------------------------------------------------------------------------------------------
+
+
+def test_a_whole_release_is_up_to_date_until_it_is_to_be_made_anew(shop: Shop) -> None:
+    assert not shop.export(shop.run).is_new
+    assert not shop.said
+    again = shop.export(shop.run, reuse=False)
+    assert (again.is_new, again.release.number) == (True, 2)
+    assert again.taken_from is None
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("name", [GRAPH, "instructions.jsonl", MANIFEST_NAME])
+def test_a_damaged_release_is_exported_again(shop: Shop, name: str) -> None:
+    cut(shop.releases / "1" / name)
+    again = shop.export(shop.run)
+    assert (again.is_new, again.release.number) == (True, 2)
+    assert "release 1 is damaged, it counts as none" in shop.said[0]
+    again.release.manifest.verify(again.release.path)
+    assert not shop.export(shop.run).is_new
+
+
+def test_a_damaged_manifest_does_not_make_an_older_release_the_newest(shop: Shop) -> None:
+    weight, bias = shop.run.head()
+    second = shop.export(derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias))).release
+    cut(second.path / MANIFEST_NAME)
+    assert shop.export(shop.run).release.number == 3, "`deploy` would open release 2"
+
+
+def test_what_a_killed_export_left_is_removed(shop: Shop) -> None:
+    left = shop.releases / ".graphs-killed"
+    left.mkdir()
+    (left / "encoder-fp32.onnx").write_bytes(b"half")
+    assert not shop.export(shop.run).is_new
+    assert not left.exists()
+
+
+def test_a_second_export_says_what_it_waits_for(shop: Shop) -> None:
+    told = threading.Event()
+    done: list[Exported] = []
+    config = load_config(shop.config, OVERRIDES)
+
+    def say(line: str) -> None:
+        shop.said.append(line)
+        told.set()
+
+    waiting = threading.Thread(
+        target=lambda: done.append(export_release(shop.run, config, shop.layout, "fp32", say=say))
+    )
+    with (shop.releases / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        waiting.start()
+        assert told.wait(60)
+        assert not done
+    waiting.join()
+    assert len(done) == 1
+    assert "another export of shop is running" in shop.said[0]
+
+
+def test_the_reports_of_all_that_was_tried_are_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = {"top_k_overlap": 1.1}
+    for name in ("reuse", "graphs"):
+        module = __import__(f"export.{name}", fromlist=["INT8_BUDGET"])
+        monkeypatch.setattr(module, "INT8_BUDGET", module.INT8_BUDGET.model_copy(update=strict))
+    config = load_config(shop.config, OVERRIDES)
+    with pytest.raises(VerificationError, match=r"encoder-int8-down-fp32\.onnx failed") as caught:
+        export_release(shop.run, config, shop.layout, "int8")
+    kept = (shop.var / "logs/verification-shop-int8.md").read_text(encoding="utf-8")
+    assert str(shop.var / "logs/verification-shop-int8.md") in caught.value.message
+    for graph in ("encoder-fp32.onnx: passed", "encoder-int8.onnx: FAILED", "encoder-int8-down-fp32.onnx: FAILED"):
+        assert f"### {graph}" in kept
+
+
+# --- a newer catalogue ----------------------------------------------------------------------------------------------
+
+
+def test_where_the_live_releases_folder_is_gone_the_newest_goes_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = SimpleNamespace(number=7)
+    monkeypatch.setattr(LiveRepository, "live_release", lambda *_: live)
+    found = release_before(shop.layout, "shop")
+    assert found is not None
+    assert found.number == 1
+    assert release_before(Layout(shop.var / "elsewhere"), "shop") is None
+
+
+@pytest.mark.parametrize("asked", ["serving.mode=fused", "export.calibration_texts=none"])
+def test_a_catalogue_that_cannot_be_exported_leaves_no_run(shop: Shop, tiny_data: Path, asked: str) -> None:
+    wanted = "trt-fp16" if "mode" in asked else "fp32"
+    arguments = ["--config", str(shop.config), "--data", str(tiny_data), "--var", str(shop.var)]
+    refused = CliRunner().invoke(update_catalogue, [*arguments, "--precision", wanted, "--shrink", asked])
+    assert refused.exit_code == 1, refused.output
+    assert "Error" in refused.output
+    assert [path.name for path in (shop.var / "runs/shop").iterdir()] == [shop.run.run_id]
+
+
+def test_a_failed_export_of_a_catalogue_leaves_no_run(
+    shop: Shop, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise ExportError("the disk is full")
+
+    monkeypatch.setattr("export.catalogue.export_release", full)
+    arguments = ["--config", str(shop.config), "--data", str(tiny_data), "--var", str(shop.var), "--shrink"]
+    refused = CliRunner().invoke(update_catalogue, arguments)
+    assert "the disk is full" in refused.output
+    assert [path.name for path in (shop.var / "runs/shop").iterdir()] == [shop.run.run_id]
+    monkeypatch.undo()
