@@ -270,7 +270,7 @@ def _quantize(
 def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings) -> tuple[str, ...]:
     if not settings.embedding_tables:
         return ()
-    return tuple(
+    found = (
         node.input[0]
         for node in graph.graph.node
         if node.op_type == "Gather"
@@ -279,3 +279,4 @@ def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], sett
         and len(constants[node.input[0]].dims) == 2
         and constants[node.input[0]].dims[0] >= settings.table_rows
     )
+    return tuple(dict.fromkeys(found))  # once, however often it is looked up
