@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from export.graph_file import EncoderSession
 from export.head_graph import VECTOR
-from export.report import Check, VerificationBudget
+from export.report import LOSS_DIGITS, Check, VerificationBudget
 from export.task import Task, TaskComparison
 from export.tokens import Batch, pad
 from training.metrics import best_rows
@@ -114,5 +114,7 @@ def ranking_checks(
         overlap = top_k_agreement(reference[0], candidate[0], item_vectors, budget.top_k)
         checks.append(Check.at_least(f"overlap of the best {budget.top_k} items", overlap, budget.top_k_overlap))
     measured = [] if task is None else task.compare(reference, candidate)
-    checks += [Check.at_most(f"loss of {one.name}", 0.0 - one.difference, budget.task_loss) for one in measured]
+    for one in measured:
+        loss = round(0.0 - one.difference, LOSS_DIGITS)
+        checks.append(Check.at_most(f"loss of {one.name}", loss, budget.task_bar(one)))
     return checks, measured

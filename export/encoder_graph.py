@@ -88,10 +88,9 @@ class EncoderGraph(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Returns the vector [B, H] and the hidden states [B, L, H], the one of the embedding tables first."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        blocked = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
-        if self.causal:
-            future = (positions[:, None, None, :] > positions[:, None, :, None]).to(torch.float32)
-            blocked = torch.maximum(blocked, future)
+        mask = attention_mask
+        if self.encoder.config._attn_implementation == _ATTENTION:  # other attention makes its own of it, as in tuning
+            mask = self._added_to_scores(attention_mask, positions)
         arguments = {
             "position_ids": positions + self.first_position,
             "token_type_ids": torch.zeros(1, 1, dtype=torch.int64, device=input_ids.device),
@@ -99,7 +98,7 @@ class EncoderGraph(nn.Module):
         }
         states = self.encoder(
             input_ids=input_ids,
-            attention_mask=(blocked * _MASKED).to(self.encoder.dtype),
+            attention_mask=mask,
             output_hidden_states=True,
             **{name: value for name, value in arguments.items() if name in self.accepted},
         )
@@ -107,6 +106,13 @@ class EncoderGraph(nn.Module):
         # Not `functional.normalize`: its expansion keeps ONNX Runtime from some of its fusions.
         length = torch.sqrt((vector * vector).sum(dim=1, keepdim=True).clamp(min=1e-24))
         return (vector / length, *states.hidden_states)
+
+    def _added_to_scores(self, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        blocked = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
+        if self.causal:
+            future = (positions[:, None, None, :] > positions[:, None, :, None]).to(torch.float32)
+            blocked = torch.maximum(blocked, future)
+        return (blocked * _MASKED).to(self.encoder.dtype)
 
     def _pool(self, states: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self.pooling == "cls":
@@ -120,7 +126,7 @@ class EncoderGraph(nn.Module):
 
 @contextmanager
 def ready_to_trace(encoder: Any) -> Iterator[None]:  # a transformers model, whose class is the config's
-    """Gives the encoder the attention and the products above and no dropout, and puts all back."""
+    """Gives the encoder the attention above, if it takes any but its own, and the products, and puts all back."""
     attention, training = encoder.config._attn_implementation, encoder.training
     products: list[Any] = [module for module in encoder.modules() if isinstance(module, Conv1D)]
     tracer_log = logging.getLogger("torch.onnx")

@@ -12,11 +12,11 @@ from export.encoder_graphs import EncoderGraphs
 from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
-from export.int8 import Int8Settings, decide, emit
+from export.int8 import Int8Report, Int8Settings, decide, emit, needs_vnni
 from export.item_vectors import check_item_vectors
 from export.kept_graph import KeptGraph, ReadyGraphs
 from export.onnx_graph import export_encoder
-from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, VerificationBudget, VerificationReport
+from export.report import FP16_BUDGET, FP32_BUDGET, INT8_BUDGET, Check, VerificationBudget, VerificationReport
 from export.settings import Engine, ExportSettings, Precision, ServingSettings
 from export.speed import compare_speed
 from export.task import Task
@@ -24,6 +24,7 @@ from export.tensorrt.engine import EngineFile
 from export.texts import calibration_texts, verified_instructions
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
+from serving.cpu import cpu_features
 from serving.manifest import EncoderOrigin
 from training.embedding_cache import EmbeddingCache
 from training.run import Run
@@ -35,6 +36,8 @@ INT8_RECIPES = {
 """In the order they are tried, fastest first; docs/export.md has what each costs and keeps."""
 ITEM_COSINE = 0.9999
 """Between an item's vector and torch's of its text: the same but for the last bits, as batches differ."""
+LEAST_INT8_SHARE = 0.5
+"""Of the products: a release with fewer in INT8 is FP32 under another name."""
 
 
 def build_encoder(
@@ -80,6 +83,7 @@ class _EncoderBuilder:
         self.engine = serving.engine
         self.hidden_size = run.manifest.encoder.hidden_size
         self.calibration = calibration_texts(run, settings.calibration_texts)
+        self.reduce_range = settings.int8.reduce_range
         instructions = verified_instructions(run, settings.verification_texts)
         self.texts = [one.text for one in instructions]
         self.task = Task(run, instructions)
@@ -122,6 +126,8 @@ class _EncoderBuilder:
     ) -> EncoderGraphs:
         # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
         self.cache.embed(self.model, self.texts, self.batch_size)
+        verified_on = {"cpu": cpu_features(), "needs_vnni": needs_vnni(path)}
+        origin = origin.model_copy(update=verified_on)
         tokenizer = self.folder / "tokenizer.json"
         self.model.tokenizer.save(str(tokenizer))
         return EncoderGraphs(
@@ -155,13 +161,14 @@ class _EncoderBuilder:
         """Take the fastest recipe that stays within the budget: how much a catalogue forgives, only measuring tells."""
         calibration = calibration_batches(self.model, self.calibration)
         graph = load_graph(fp32)
-        for name, settings in INT8_RECIPES.items():
+        for name, recipe in INT8_RECIPES.items():
             path = self.folder / f"encoder-{name}.onnx"
             progress.set_postfix_str(f"calibrating and quantising to INT8 ({name})")
-            emit(graph, decide(graph, calibration, settings), path)
+            settings = recipe.model_copy(update={"reduce_range": self.reduce_range})
+            made = emit(graph, decide(graph, calibration, settings), path)
             progress.set_postfix_str(f"verifying INT8 against torch ({name})")
             try:
-                found = self._verify(path, INT8_BUDGET)
+                found = self._verify_int8(path, made)
             except VerificationError as error:
                 failed = error
                 reports = [*reports, error.report]
@@ -176,6 +183,16 @@ class _EncoderBuilder:
                     ),
                 ]
         raise VerificationError(failed.report, before=reports[:-1])
+
+    def _verify_int8(self, path: Path, made: Int8Report) -> list[VerificationReport]:
+        """As any graph, and that it is an INT8 graph for the most part."""
+        share = Check.at_least("share of products in INT8", made.quantized_share, LEAST_INT8_SHARE)
+        reports = [
+            report.model_copy(update={"checks": (*report.checks, share)}) for report in self._verify(path, INT8_BUDGET)
+        ]
+        if not share.passed:
+            raise VerificationError(reports[0])
+        return reports
 
     def _verify(self, path: Path, budget: VerificationBudget) -> list[VerificationReport]:
         """In ONNX Runtime, and, where another engine will serve the graph, in that one."""

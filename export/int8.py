@@ -26,14 +26,26 @@ from export.errors import ExportError
 from export.exact_channels import set_apart
 from export.graph_file import load_graph, save_graph
 from export.outliers import choose_treatment
-from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
+from export.qdq import WEIGHT_CODES, QuantizedInput, QuantizedProduct, rewrite, rounded
 from export.rounding import CompensatedRounding, NearestRounding
 from export.rows import products_of_rows
 from export.tokens import Batch
 
-__all__ = ["Int8Report", "Int8Settings", "ProductReport", "Quantization", "decide", "emit", "quantize_encoder"]
+__all__ = [
+    "Int8Report",
+    "Int8Settings",
+    "ProductReport",
+    "Quantization",
+    "decide",
+    "emit",
+    "needs_vnni",
+    "quantize_encoder",
+]
 
 Floats = npt.NDArray[np.float32]
+
+REDUCED = 63
+"""The greatest 7-bit code: two products with U8 codes add up to less than 16 bits hold."""
 
 
 class Int8Settings(BaseModel):
@@ -102,6 +114,11 @@ class Int8Report(BaseModel):
     tables: tuple[str, ...]
     bytes_fp32: int
     bytes_int8: int
+
+    @property
+    def quantized_share(self) -> float:
+        """The share of the products that are INT8."""
+        return sum(product.quantized for product in self.products) / len(self.products)
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,16 @@ def emit(graph: onnx.ModelProto, quantization: Quantization, path: Path) -> Int8
     )
 
 
+def needs_vnni(path: Path) -> bool:
+    """Whether an INT8 graph for CPUs has weights of more than 7 bits, so that 16-bit sums can overflow."""
+    codes = (
+        numpy_helper.to_array(tensor)
+        for tensor in load_graph(path).graph.initializer
+        if tensor.name.endswith(WEIGHT_CODES)
+    )
+    return any(bool((np.abs(one.astype(np.int16)) > REDUCED).any()) for one in codes)
+
+
 def _is_worth_it(group: QuantizedInput, settings: Int8Settings) -> bool:
     inputs, outputs = group.products[0].codes.shape
     if settings.float_down_projection and inputs > outputs:
@@ -253,7 +280,7 @@ def _quantize(
     noise[way.exact] = 0
     gram = activation.gram * np.outer(way.inverse_smoothing, way.inverse_smoothing)
     rounding = (CompensatedRounding if settings.compensation else NearestRounding)(gram, noise, way.exact)
-    top = 63 if settings.reduce_range else 127
+    top = REDUCED if settings.reduce_range else 127
     products = []
     for node, weight in zip(nodes, weights, strict=True):
         smoothed = weight / way.inverse_smoothing[:, None]
@@ -270,7 +297,7 @@ def _quantize(
 def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], settings: Int8Settings) -> tuple[str, ...]:
     if not settings.embedding_tables:
         return ()
-    return tuple(
+    found = (
         node.input[0]
         for node in graph.graph.node
         if node.op_type == "Gather"
@@ -279,3 +306,4 @@ def _tables(graph: onnx.ModelProto, constants: dict[str, onnx.TensorProto], sett
         and len(constants[node.input[0]].dims) == 2
         and constants[node.input[0]].dims[0] >= settings.table_rows
     )
+    return tuple(dict.fromkeys(found))  # once, however often it is looked up

@@ -9,9 +9,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["QuantizedInput", "QuantizedProduct", "rewrite", "rounded", "unsigned_scale"]
+__all__ = ["WEIGHT_CODES", "QuantizedInput", "QuantizedProduct", "rewrite", "rounded", "unsigned_scale"]
 
 Floats = npt.NDArray[np.float32]
+
+WEIGHT_CODES = "/weight/codes"
+"""How the name of a product's S8 codes ends; what stands before it is the product's."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,13 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
         before[group.products[0].node] = _quantized_input(source, group, constants)
         for product in group.products:
             node = by_name[product.node]
-            name = node.input[1]
+            name = f"{node.name}/weight"  # not the tensor's: layers that share a weight have codes of their own
             if len(node.input) > 2:
                 before[node.name] = [
                     *before.get(node.name, []),
                     _quantized_bias(node, group, product, biases, constants),
                 ]
-            constants.append(numpy_helper.from_array(product.codes, f"{name}/codes"))
+            constants.append(numpy_helper.from_array(product.codes, f"{node.name}{WEIGHT_CODES}"))
             constants.append(numpy_helper.from_array(product.scales, f"{name}/scale"))
             # Zero is the default, but ONNX Runtime's fusion to QGemm wants it written down.
             constants.append(numpy_helper.from_array(np.zeros(len(product.scales), np.int8), f"{name}/zero_point"))
@@ -131,17 +134,21 @@ def rewrite(graph: onnx.ModelProto, groups: list[QuantizedInput], tables: dict[s
                     "DequantizeLinear",
                     [f"{name}/codes", f"{name}/scale", f"{name}/zero_point"],
                     [f"{name}/restored"],
-                    name=f"{node.name}/weight",
+                    name=name,
                     axis=1,
                 )
             )
             node.input[0], node.input[1] = f"{source}/restored", f"{name}/restored"
             if len(group.exact):
                 after[node.name] = _exact_part(node, source, group, product, constants)
+    for name, table in tables.items():
+        codes, scale = rounded(table, axis=1)
+        constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
+        constants.append(numpy_helper.from_array(scale[:, None], f"{name}/scale"))
     nodes: list[onnx.NodeProto] = []
     for node in graph.graph.node:
         if node.op_type == "Gather" and node.input[0] in tables:
-            nodes.extend(_quantized_lookup(node, tables[node.input[0]], constants))
+            nodes.extend(_quantized_lookup(node))
         else:
             nodes.extend([*before.get(node.name, []), node, *after.get(node.name, [])])
     used = {name for node in nodes for name in node.input}
@@ -208,15 +215,13 @@ def _exact_part(
     return [helper.make_node("Gather", [source, channels], [picked], name=picked, axis=1), sum_of_both]
 
 
-def _quantized_lookup(node: onnx.NodeProto, table: Floats, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+def _quantized_lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """A row's codes times the row's scale. DequantizeLinear cannot do this: the scale follows the token."""
-    name = node.input[0]
-    codes, scale = rounded(table, axis=1)
-    constants.append(numpy_helper.from_array(codes, f"{name}/codes"))
-    constants.append(numpy_helper.from_array(scale[:, None], f"{name}/scale"))
+    table, name = node.input[0], node.output[0]  # a table may be looked up more than once
+    row_codes, row_scale, row = (f"{name}/{part}" for part in ("row_codes", "row_scale", "row"))
     return [
-        helper.make_node("Gather", [f"{name}/codes", node.input[1]], [f"{name}/row_codes"], name=f"{name}/row_codes"),
-        helper.make_node("Gather", [f"{name}/scale", node.input[1]], [f"{name}/row_scale"], name=f"{name}/row_scale"),
-        helper.make_node("Cast", [f"{name}/row_codes"], [f"{name}/row"], name=f"{name}/row", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [f"{name}/row", f"{name}/row_scale"], [node.output[0]], name=f"{name}/row_restored"),
+        helper.make_node("Gather", [f"{table}/codes", node.input[1]], [row_codes], name=row_codes),
+        helper.make_node("Gather", [f"{table}/scale", node.input[1]], [row_scale], name=row_scale),
+        helper.make_node("Cast", [row_codes], [row], name=row, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [row, row_scale], [name], name=f"{name}/row_restored"),
     ]

@@ -9,7 +9,19 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from export.speed import SpeedRatio
 from export.task import TaskComparison
 
-__all__ = ["FP16_BUDGET", "FP32_BUDGET", "INT8_BUDGET", "Check", "VerificationBudget", "VerificationReport"]
+__all__ = [
+    "FP16_BUDGET",
+    "FP32_BUDGET",
+    "INT8_BUDGET",
+    "LOSS_DIGITS",
+    "Check",
+    "VerificationBudget",
+    "VerificationReport",
+]
+
+LOSS_DIGITS = 9
+"""Of a loss and its bar: three lost of sixty are 0.05 to all digits but the last."""
+_SIGNIFICANCE = 0.05
 
 
 class VerificationBudget(BaseModel):
@@ -23,7 +35,8 @@ class VerificationBudget(BaseModel):
         label_agreement: Least share of texts whose best label is the same.
         top_k: How many items the overlap compares.
         top_k_overlap: Least mean share of the best `top_k` items in common.
-        task_loss: Greatest loss of the head's accuracy and of NDCG@10 on the run's own instructions, as a share of 1.
+        task_loss: Greatest loss of the head's accuracy and of NDCG@10 on the run's own instructions, as a share of 1;
+            see `task_bar` for sets too small to measure it.
         invariance: Greatest difference that batch neighbours or padding may make to any component.
     """
 
@@ -38,6 +51,24 @@ class VerificationBudget(BaseModel):
     top_k_overlap: float
     task_loss: float
     invariance: float = 1e-5
+
+    def task_bar(self, measured: TaskComparison) -> float:
+        """The greatest loss of a metric of the task that passes on a set of this size.
+
+        It is `task_loss`, unless one or two lost answers are more than that and show nothing: a graph that loses just
+        `task_loss` in the long run would lose as many by chance (one-sided binomial test), and the 95 % interval of the
+        difference still holds the budget.
+
+        Args:
+            measured: The metric, of torch and the graph.
+        """
+        if measured.high < -self.task_loss:
+            return self.task_loss
+        count, none_lost = measured.instructions, (1 - self.task_loss) ** measured.instructions
+        one_lost = count * self.task_loss * (1 - self.task_loss) ** (count - 1)
+        chances = {1: 1 - none_lost, 2: 1 - none_lost - one_lost}  # of at least as many lost answers
+        explained = [answers / count for answers, chance in chances.items() if chance >= _SIGNIFICANCE]
+        return round(max([self.task_loss, *explained]), LOSS_DIGITS)
 
 
 FP32_BUDGET = VerificationBudget(

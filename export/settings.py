@@ -80,6 +80,16 @@ class ServingSettings(_Section):
         return (*kept, min(limit, self.length_buckets[-1])) if kept != self.length_buckets else kept
 
 
+class Int8Section(_Section):
+    """What may be chosen of INT8.
+
+    Attributes:
+        reduce_range: 7-bit weights, whose sums overflow on no CPU; for x86 without VNNI (docs/export.md).
+    """
+
+    reduce_range: bool = False
+
+
 class ExportSettings(_Section):
     """How graphs are made and verified.
 
@@ -89,12 +99,14 @@ class ExportSettings(_Section):
         task_instructions: on how many test instructions the release's results are kept, for later ones to be compared.
         encoder_from: another domain, whose newest release's encoder graph is taken instead of making one; it is
             verified on this domain's texts all the same.
+        int8: how INT8 graphs for CPUs are made.
     """
 
     calibration_texts: int = Field(default=256, ge=1)
     verification_texts: int = Field(default=256, ge=2)
     task_instructions: int = Field(default=1_000, ge=0)
     encoder_from: str | None = None
+    int8: Int8Section = Int8Section()
 
 
 Section = TypeVar("Section", bound=_Section)

@@ -56,7 +56,7 @@ def byte_level_tokenizer(folder: Path, texts: Sequence[str] = MULTILINGUAL, *, e
 
 
 def save_encoder(kind: str, folder: Path, *, dtype: str = "float32", end_of_text: bool = False, seed: int = 0) -> Path:
-    """Save a tiny encoder of a kind (`bert` or one of `DECODERS`) in Hugging Face format, and its tokenizer.
+    """Save a tiny encoder of a kind (as transformers names them) in Hugging Face format, and its tokenizer.
 
     Its weights are larger than a fresh model's: at the usual 0.02 all texts would be nearly alike.
     """
@@ -77,8 +77,12 @@ def save_encoder(kind: str, folder: Path, *, dtype: str = "float32", end_of_text
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    if kind not in ("bert", "gpt2", "gpt_neox"):
+    if kind in ("llama", "qwen2", "qwen3", "mistral"):
         size["num_key_value_heads"] = 2
+    if kind == "albert":
+        size["embedding_size"] = 16
+    if kind == "deberta-v2":
+        size |= {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
     if kind == "qwen3":
         size["head_dim"] = 16
     encoder = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **size))

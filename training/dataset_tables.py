@@ -184,7 +184,14 @@ def _read_parquet(content: bytes, file: str) -> Table:
         frame = pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
     except (ValueError, OSError) as error:
         raise DatasetError(f"{file}: not a valid Parquet file: {' '.join(str(error).split())[:200]}") from None
-    cells = {str(name): [_cell(value) for value in frame[name]] for name in frame.columns}
+    cells: dict[str, list[str]] = {str(name): [] for name in frame.columns}
+    for name in frame.columns:
+        column = cells[str(name)]
+        try:
+            column.extend(_cell(value) for value in frame[name])
+        except UnicodeDecodeError:  # nothing checks a file's strings before they are read
+            where = f"row {len(column) + 1}, column {str(name)!r}"
+            raise DatasetError(f"{file}: {where} is not UTF-8; write the text as UTF-8") from None
     return Table(file, pd.DataFrame(cells, dtype=str), None)
 
 

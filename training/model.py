@@ -65,7 +65,7 @@ class InstructionModel(nn.Module):
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                attn_implementation="sdpa",
+                attn_implementation=None,  # the fused attention, or the encoder's own where it has no other
                 dtype=torch.float32,
                 output_loading_info=True,
             )

@@ -33,7 +33,7 @@ def graphs(run_path: Path, output: Path) -> None:
     from export.gpu_graphs import GpuGraphs  # noqa: PLC0415 - loads torch
     from export.onnx_graph import export_encoder  # noqa: PLC0415
     from export.settings import ExportSettings, ServingSettings  # noqa: PLC0415
-    from export.texts import calibration_texts, held_out_texts  # noqa: PLC0415
+    from export.texts import calibration_texts, verified_instructions  # noqa: PLC0415
     from training.run import Run  # noqa: PLC0415
 
     run, settings = Run.open(run_path), ExportSettings()
@@ -44,7 +44,7 @@ def graphs(run_path: Path, output: Path) -> None:
         ServingSettings().buckets_up_to(model.max_length),
         ServingSettings().max_batch_size,
         calibration_texts(run, settings.calibration_texts),
-        held_out_texts(run, settings.verification_texts),
+        [one.text for one in verified_instructions(run, settings.verification_texts)],
         run.item_vectors(),
         output,
     )

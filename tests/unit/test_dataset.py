@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -67,6 +68,18 @@ def test_every_format_reads_the_same(tiny_config: Path, tiny_data: Path, suffix:
         target.write_bytes(gzip.compress(plain.read_bytes()))
     found = load(tiny_config, tiny_data, f"sources.main.catalogue.file=shop/items{suffix}")
     assert found.items == expected.items
+
+
+def test_a_parquet_cell_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    half = b"\xed\xa0\x80"  # of a surrogate pair; Parquet's writers do not look
+    offsets = np.array([0, 4, 4 + len(half)], dtype=np.int32)
+    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"good" + half)]
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
+    parquet.write_table(pyarrow.table({"id": ["a", "b"], "text": text}), tmp_path / "items.parquet")
+    with pytest.raises(DatasetError, match=r"^items\.parquet: row 2, column 'text' is not UTF-8; write"):
+        read_table(tmp_path / "items.parquet", "items.parquet")
 
 
 def test_parquet_without_pyarrow_says_how_to_get_it(

@@ -190,18 +190,30 @@ def test_a_name_that_cannot_be_had_says_what_else_there_is(monkeypatch, name):
 
 def tune(config: Path, data: Path, var: Path, encoder: Path, *overrides: str) -> Run:
     arguments: list[Any] = ["--config", config, "--data", data, "--var", var, "--print-run", f"encoder.name={encoder}"]
-    result = CliRunner().invoke(main, [str(argument) for argument in [*arguments, "encoder.pooling=last", *overrides]])
+    result = CliRunner().invoke(main, [str(argument) for argument in [*arguments, *overrides]])
     assert result.exit_code == 0, result.output
     return Run.open(result.stdout.strip())
 
 
-@pytest.mark.parametrize(("kind", "products"), [("gpt2", 8), ("llama", 14)])
-def test_a_decoder_is_tuned_and_becomes_an_int8_graph(kind, products, folders, tiny_config, tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "pooling", "products"),
+    [
+        ("gpt2", "last", 8),
+        ("llama", "last", 14),
+        ("albert", "mean", 13),  # its layers share their weights
+        ("mpnet", "mean", 12),  # its attention is its own, as is DeBERTa's
+        ("deberta-v2", "mean", 12),
+    ],
+)
+def test_every_kind_is_tuned_and_becomes_an_int8_graph(kind, pooling, products, tiny_config, tiny_data, tmp_path):
     """LoRA finds GPT-2's own kind of linear layer too; INT8 holds every product with a weight."""
+    folder = tmp_path / kind
+    folder.mkdir()
+    save_encoder(kind, folder)
     few = ("encoder_tuning.method=lora", "encoder_tuning.epochs=1", "encoder_tuning.rank=2", "training.epochs=5")
-    run = tune(tiny_config, tiny_data, tmp_path / "var", folders[kind], *few)
+    run = tune(tiny_config, tiny_data, tmp_path / "var", folder, f"encoder.pooling={pooling}", *few)
     model = run.load_model()
-    before = InstructionModel.from_folder(folders[kind], "last", model.max_length, labels=4)
+    before = InstructionModel.from_folder(folder, pooling, model.max_length, labels=4)
     assert np.abs(before.embed(MULTILINGUAL) - model.embed(MULTILINGUAL)).max() > 1e-3
     assert model.encoder.state_dict().keys() == before.encoder.state_dict().keys()
     np.testing.assert_allclose(model.embed([item.text for item in run.catalogue()]), run.item_vectors(), atol=1e-5)

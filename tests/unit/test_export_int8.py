@@ -137,12 +137,30 @@ def test_only_inputs_of_constant_products_are_quantised(toy_graph, tmp_path):
     graph = load_graph(tmp_path / "int8.onnx")
     types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
     assert [node.name for node in graph.graph.node if node.op_type == "QuantizeLinear"] == ["tokens/rows/quantize"]
-    assert types["weight/codes"] == types["table/codes"] == onnx.TensorProto.INT8
+    assert types["product/weight/codes"] == types["table/codes"] == onnx.TensorProto.INT8
     assert types["tokens/rows/zero_point"] == onnx.TensorProto.UINT8
     assert "weight" not in types
     assert "table" not in types
     assert report.tables == ("table",)
     assert error(toy_graph, tmp_path / "int8.onnx") < 0.02
+
+
+def test_a_weight_and_a_table_may_be_used_more_than_once(tmp_path):
+    graph = load_graph(toy(tmp_path / "toy.onnx", outlier=1))
+    again = [
+        helper.make_node("Gather", ["table", "attention_mask"], ["more"], name="lookup_again"),
+        helper.make_node("MatMul", ["more", "weight"], ["product_again"], name="product_again"),
+        helper.make_node("Add", ["product", "product_again"], ["both"], name="both"),
+    ]
+    nodes = [*graph.graph.node[:2], *again, *graph.graph.node[2:]]
+    next(node for node in nodes if node.name == "text").input[0] = "both"
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    save_graph(graph, tmp_path / "twice.onnx")
+    report = quantize_encoder(tmp_path / "twice.onnx", tmp_path / "int8.onnx", TOKENS, Int8Settings(table_rows=50))
+    assert [product.quantized for product in report.products] == [True, True]
+    assert report.tables == ("table",)
+    assert error(tmp_path / "twice.onnx", tmp_path / "int8.onnx") < 0.02
 
 
 def test_smoothing_helps_where_one_channel_stands_out(tmp_path):

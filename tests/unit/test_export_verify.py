@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from tiny_encoders import words_model
 
-from export.agreement import top_k_agreement
+from export.agreement import ranking_checks, top_k_agreement
 from export.errors import ExportError, VerificationError
 from export.graph_file import load_graph, open_served, save_graph
 from export.head_graph import VECTOR
@@ -23,7 +23,7 @@ from export.int8 import quantize_encoder
 from export.onnx_graph import export_encoder
 from export.report import FP32_BUDGET, INT8_BUDGET, Check, VerificationReport
 from export.speed import compare_speed
-from export.task import Task
+from export.task import Task, TaskComparison
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
 from training.dataset import Instruction, Item
@@ -320,6 +320,40 @@ def test_a_graph_that_loses_the_task_is_refused_and_the_report_shows_both(model,
     assert "| top-1 label accuracy | 4 | 1.0000 | 0.0000 | -100.00 | -100.00 to -100.00 |" in (
         caught.value.report.markdown()
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "instructions", "allowed"),
+    [
+        (INT8_BUDGET, 10, 0),  # a graph within the budget hardly ever loses one of ten
+        (INT8_BUDGET, 60, 1),
+        (INT8_BUDGET, 106, 2),
+        (INT8_BUDGET, 300, 2),
+        (INT8_BUDGET, 400, 2),  # that is the budget: from here on it decides alone
+        (INT8_BUDGET, 1000, 5),
+        (FP32_BUDGET, 40, 0),
+        (FP32_BUDGET, 106, 1),
+        (FP32_BUDGET, 1000, 2),
+        (FP32_BUDGET, 3000, 3),
+    ],
+)
+def test_the_loss_of_few_answers_that_chance_explains_refuses_no_graph(budget, instructions, allowed):
+    task = Task(Ranked(), [instruction("a")] * instructions)
+    right = np.tile(np.eye(4, dtype=np.float32)[0], (instructions, 1))
+    for lost in (allowed, allowed + 1):
+        graph = right.copy()
+        graph[:lost] = np.eye(4, dtype=np.float32)[1]
+        checks, _ = ranking_checks((right, right), (graph, graph), budget, None, task)
+        [accuracy] = [check for check in checks if check.name == "loss of top-1 label accuracy"]
+        assert accuracy.passed == (lost == allowed)
+
+
+def test_a_small_loss_of_every_answer_is_not_chance():
+    lost = TaskComparison(
+        name="NDCG@10", instructions=100, torch=0.9, graph=0.88, difference=-0.02, low=-0.021, high=-0.019
+    )
+    assert INT8_BUDGET.task_bar(lost) == INT8_BUDGET.task_loss
+    assert INT8_BUDGET.task_bar(lost.model_copy(update={"high": 0.0})) == 0.02
 
 
 def test_speed_is_shown_beside_quality(model, fp32, int8):
