@@ -15,7 +15,7 @@ import onnxruntime
 
 from export.errors import ExportError
 from export.settings import Engine
-from serving.steps.encoder_engine import SLOW_FUSIONS, OpenVinoEngine
+from serving.steps.encoder_engine import SLOW_FUSIONS, OpenVinoEngine, add_exact_sums
 
 __all__ = [
     "SLOW_FUSIONS",
@@ -107,6 +107,7 @@ def open_session(graph: Path | onnx.ModelProto, threads: int = 1) -> onnxruntime
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    add_exact_sums(options)
     source = str(graph) if isinstance(graph, Path) else graph.SerializeToString()
     name = graph if isinstance(graph, Path) else graph.graph.name
     try:

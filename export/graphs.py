@@ -12,7 +12,7 @@ from export.encoder_graphs import EncoderGraphs
 from export.errors import VerificationError
 from export.gpu_graphs import GpuGraphs
 from export.graph_file import load_graph
-from export.int8 import Int8Report, Int8Settings, decide, emit, needs_vnni
+from export.int8 import Int8Report, Int8Settings, decide, emit
 from export.item_vectors import check_item_vectors
 from export.kept_graph import KeptGraph, ReadyGraphs
 from export.onnx_graph import export_encoder
@@ -24,7 +24,6 @@ from export.tensorrt.engine import EngineFile
 from export.texts import calibration_texts, verified_instructions
 from export.tokens import calibration_batches
 from export.verify import verify_encoder
-from serving.cpu import cpu_features
 from serving.manifest import EncoderOrigin
 from training.embedding_cache import EmbeddingCache
 from training.run import Run
@@ -126,8 +125,6 @@ class _EncoderBuilder:
     ) -> EncoderGraphs:
         # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
         self.cache.embed(self.model, self.texts, self.batch_size)
-        verified_on = {"cpu": cpu_features(), "needs_vnni": needs_vnni(path)}
-        origin = origin.model_copy(update=verified_on)
         tokenizer = self.folder / "tokenizer.json"
         self.model.tokenizer.save(str(tokenizer))
         return EncoderGraphs(

@@ -26,7 +26,7 @@ from export.errors import ExportError
 from export.exact_channels import set_apart
 from export.graph_file import load_graph, save_graph
 from export.outliers import choose_treatment
-from export.qdq import WEIGHT_CODES, QuantizedInput, QuantizedProduct, rewrite, rounded
+from export.qdq import QuantizedInput, QuantizedProduct, rewrite, rounded
 from export.rounding import CompensatedRounding, NearestRounding
 from export.rows import products_of_rows
 from export.tokens import Batch
@@ -38,7 +38,6 @@ __all__ = [
     "Quantization",
     "decide",
     "emit",
-    "needs_vnni",
     "quantize_encoder",
 ]
 
@@ -235,16 +234,6 @@ def emit(graph: onnx.ModelProto, quantization: Quantization, path: Path) -> Int8
         bytes_fp32=graph.ByteSize(),
         bytes_int8=path.stat().st_size,
     )
-
-
-def needs_vnni(path: Path) -> bool:
-    """Whether an INT8 graph for CPUs has weights of more than 7 bits, so that 16-bit sums can overflow."""
-    codes = (
-        numpy_helper.to_array(tensor)
-        for tensor in load_graph(path).graph.initializer
-        if tensor.name.endswith(WEIGHT_CODES)
-    )
-    return any(bool((np.abs(one.astype(np.int16)) > REDUCED).any()) for one in codes)
 
 
 def _is_worth_it(group: QuantizedInput, settings: Int8Settings) -> bool:

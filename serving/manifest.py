@@ -40,8 +40,6 @@ class EncoderOrigin(BaseModel):
             code.
         release: the release that it was made for.
         texts: sha256 of the instructions that it was held against torch on for this release.
-        cpu: the instruction sets for INT8 of the CPU that it was verified on when it was made.
-        needs_vnni: whether its INT8 sums can overflow on an x86 CPU without VNNI.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,8 +47,6 @@ class EncoderOrigin(BaseModel):
     fingerprint: str
     release: int = Field(ge=1)
     texts: str
-    cpu: tuple[str, ...] = ()
-    needs_vnni: bool = False
 
 
 class Manifest(BaseModel):

@@ -42,8 +42,7 @@ def published(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest
         check()
         found.append(release.number)
         taught_shop.make_live(release, monkeypatch)
-        answer = SimpleNamespace(release=str(release.number))
-        return SimpleNamespace(answer=answer, switch_seconds=0.1, warnings=())
+        return SimpleNamespace(release=release.number, switch_seconds=0.1, warnings=())
 
     monkeypatch.setattr("continual.follow.deploy", deploy)
     monkeypatch.setattr("continual.follow.Server.state", lambda _: SimpleNamespace(endpoints=None))
