@@ -100,9 +100,12 @@ async def test_what_is_too_much_is_refused_and_the_rest_is_answered(
         await client.recommend(TEXT)
         tasks: list[asyncio.Task[str]] = []
         with slow_step(layout, f"{mode}_{SLOWEST[mode]}"):
-            for _ in range(6):
+            for burst in range(60):
                 tasks += await ask(client, 8 * BOUND)
                 await asyncio.sleep(0.25)
+                # On a busy machine the step stands still less often than it is meant to.
+                if burst >= 5 and sum(task.done() and task.result() != "1" for task in tasks) >= BOUND:
+                    break
             seen = Counter(await asyncio.gather(*tasks))
     assert seen.pop("1") >= BOUND
     assert sum(seen.values()) >= BOUND
