@@ -65,8 +65,8 @@ class Manifest(BaseModel):
         items: how many the catalogue has.
         labels: how many the head knows.
         metrics: of the run, for the history of releases.
-        verification: by graph, each check with the figure measured; the last graph passed and is the one
-            that is served, INT8 recipes before it were tried and rejected.
+        verification: by graph and by part beside it, each check with the figure measured; the last graph passed and is
+            the one that is served, INT8 recipes before it were tried and rejected.
         steps: the models, by step name.
         encoder: where the encoder graph comes from; None in releases from before this was written down.
         engine: where the encoder's TensorRT engine was built, if the release has one.

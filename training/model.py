@@ -1,8 +1,10 @@
 """The instruction model: encoder, pooling and head."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,16 +62,8 @@ class InstructionModel(nn.Module):
         # It would list the output layer of a language model, which has no part here.
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            encoder, loaded = transformers.AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation=None,  # the fused attention, or the encoder's own where it has no other
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            encoder, loaded = _load_encoder(folder)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EncoderError(f"encoder {folder}: cannot be loaded: {reason}") from None
         missing = sorted(name for name in loaded["missing_keys"] if "pooler." not in name)  # BERT's pooler is not used
@@ -171,3 +165,28 @@ def first_position(encoder: transformers.PreTrainedModel) -> int:
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(table, "padding_idx", None)
     return 0 if padding_index is None else int(padding_index) + 1
+
+
+def _load_encoder(folder: Path) -> Any:
+    """The encoder and how its loading went: with fused attention, or with its own where it has no other.
+
+    What its config.json asks for does not count: that may need a GPU or a package.
+    """
+    found = {"local_files_only": True, "trust_remote_code": False}
+    # Only of a config that is handed over does the argument prevail.
+    config = transformers.AutoConfig.from_pretrained(folder, **found)
+    load = functools.partial(
+        transformers.AutoModel.from_pretrained,
+        folder,
+        config=config,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **found,
+    )
+    try:
+        return load(attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return load(attn_implementation="eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,17 @@ def test_every_kind_is_tuned_and_becomes_an_int8_graph(kind, pooling, products, 
     report = quantize_encoder(fp32, int8, calibration_batches(model, texts))
     assert [product.quantized for product in report.products] == [True] * products
     assert verify_encoder(int8, model, texts, BUCKETS, LOOSE, item_vectors=run.item_vectors()).passed
+
+
+@pytest.mark.parametrize("asked", ["eager", "flash_attention_2", "flex_attention"])
+def test_the_attention_that_a_config_asks_for_does_not_count(asked, folders, tmp_path):
+    """It may need a GPU or a package that nobody has here."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(folders["bert"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": asked}))
+    model = InstructionModel.from_folder(folder, "mean", LIMIT, labels=2)
+    assert model.encoder.config._attn_implementation == "sdpa"
 
 
 def test_attention_with_a_window_is_refused_where_it_would_matter(tmp_path):

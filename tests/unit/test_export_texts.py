@@ -45,6 +45,14 @@ def test_fewer_texts_than_labels_are_of_as_many_labels() -> None:
     assert spread([], 16) == []
 
 
+def test_a_text_that_the_served_steps_refuse_as_blank_is_asked_nowhere() -> None:
+    invisible = [Instruction(f"{n}", text, "label 1", {}, {}, "test") for n, text in enumerate(["\u200b", "\ue000"])]
+    run = run_of([*invisible, *ASKED[-4:]])
+    asked = {one.text for one in ASKED[-4:] if one.split == "test"}
+    assert set(held_out_texts(run, 10)) == asked  # type: ignore[arg-type]
+    assert {one.text for one in verified_instructions(run, 10)} == asked  # type: ignore[arg-type]
+
+
 def test_verified_and_calibrated_on_are_those_that_tuning_did_not_and_did_learn_from() -> None:
     run = run_of(ASKED)
     verified = verified_instructions(run, 64)  # type: ignore[arg-type]
