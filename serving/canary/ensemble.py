@@ -49,7 +49,8 @@ class Canary:
         since: when it came up or its share was changed, ISO 8601 in UTC: the evidence begins there.
         forced: the gates that it did not pass and came up all the same.
         live_before: what the server had counted of the live ensemble by then; None: nobody wrote it down.
-        refused_before: requests that its own first step had refused by then, which may have been loaded already.
+        refused_before: requests that its own first step, which may have been loaded already, had refused by then; None:
+            nobody knows.
     """
 
     domain: str
@@ -58,7 +59,7 @@ class Canary:
     since: str
     forced: tuple[str, ...] = ()
     live_before: Requests | None = None
-    refused_before: int = 0
+    refused_before: int | None = None
 
     @property
     def model(self) -> str:
@@ -97,7 +98,7 @@ def read_canary(repository: LiveRepository, domain: str) -> Canary | None:
             since=values[SINCE],
             forced=tuple(filter(None, values.get(FORCED, "").split(","))),
             live_before=Requests(**json.loads(values[LIVE_BEFORE])) if LIVE_BEFORE in values else None,
-            refused_before=int(values.get(REFUSED_BEFORE, "0")),
+            refused_before=int(values[REFUSED_BEFORE]) if REFUSED_BEFORE in values else None,
         )
     except (KeyError, ValueError, IndexError, TypeError):
         raise PublishError(
@@ -115,13 +116,13 @@ def canaries(repository: LiveRepository) -> Iterator[Canary]:
 
 
 def new_canary(
-    release: Release, share: float, forced: tuple[str, ...], live_before: Requests, refused_before: int = 0
+    release: Release, share: float, forced: tuple[str, ...], live_before: Requests, refused_before: int | None = None
 ) -> Canary:
     """A canary of a release, from now."""
     return Canary(release.manifest.domain, release.number, share, now(), forced, live_before, refused_before)
 
 
-def with_share(canary: Canary, share: float, live_before: Requests, refused_before: int = 0) -> Canary:
+def with_share(canary: Canary, share: float, live_before: Requests, refused_before: int | None = None) -> Canary:
     """The same with another share; its evidence begins anew.
 
     What was seen under two shares cannot be added up: a release that had more of the people on a bad day, or whose
@@ -145,8 +146,9 @@ def write_canary(repository: LiveRepository, canary: Canary, release: Release) -
         SHARE: repr(canary.share),
         SINCE: canary.since,
         FORCED: ",".join(canary.forced),
-        REFUSED_BEFORE: str(canary.refused_before),
     }
+    if canary.refused_before is not None:
+        parameters[REFUSED_BEFORE] = str(canary.refused_before)
     if canary.live_before is not None:
         parameters[LIVE_BEFORE] = json.dumps(asdict(canary.live_before))
     for name, value in parameters.items():

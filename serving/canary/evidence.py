@@ -6,7 +6,8 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ class Requests:
         own: so many of those answered, at most, were probes and measurements of this project: nobody's requests.
         own_failed: so many of those that failed, at most, were.
         first_step: the model and version that its requests meet first; another ensemble may begin with the same.
-        refused: requests that this step refused because too many waited, each of which failed.
+        refused: requests that this step refused because too many waited, each of which failed; None: nobody knows.
     """
 
     answered: int
@@ -78,7 +79,7 @@ class Requests:
     own: int = 0
     own_failed: int = 0
     first_step: str = ""
-    refused: int = 0
+    refused: int | None = None
 
     def since(self, before: Requests) -> Requests | None:
         """What was counted since an earlier count; None if it shrank, so that it began anew meanwhile."""
@@ -86,13 +87,14 @@ class Requests:
         milliseconds = self.answered * self.mean_ms - before.answered * before.mean_ms
         if answered < 0 or failed < 0 or milliseconds < 0:
             return None
-        refused = max(0, self.refused - before.refused)
         mean = milliseconds / answered if answered else 0.0
-        return Requests(answered, failed, mean, first_step=self.first_step, refused=refused)
+        return Requests(
+            answered, failed, mean, first_step=self.first_step, refused=refused_since(self.refused, before.refused)
+        )
 
-    def without_refused(self) -> Requests:
-        """The same without the requests that were refused, of a first step that no other ensemble begins with."""
-        return replace(self, failed=max(0, self.failed - self.refused), refused=0)
+    def begins_with_own_step(self, domain: str) -> bool:
+        """Whether its first step is `<domain>_<step>`; one that domains share ends in hexadecimal digits."""
+        return re.fullmatch(rf"{re.escape(domain)}_[a-z]+ \d+", self.first_step) is not None
 
 
 def read_feedback(var: Path, domain: str, *, live: int, canary: int, event: str, since: float) -> FeedbackOfBoth | None:
@@ -179,26 +181,34 @@ def count_requests(endpoints: Endpoints, model: str, release: int) -> Requests:
     url = endpoints.grpc_url
     try:
         with grpc.InferenceServerClient(url) as client:
-            found = client.get_inference_statistics(model, str(release), client_timeout=10).model_stats[0]
             config = client.get_model_config(model, str(release), client_timeout=10).config
+            first = config.ensemble_scheduling.step[0]
+            # Before the failures, so that none is refused that has not failed.
+            refused = count_refused(endpoints, first.model_name, first.model_version)
+            found = client.get_inference_statistics(model, str(release), client_timeout=10).model_stats[0]
     except InferenceServerException as error:
         raise ServerError(f"{model} at {url} is not served: {error.message()}") from None
     success, fail = found.inference_stats.success, found.inference_stats.fail
     mean = success.ns / success.count / 1e6 if success.count else 0.0
-    first = config.ensemble_scheduling.step[0]
-    refused = count_refused(endpoints, first.model_name, first.model_version)
     first_step = f"{first.model_name} {first.model_version}"
     return Requests(int(success.count), int(fail.count), mean, first_step=first_step, refused=refused)
 
 
-def count_refused(endpoints: Endpoints, model: str, version: int) -> int:
+def count_refused(endpoints: Endpoints, model: str, version: int) -> int | None:
     """How many requests a first step refused because too many waited, since it was loaded.
 
-    None that is known of where the metrics cannot be read: they then count as failures.
+    None where the metrics cannot be read, or do not say: a step exported before there was this count has none.
     """
     line = re.compile(rf'^{REFUSED_METRIC}\{{model="{re.escape(model)}",version="{version}"\}} (\S+)', re.MULTILINE)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the environment's proxies are not for this
     try:
-        with urllib.request.urlopen(f"http://{endpoints.metrics_address}/metrics", timeout=5) as page:
-            return sum(int(float(count)) for count in line.findall(page.read().decode()))
-    except OSError:
-        return 0
+        with direct.open(f"http://{endpoints.metrics_address}/metrics", timeout=5) as page:
+            found = line.search(page.read().decode())
+            return int(float(found[1])) if found else None
+    except (OSError, HTTPException, ValueError):
+        return None
+
+
+def refused_since(now: int | None, before: int | None) -> int | None:
+    """What was refused since an earlier count; None if one of the two is unknown or it began anew meanwhile."""
+    return now - before if now is not None and before is not None and now >= before else None

@@ -19,7 +19,7 @@ from ..releases import ReleaseStore
 from ..server import Server, ServerState
 from ..watcher import INTERVAL_SECONDS
 from .ensemble import Canary, read_canary
-from .evidence import Requests, count_requests, read_feedback
+from .evidence import Requests, count_requests, read_feedback, refused_since
 from .journal import CanaryJournal
 from .lifecycle import PATIENCE_SECONDS, PAUSE_SECONDS, current_canary, live_number, running, take_down
 from .verdict import Judgement, Outcome, Verdict, judge_errors, judge_feedback, judge_latency
@@ -135,25 +135,46 @@ def _count(layout: Layout, state: ServerState, canary: Canary, live: int) -> _Bo
     except ServerError:
         of_canary = Requests(0, 0, 0.0)  # not loaded, say: whether it answers is looked at next
     started = datetime.datetime.fromisoformat(state.started)
-    begun, of_live, note = canary.start, None, ""
-    if started > canary.start:
-        begun, of_live, note = started, counted, "; counted since the server was started"
+    begun, of_live, note = max(canary.start, started), None, ""
+    live_since = _live_since(layout, canary.domain)
+    if live_since > begun:
+        pass  # the live ensemble was loaded then, both first steps before
+    elif started > canary.start:
+        of_live, note = counted, "; counted since the server was started"
     elif canary.live_before is None:  # put up by a version that did not write it down
         begun = started
-    elif _live_since(layout, canary.domain) <= canary.start:
+    else:
         of_live = counted.since(canary.live_before)
-        of_canary = replace(of_canary, refused=max(0, of_canary.refused - canary.refused_before))
+        of_canary = replace(of_canary, refused=refused_since(of_canary.refused, canary.refused_before))
     if of_live is None:
         of_live = counted
         note = "; the live release was loaded at another moment than the canary, and each is counted since its own"
-    elif of_live.first_step != of_canary.first_step and (of_live.refused or of_canary.refused):
-        note += f"; without {of_canary.refused:,} and {of_live.refused:,} that were refused because too many waited"
-        of_live, of_canary = of_live.without_refused(), of_canary.without_refused()
+    elif of_live.first_step != of_canary.first_step and all(
+        one.begins_with_own_step(canary.domain) for one in (of_live, of_canary)
+    ):
+        of_live, of_canary, left_out = _without_refused(of_live, of_canary)
+        note += left_out
     sent, failed = CanaryJournal(layout.canary_journal(canary.domain)).sent(canary.release, begun)
     seconds = (datetime.datetime.now(datetime.timezone.utc) - begun).total_seconds()
     probes = int(seconds / INTERVAL_SECONDS) + 1
     return _Both(
         replace(of_live, own=sent + probes, own_failed=failed), replace(of_canary, own=sent, own_failed=failed), note
+    )
+
+
+def _without_refused(live: Requests, canary: Requests) -> tuple[Requests, Requests, str]:
+    """Both without what was refused because too many waited, if that is known of both, and what is to be said of it.
+
+    More refused than failed tells that the canary's failures began anew, and its first step's count did not.
+    """
+    if live.refused is None or canary.refused is None or canary.refused > canary.failed:
+        return live, canary, "; those refused because too many waited are among them, how many is unknown"
+    if not (live.refused or canary.refused):
+        return live, canary, ""
+    return (
+        replace(live, failed=max(0, live.failed - live.refused)),
+        replace(canary, failed=canary.failed - canary.refused),
+        f"; without {canary.refused:,} and {live.refused:,} that were refused because too many waited",
     )
 
 

@@ -162,8 +162,8 @@ def _change_share(
         raise
 
 
-def _refused(state: ServerState, release: Release) -> int:
-    """How many requests the first step of a release, which is loaded, has refused by now."""
+def _refused(state: ServerState, release: Release) -> int | None:
+    """How many requests the first step of a release, which is loaded, has refused by now; None: nobody knows."""
     first = read_config(release.models / release.manifest.domain / CONFIG_NAME).ensemble_scheduling.step[0]
     return count_refused(state.endpoints, first.model_name, first.model_version)
 

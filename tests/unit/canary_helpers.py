@@ -43,6 +43,7 @@ class FakeTriton:
         faults: what ensembles fail with; a list is used up first to last, a text is for every request.
         missing: ensembles that are not loaded.
         refused: requests that steps refused because too many waited, by model and version.
+        hides_metrics: whether its metrics cannot be read.
     """
 
     def __init__(self, repository: LiveRepository) -> None:
@@ -52,6 +53,7 @@ class FakeTriton:
         self.faults: dict[str, list[str] | str] = {}
         self.missing: set[str] = set()
         self.refused: Counter[tuple[str, int]] = Counter()
+        self.hides_metrics = False
 
     def __call__(self, _url: str) -> FakeTriton:
         return self
@@ -88,6 +90,8 @@ class FakeTriton:
         return SimpleNamespace(config=read_config(self.repository.folder / model / "config.pbtxt"))
 
     def metrics(self, *_: Any, **__: Any) -> io.BytesIO:
+        if self.hides_metrics:
+            raise TimeoutError("timed out")
         lines = (
             f'instructrec_refused_requests{{model="{model}",version="{version}"}} {count}\n'
             for (model, version), count in self.refused.items()

@@ -180,9 +180,12 @@ def test_a_canary_that_was_taken_down_is_one_no_more(gone: InstructRecError) -> 
 
     async def awaited() -> None:
         async with AsyncClient() as client, AsyncCanarySplit(client, refresh=1e-9) as split:
-            await split.recommend("a shirt", user_id="anna")
+            assert (await split.recommend("a shirt", user_id="anna")).release == "7"
+            wire.share = None
+            assert (await split.recommend("a shirt", user_id="anna")).release == "6"
             assert split.canary is None
 
+    wire.share = "1.0"
     with wired(wire):
         asyncio.run(awaited())
 

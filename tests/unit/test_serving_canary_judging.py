@@ -47,7 +47,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     Journal(layout.journal("shop")).append(Publication(at=EARLY, release=1, before=None, verb="deploy"))
     triton = FakeTriton(repository)
     monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", triton)
-    monkeypatch.setattr("urllib.request.urlopen", triton.metrics)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", triton.metrics)
     monkeypatch.setattr(lifecycle, "load_steps", lambda *_: None)
     monkeypatch.setattr(lifecycle, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(judging, "PAUSE_SECONDS", 0.0)
@@ -197,6 +197,104 @@ def test_requests_that_were_refused_because_too_many_waited_are_no_errors_of_a_s
     assert said.words.endswith("; without 300 and 2,000 that were refused because too many waited")
     people_ask(shop, "shop_canary", 0, 200)
     assert errors_of(judge(shop.layout, "shop", SETTINGS)).outcome is Outcome.DROP, "what it fails with else is found"
+
+
+UNKNOWN = "; those refused because too many waited are among them, how many is unknown"
+
+
+def overload(shop: Shop) -> None:
+    """Both releases begin with a step of their own, which has refused some before the canary came up and since."""
+    live, canary = ("shop_encoder", 1), ("shop_encoder", 3)
+    shop.triton.refused.update({live: 5_000, canary: 300})
+    shop.releases[2] = shop.releases[3]
+    shop.put_up()
+    people_ask(shop, "shop", 8_000, 2_000)
+    people_ask(shop, "shop_canary", 700, 300)
+    shop.triton.refused.update({live: 2_000, canary: 300})
+
+
+@pytest.mark.parametrize("moment", ["came up", "is judged"])
+def test_counts_of_refusals_that_cannot_be_read_are_not_0(shop: Shop, moment: str) -> None:
+    """All that was refused before would else be taken for new, and hide what the canary truly failed with."""
+    shop.triton.hides_metrics = moment == "came up"
+    overload(shop)
+    shop.triton.hides_metrics = moment == "is judged"
+    said = errors_of(judge(shop.layout, "shop", SETTINGS))
+    assert said.outcome is Outcome.DROP
+    assert said.words.startswith("300 of 1,001 requests")
+    assert said.words.endswith(UNKNOWN)
+
+
+@pytest.mark.parametrize("side", [("shop_encoder", 1), ("shop_encoder", 3)])
+def test_a_first_step_that_does_not_count_its_refusals_has_an_unknown_number(shop: Shop, side: tuple[str, int]) -> None:
+    """Of one release alone they are never left out: it would look better than the other for that."""
+    overload(shop)
+    del shop.triton.refused[side]
+    assert errors_of(judge(shop.layout, "shop", SETTINGS)).words.endswith(UNKNOWN)
+
+
+@pytest.mark.parametrize("side", [("shop_encoder", 1), ("shop_encoder", 3)])
+def test_refusals_are_unknown_where_a_first_step_was_loaded_anew(shop: Shop, side: tuple[str, int]) -> None:
+    overload(shop)
+    shop.triton.refused[side] = 200
+    assert errors_of(judge(shop.layout, "shop", SETTINGS)).words.endswith(UNKNOWN)
+
+
+def test_more_refused_than_failed_is_no_count_of_the_same_requests(shop: Shop) -> None:
+    overload(shop)
+    shop.triton.load_model("shop_canary")  # with a step of it, and not the first
+    people_ask(shop, "shop_canary", 90, 10)
+    assert errors_of(judge(shop.layout, "shop", SETTINGS)).words.endswith(UNKNOWN)
+
+
+def test_refusals_of_a_first_step_that_domains_share_stay_in(shop: Shop) -> None:
+    steps = {"encoder": (1, "e4"), "topk": (4, "t4")}
+    shop.releases[2] = build_release(shop.layout.releases("shop"), 4, steps, shared="other")
+    shop.triton.refused.update({("shop_encoder", 1): 0, ("other_encoder", 1): 0})
+    shop.put_up()
+    people_ask(shop, "shop", 10_000, 0)
+    people_ask(shop, "shop_canary", 700, 300)
+    shop.triton.refused["other_encoder", 1] += 300  # the other domain's people
+    said = errors_of(judge(shop.layout, "shop", SETTINGS))
+    assert said.outcome is Outcome.DROP
+    assert said.words.startswith("300 of 1,001 requests")
+
+
+@pytest.mark.parametrize(
+    ("domain", "first_step", "is_own"),
+    [
+        ("shop", "shop_tokenizer 12", True),
+        ("shop", "shop_fused 1", True),
+        ("shop", "tokenizer_4f1d00000000 1", False),
+        ("shop", "shop_eu_tokenizer 1", False),
+        ("tokenizer", "tokenizer_4f1d00000000 1", False),
+        ("tokenizer", "tokenizer_fused 1", True),
+    ],
+)
+def test_a_first_step_is_a_domains_own_by_its_name(domain: str, first_step: str, *, is_own: bool) -> None:
+    assert Requests(0, 0, 0.0, first_step=first_step).begins_with_own_step(domain) is is_own
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_refusals_since_the_server_was_started_are_left_out_unless_the_live_release_is_younger(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, *, is_published: bool
+) -> None:
+    shop.releases[2] = shop.releases[3]
+    shop.put_up()
+    started(monkeypatch, LATE)
+    if is_published:
+        later = "2999-01-01T01:00:00+00:00"
+        Journal(shop.layout.journal("shop")).append(Publication(at=later, release=1, before=3, verb="rollback"))
+    people_ask(shop, "shop", 9_000, 1_000)
+    people_ask(shop, "shop_canary", 700, 300)
+    shop.triton.refused.update({("shop_encoder", 1): 9_000, ("shop_encoder", 3): 300})
+    said = errors_of(judge(shop.layout, "shop", SETTINGS))
+    if is_published:
+        assert said.words.endswith("each is counted since its own")
+        assert said.words.startswith("300 of ")
+    else:
+        assert said.words.startswith("0 of ")
+        assert "; counted since the server was started; without 300 and 9,000 that were refused" in said.words
 
 
 def test_of_a_first_step_that_both_begin_with_nobody_knows_whose_requests_it_refused(shop: Shop) -> None:
