@@ -114,7 +114,7 @@ train: setup  ## Tune the instruction model: dataset to run
 shots: setup  ## Measure tuning on few labelled instructions: SHOTS=1,2,5,10 DRAWS=5, with INIT_FROM=<run> another run's encoder too
 	@$(TUNE) shots --config $(CONFIG) --data $(DATA) --var $(VAR) --shots $(SHOTS) --draws $(DRAWS) --split $(SPLIT) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(SET)
 
-evaluate: setup  ## Report on the newest run (or RUN=path) beside plain baselines: tables, plots, intervals
+evaluate: setup  ## Report on the newest run (or RUN=folder or id) beside plain baselines: tables, plots, intervals
 	@$(TUNE) evaluate --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(SET)
 
 search: setup  ## Search the settings that do best on validation (TRIALS, WORKERS); goes on where it was cut off
@@ -128,7 +128,7 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 tensorrt: setup
 	@$(PY) -m export.tensorrt check
 
-export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),setup,train)  ## Make the run (or RUN=path) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),setup,train)  ## Make the run (or RUN=folder or id) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(RUN),--run $(RUN)) $(if $(filter no,$(REUSE)),--no-reuse) $(SERVED) $(SET)
 
 catalogue: setup  ## Bring new, changed and removed items of DATA into a release, with the encoder and head that answer now (RUN, SHRINK=yes)

@@ -15,6 +15,7 @@ from training.config import DomainConfig
 from training.config_loading import load_config
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.run import Run
+from training.run_encoder import named_run
 from training.run_listing import derived_from
 
 
@@ -25,9 +26,8 @@ from training.run_listing import derived_from
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True)
 @click.option(
     "--run",
-    "run_path",
-    type=click.Path(path_type=Path),
-    help="The run's folder  [default: the run that was trained of config and data]",
+    "run_name",
+    help="The run's folder or id  [default: the run that was trained of config and data]",
 )
 @click.option(
     "--reuse/--no-reuse",
@@ -41,7 +41,7 @@ def main(
     data: Path,
     var: Path,
     precision: Precision,
-    run_path: Path | None,
+    run_name: str | None,
     reuse: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -50,7 +50,9 @@ def main(
     if precision.startswith("trt-"):
         require_gpu_build()
     settings = load_config(config, overrides)
-    run, newer = (_named(run_path, settings), []) if run_path else _trained(settings, config, data, var)
+    run, newer = (
+        (named_run(run_name, var / "runs", settings.domain), []) if run_name else _trained(settings, config, data, var)
+    )
     from export.release import export_release  # noqa: PLC0415 - loads much; the checks above should not wait for it
 
     exported = export_release(run, settings, Layout(var), precision, reuse=reuse, say=_warn)
@@ -75,13 +77,6 @@ def main(
             f"release. To export that one: make export RUN={newer[0].path}"
         )
     click.echo(f"release: {release.path}")
-
-
-def _named(path: Path, config: DomainConfig) -> Run:
-    run = Run.open(path)
-    if run.domain != config.domain:
-        raise ExportError(f"{path}: a run of {run.domain}, the config is of {config.domain}; name its own config")
-    return run
 
 
 def _trained(config: DomainConfig, config_path: Path, data: Path, var: Path) -> tuple[Run, list[Run]]:

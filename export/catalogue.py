@@ -21,6 +21,7 @@ from training.catalogue_update import update_catalogue
 from training.config_loading import load_config
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.run import Run
+from training.run_encoder import named_run
 from training.run_listing import newest_run
 
 
@@ -30,9 +31,9 @@ from training.run_listing import newest_run
 @var_option
 @click.option(
     "--run",
-    "run_path",
-    type=click.Path(path_type=Path),
-    help="The run to derive from  [default: that of the live release, else of the newest release, else the newest run]",
+    "run_name",
+    help="The run to derive from, its folder or id  [default: that of the live release, else of the newest release, "
+    "else the newest run]",
 )
 @click.option(
     "--precision",
@@ -45,7 +46,7 @@ def main(
     config: Path,
     data: Path,
     var: Path,
-    run_path: Path | None,
+    run_name: str | None,
     precision: Precision | None,
     shrink: bool,
     overrides: tuple[str, ...],
@@ -56,9 +57,7 @@ def main(
     before = release_before(layout, domain)
     kept = () if before is None else served_as(before).overrides
     settings = load_config(config, (*kept, *overrides))
-    run = Run.open(run_path) if run_path else _run_of(layout, domain, before)
-    if run.domain != domain:
-        raise ExportError(f"{run.path}: a run of {run.domain}, the config is of {domain}; name its own config")
+    run = named_run(run_name, layout.var / "runs", domain) if run_name else _run_of(layout, domain, before)
     wanted = precision or ("int8" if before is None else precision_of(before))
     read_settings(settings, wanted)  # refused before a run is derived
     if wanted.startswith("trt-"):

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from training.config import DomainConfig
 from training.config_loading import load_config
-from training.errors import RunError
 from training.optional_packages import require
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.plan import existing_run, make_plan
 from training.run import Run
+from training.run_encoder import named_run
 
 
 @click.command("evaluate")
@@ -23,12 +23,11 @@ from training.run import Run
 @var_option
 @click.option(
     "--run",
-    "run_path",
-    type=click.Path(path_type=Path),
-    help="The run's folder  [default: the newest run of config and data, trained first if there is none]",
+    "run_name",
+    help="The run's folder or id  [default: the newest run of config and data, trained first if there is none]",
 )
 @overrides_argument
-def evaluate(config: Path, data: Path, var: Path, run_path: Path | None, overrides: tuple[str, ...]) -> None:
+def evaluate(config: Path, data: Path, var: Path, run_name: str | None, overrides: tuple[str, ...]) -> None:
     """Measure a run beside plain baselines and write its report (docs/evaluation.md)."""
     for package in ("bm25s", "matplotlib"):
         require(package, "evaluation")
@@ -37,21 +36,16 @@ def evaluate(config: Path, data: Path, var: Path, run_path: Path | None, overrid
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     settings = load_config(config, overrides)
-    run = _run_to_evaluate(settings, data, var, run_path, console)
+    run = _run_to_evaluate(settings, data, var, run_name, console)
     folder, tree = evaluate_run(run, data, var)
     console.print(_report_table(tree))
     console.print(f"evaluated in {time.monotonic() - started:.0f} s", markup=False)
     click.echo(f"report: {folder / 'report.md'}")
 
 
-def _run_to_evaluate(settings: DomainConfig, data: Path, var: Path, run_path: Path | None, console: Console) -> Run:
-    if run_path is not None:
-        run = Run.open(run_path)
-        if run.domain != settings.domain:
-            raise RunError(
-                f"{run_path}: a run of {run.domain}, the config is of {settings.domain}; name its own config"
-            )
-        return run
+def _run_to_evaluate(settings: DomainConfig, data: Path, var: Path, run_name: str | None, console: Console) -> Run:
+    if run_name is not None:
+        return named_run(run_name, var / "runs", settings.domain)
     plan = make_plan(settings, data, var)
     existing = existing_run(plan)
     if existing is not None:

@@ -48,3 +48,15 @@ def open_run(name: str, runs: Path, key: str) -> Run:
             except RunError as error:
                 raise RunError(f"{key}: {error.message}") from None
     raise RunError(f"{key}: {name} is neither the folder of a run nor the id of one under {runs}")
+
+
+def named_run(name: str, runs: Path, domain: str) -> Run:
+    """The run that a command's `--run` names: a folder, or the id of a run below `runs`.
+
+    Raises:
+        RunError: There is no such run, it is damaged, or it is of another domain.
+    """
+    run = open_run(name, runs, "--run")
+    if run.domain != domain:
+        raise RunError(f"--run: {run.path} is a run of {run.domain}, the config is of {domain}; name its own config")
+    return run

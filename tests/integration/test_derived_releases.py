@@ -262,7 +262,7 @@ def test_the_derived_run_is_exported_by_name_and_not_forgotten(own_project: Proj
     printed = own_project.make("export", "PRECISION=fp32").stdout
     assert "is up to date" in printed, "a trained run is found again beside a newer derived one"
     assert f"make export RUN={derived.path}" in printed
-    done = own_project.make("export", "PRECISION=fp32", f"RUN={derived.path}", "SERVING=fused").stdout
+    done = own_project.make("export", "PRECISION=fp32", f"RUN={derived.run_id}", "SERVING=fused").stdout
     assert f"run {derived.run_id} exported as fp32, encoder of release 1" in done
     first, second = (own_project.var / "releases/ecommerce" / number for number in "12")
     assert (second / "models/ecommerce_fused/2/model.onnx").samefile(first / ENCODER)

@@ -17,6 +17,7 @@ from training.encoder_source import weights_sha256
 from training.errors import ConfigError, RunError
 from training.plan import make_plan
 from training.run import Run
+from training.run_encoder import named_run
 from training.shots import STAND_INS, draw_shots, limit_shots
 
 TUNED = ("encoder_tuning.method=full", "encoder_tuning.epochs=1", "encoder_tuning.batch_size=16")
@@ -218,6 +219,16 @@ def test_a_run_to_start_from_that_is_none_is_one_line(
     assert result.output.startswith("Error: ")
     assert result.output.count("\n") == 1
     assert not (tmp_path / "var/runs/shop").exists()
+
+
+def test_a_command_is_told_its_run_by_folder_or_id(other: Run) -> None:
+    runs = other.path.parents[1]
+    for name in (str(other.path), other.run_id):
+        assert named_run(name, runs, other.domain).path == other.path
+    with pytest.raises(RunError, match="is a run of music, the config is of shop; name its own config"):
+        named_run(other.run_id, runs, "shop")
+    with pytest.raises(RunError, match="--run: nobody is neither the folder of a run nor the id of one"):
+        named_run("nobody", runs, "music")
 
 
 # --- the study ------------------------------------------------------------------------------------------------------
