@@ -173,7 +173,7 @@ async def test_feedback_is_sent_to_a_server_that_refuses_to_recommend(monkeypatc
     assert other_server.asked < 400
 
 
-@pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 80)])
+@pytest.mark.parametrize(("retries", "fewest", "most"), [(0, 100, 100), (1, 20, 120)])
 async def test_both_clients_hold_back_unless_they_are_to_ask_once(
     monkeypatch: pytest.MonkeyPatch, retries: int, fewest: int, most: int
 ) -> None:
