@@ -6,6 +6,7 @@ that starts anew does not know it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import PublishError, ServerError
 from .live_repository import CONFIG_NAME, parse_config
-from .probe import ask_patiently
+from .probe import ask, patiently
 from .releases import Release
 
 WARM_UPS = 3
@@ -63,7 +64,7 @@ def answer_beforehand(client: grpc.InferenceServerClient, release: Release) -> N
     with candidate(client, release) as name:
         for text in sample_texts(release, WARM_UPS):
             try:
-                ask_patiently(client, name, text, timeout_seconds=TIMEOUT_SECONDS)
+                patiently(functools.partial(ask, client, name, text, timeout_seconds=TIMEOUT_SECONDS))
             except ServerError as error:
                 raise ServerError(f"{name} {error.message}") from None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import functools
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from .errors import BusyError, LateError, ServerError
-from .probe import ProbeAnswer, probe_release
+from .probe import ProbeAnswer, patiently, probe_release
 from .releases import Release
 
 COUNTS_TIMEOUT_SECONDS = 2.0
@@ -34,7 +34,8 @@ def ask_domain(url: str, release: Release, *, timeout_seconds: float = 5.0) -> P
     with grpc.InferenceServerClient(url) as client:
         before = count_answers(client, release)
         try:
-            return _probe_patiently(url, release, timeout_seconds)
+            once = functools.partial(probe_release, url, release, timeout_seconds=timeout_seconds)
+            return patiently(once, timeout_seconds, BUSY_PAUSE_SECONDS)
         except (BusyError, LateError):
             # An overloaded server keeps a probe waiting behind others, whom it answers; where a step hangs, nobody is.
             if count_answers(client, release) <= before:
@@ -54,20 +55,3 @@ def count_answers(client: grpc.InferenceServerClient, release: Release) -> int:
     except InferenceServerException as error:
         raise ServerError(f"{domain}: the server does not say what it answered: {error.message()}") from None
     return sum(one.inference_stats.success.count for one in statistics.model_stats)
-
-
-def _probe_patiently(url: str, release: Release, seconds: float) -> ProbeAnswer:
-    """Probe, and go on where the probe is refused: an overloaded server refuses some requests and answers others.
-
-    Raises:
-        BusyError: every one was refused.
-        ServerError: see `probe_release`.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return probe_release(url, release, timeout_seconds=seconds)
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(BUSY_PAUSE_SECONDS)

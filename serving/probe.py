@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,23 +83,28 @@ def ask(client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_s
     return ProbeAnswer(release=release, model_version=result.get_response().model_version, milliseconds=elapsed)
 
 
-def ask_patiently(
-    client: grpc.InferenceServerClient, domain: str, text: str, *, timeout_seconds: float = 5.0
+def patiently(
+    probe: Callable[[], ProbeAnswer], seconds: float = REFUSED_SECONDS, pause_seconds: float = REFUSED_PAUSE_SECONDS
 ) -> ProbeAnswer:
-    """As `ask`, for some seconds again and again where too many requests wait.
+    """Probe, and go on where the probe is refused: an overloaded server refuses some requests and answers others.
+
+    Args:
+        probe: asks once.
+        seconds: how long to ask again.
+        pause_seconds: between two probes.
 
     Raises:
         BusyError: each one was refused.
-        ServerError: as `ask`.
+        ServerError: as the probe does.
     """
-    deadline = time.monotonic() + REFUSED_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            return ask(client, domain, text, timeout_seconds=timeout_seconds)
+            return probe()
         except BusyError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(REFUSED_PAUSE_SECONDS)
+            time.sleep(pause_seconds)
 
 
 def _kind(error: InferenceServerException) -> type[ServerError]:

@@ -5,7 +5,7 @@ import itertools
 import os
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -149,3 +149,15 @@ def taught_shop(tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("continual.old_skill.release_encoder", WordEncoder)
     return Shop(tiny_config, tmp_path / "var")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Puts an `nvidia-smi` on the path that answers as told; told nothing, there is none."""
+    from engine_fakes import put_nvidia_smi  # noqa: PLC0415 - for few tests only
+
+    def install(answer: str | None, status: int = 0) -> None:
+        put_nvidia_smi(monkeypatch, tmp_path, answer, status)
+
+    install(None)
+    return install

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine_fakes import BUILT, CudaRuntime, put_cuda, put_nvidia_smi
+from engine_fakes import BUILT, CudaRuntime, put_cuda
 from engine_releases import engine_release
 from serving_helpers import build_release
 
 from serving.engine_variants import engine_warning
 from serving.engines.cuda import Cuda
 from serving.engines.fingerprint import FINGERPRINT_NAME, Fingerprint, GpuError, gpu_in_use
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Puts an `nvidia-smi` on the path that answers as told; told nothing, there is none."""
-
-    def install(answer: str | None, status: int = 0) -> None:
-        put_nvidia_smi(monkeypatch, tmp_path, answer, status)
-
-    install(None)
-    return install
 
 
 def test_the_gpu_is_asked(gpu):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from serving_helpers import build_release
 
-from serving import candidate, probe
+from serving import candidate
 from serving.errors import BusyError, GateError, LateError, ServerError
 from serving.gates import gates, latency
 from serving.gates.gates import Gates
@@ -27,8 +27,7 @@ Server = Callable[[str, int], float]
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Server], dict[str, int]]]:
     """Let a server answer; returns how often each model was asked."""
     monkeypatch.setattr(latency.grpc, "InferenceServerClient", lambda _: nullcontext())
-    for module in (probe, latency):
-        monkeypatch.setattr(module, "REFUSED_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "REFUSED_PAUSE_SECONDS", 0.0)
 
     def serve(server: Server) -> dict[str, int]:
         asked = {LIVE: 0, NEW: 0}
@@ -37,7 +36,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Server], dict[s
             asked[model] += 1
             return ProbeAnswer(release="1", model_version="1", milliseconds=server(model, asked[model]))
 
-        for module in (probe, latency):
+        for module in (candidate, latency):
             monkeypatch.setattr(module, "ask", ask)
         return asked
 

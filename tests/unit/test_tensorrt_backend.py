@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from engine_fakes import BUILT, TENSORRT, WIDTH, Engine, Memory, expected, put_nvidia_smi
+from engine_fakes import BUILT, TENSORRT, WIDTH, Engine, Memory, expected
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -20,18 +20,6 @@ from serving_helpers import ROOT, Request, TritonModelException, install_triton,
 from serving.engines.fingerprint import FINGERPRINT_NAME
 from serving.engines.gpu_error import GpuError
 from serving.engines.runner import EngineRunner, ShapeError
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Puts an `nvidia-smi` on the path that answers as told; told nothing, there is none."""
-
-    def install(answer: str | None, status: int = 0) -> None:
-        put_nvidia_smi(monkeypatch, tmp_path, answer, status)
-
-    install(None)
-    return install
-
 
 shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 16), st.integers(0, 99)), min_size=1, max_size=8)
 
