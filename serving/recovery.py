@@ -49,7 +49,10 @@ def recover(layout: Layout) -> list[str]:
             done.append(f"the publish of {one.domain} release {one.number} was killed after it answered: kept")
         else:
             _take_back(layout, state, one)
-            done.append(f"the publish of {one.domain} release {one.number} was killed: taken back")
+            live = repository.live_release(one.domain)
+            again = live is not None and live.number == one.number  # it was deployed once more, and had answered before
+            became = "stays as it was before" if again else "taken back"
+            done.append(f"the publish of {one.domain} release {one.number} was killed: {became}")
     return done
 
 

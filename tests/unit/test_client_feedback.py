@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from client_helpers import UNAVAILABLE, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from instructrec_client import AsyncClient, Client, Feedback, InvalidRequest, ProtocolError, ServerUnavailable
@@ -17,7 +18,6 @@ from instructrec_client._feedback import (
     decode_feedback,
     encode_feedback,
 )
-from test_client_faults import UNAVAILABLE, serving
 from test_client_wire import TEXT
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import deserialize_bytes_tensor

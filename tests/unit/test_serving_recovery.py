@@ -57,6 +57,16 @@ def test_a_release_that_never_answered_is_taken_back(layout, switched):
     assert [one.release for one in Journal(layout.journal("shop")).publications()] == [1]
 
 
+def test_the_live_release_whose_deploy_once_more_was_killed_is_not_called_taken_back(layout):
+    releases, repository = releases_of(layout), LiveRepository(layout.live)
+    deploy(layout, releases[1])
+    repository.stage(releases[1])
+    repository.switch(releases[1])
+    assert recover(layout) == ["the publish of shop release 1 was killed: stays as it was before"]
+    assert check_whole(repository, releases) == 1
+    assert [one.release for one in Journal(layout.journal("shop")).publications()] == [1]
+
+
 def test_a_first_release_that_never_answered_leaves_nothing_live(layout):
     repository, release = LiveRepository(layout.live), releases_of(layout)[1]
     repository.stage(release)
