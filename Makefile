@@ -42,6 +42,9 @@ ROUNDS ?= 5
 BENCH_SECONDS ?= 2
 # WRITE=no: `make tune-serving` shows what it found and leaves the YAML alone.
 WRITE ?=
+# Whose feedback `make erase-feedback` takes out: a file of ids, one a line, or - to type them in; or what is older than so many days.
+USER_IDS ?=
+OLDER_THAN_DAYS ?=
 SHOTS ?= 1,2,5,10
 DRAWS ?= 5
 SPLIT ?= validation
@@ -80,7 +83,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback tune follow stop loadtest bench tune-serving test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback erase-feedback tune follow stop loadtest bench tune-serving test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -88,7 +91,7 @@ help:  ## List the verbs
 	@echo "Variables: DOMAIN=$(DOMAIN) DATA=$(DATA) VAR=$(VAR) PRECISION=$(PRECISION) SERVING ENGINE SET PYTHON=$(PYTHON) OPENBLAS_CORETYPE=$(OPENBLAS_CORETYPE)"
 	@echo "           HOST=$(HOST) GRPC_PORT=$(GRPC_PORT) HTTP_PORT=$(HTTP_PORT) METRICS_PORT=$(METRICS_PORT) WATCH=$(WATCH)"
 	@echo "           TEXT HISTORY K=$(K) RELEASE TO BEFORE AFTER FORCE SHARE=$(SHARE) RUN REUSE=$(REUSE) SHRINK"
-	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) RATE ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE"
+	@echo "           EVERY EVENTS=$(EVENTS) SINCE USERS=$(USERS) DURATION=$(DURATION) RATE ROUNDS=$(ROUNDS) BENCH_SECONDS=$(BENCH_SECONDS) WRITE USER_IDS OLDER_THAN_DAYS"
 	@echo "           SHOTS=$(SHOTS) DRAWS=$(DRAWS) SPLIT=$(SPLIT) INIT_FROM TRIALS WORKERS=$(WORKERS) TENSORBOARD_PORT=$(TENSORBOARD_PORT)"
 	@echo "What each means: README.md, the comments at the top of the Makefile, and docs/"
 
@@ -174,6 +177,9 @@ recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
 
 feedback: setup  ## Show how much feedback came in, by domain and event
 	@$(PY) -m feedback --var $(VAR)
+
+erase-feedback: setup  ## Erase the feedback of people (USER_IDS=file, or - for standard input), or what came in before the last OLDER_THAN_DAYS=90
+	@$(PY) -m feedback --var $(VAR) erase $(if $(USER_IDS),--user-ids "$(USER_IDS)") $(if $(OLDER_THAN_DAYS),--older-than-days $(OLDER_THAN_DAYS))
 
 tune: setup  ## Learn what feedback came in since the last time, as a release with another head; `make tune deploy` makes it live
 	@$(PY) -m continual tune --config $(CONFIG) --var $(VAR) $(if $(SINCE),--since $(SINCE)) $(SET)

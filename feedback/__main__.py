@@ -1,19 +1,21 @@
-"""Command line of the feedback room: `python -m feedback` shows what came in."""
+"""Command line of the feedback room: `python -m feedback` shows what came in, `… erase` takes some of it out again."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TextIO
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from .erasure import erase_older_than, erase_people
 from .errors import FeedbackError
 from .location import Location
 from .reader import Count, FeedbackReader
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--var",
     type=click.Path(path_type=Path),
@@ -21,19 +23,49 @@ from .reader import Count, FeedbackReader
     show_default=True,
     help="Where all that is produced lies.",
 )
-def main(var: Path) -> None:
+@click.pass_context
+def main(context: click.Context, var: Path) -> None:
     """Show how much feedback there is, by domain and event."""
+    context.obj = location = Location.below(var)
+    if context.invoked_subcommand:
+        return
     try:
-        with FeedbackReader(Location.below(var)) as reader:
+        with FeedbackReader(location) as reader:
             reader.check()
             counts, watermark = reader.counts(), reader.watermark()
+            name = location.name
     except FeedbackError as error:
         raise click.ClickException(str(error)) from None
     if not counts:
-        click.echo("no feedback yet; `client.feedback(…)` sends it to a running server")
+        click.echo(f"no feedback yet in {name}; `client.feedback(…)` sends it to a running server")
         return
     Console().print(_table(counts))
-    click.echo(f"{sum(count.events for count in counts)} events, the newest has sequence number {watermark}")
+    click.echo(f"{sum(count.events for count in counts)} events in {name}, the newest had sequence number {watermark}")
+
+
+@main.command()
+@click.option(
+    "--user-ids",
+    type=click.File(encoding="utf-8"),
+    help="A file with the ids of people, one a line, or - for standard input: all their events go.",
+)
+@click.option("--older-than-days", type=click.FloatRange(0), help="Events that came in before that go.")
+@click.pass_obj
+def erase(location: Location, user_ids: TextIO | None, older_than_days: float | None) -> None:
+    """Erase the events of people, or those that came in too long ago. The server may run."""
+    if (user_ids is None) == (older_than_days is None):
+        raise click.UsageError("give either --user-ids or --older-than-days")
+    try:
+        if user_ids is not None:
+            people = {line.rstrip("\r\n") for line in user_ids} - {""}
+            click.echo(f"{erase_people(location, people)} events of {len(people)} people erased in {location.name}")
+        elif older_than_days is not None:
+            erased = erase_older_than(location, older_than_days)
+            click.echo(f"{erased} events older than {older_than_days:g} days erased in {location.name}")
+    except FeedbackError as error:
+        raise click.ClickException(str(error)) from None
+    except UnicodeDecodeError:
+        raise click.ClickException("the ids of people are not UTF-8; save the file as UTF-8") from None
 
 
 def _table(counts: list[Count]) -> Table:

@@ -84,6 +84,15 @@ class Location:
             return url.set(drivername="postgresql+psycopg")
         raise StoreError(f"{source} names {backend}; feedback goes to SQLite or PostgreSQL")
 
+    @property
+    def name(self) -> str:
+        """The store's URL as people may see it, without a password.
+
+        Raises:
+            StoreError: as `url`.
+        """
+        return self.url().difference_update_query(("password", "sslpassword")).render_as_string(hide_password=True)
+
     @staticmethod
     def _content(path: Path) -> str:
         try:

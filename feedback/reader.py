@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 from .errors import StoreError
 from .location import Location
-from .schema import SCHEMA_VERSION, events, meta
+from .schema import ERASED, SCHEMA_VERSION, events, meta
 
 PAGE = 1_000
 """Events a transaction: a long one would keep SQLite from cutting its log back."""
@@ -95,9 +95,10 @@ class FeedbackReader:
         self._check_version()
 
     def watermark(self) -> int:
-        """The newest event's sequence number; 0 before the first."""
+        """The newest event's sequence number, also if it was erased since; 0 before the first."""
         with self._connection() as connection:
-            return int(connection.execute(select(func.coalesce(func.max(events.c.sequence), 0))).scalar_one())
+            erased = connection.execute(select(meta.c.value).where(meta.c.name == ERASED)).scalar()
+            return max(connection.execute(select(func.max(events.c.sequence))).scalar() or 0, int(erased or 0))
 
     def events(self, domain: str, *, after: int = 0, until: int | None = None) -> Iterator[StoredEvent]:
         """A domain's events in the order in which they were stored.

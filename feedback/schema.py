@@ -7,12 +7,17 @@ from sqlalchemy import BigInteger, Column, Float, Identity, Index, Integer, Meta
 SCHEMA_VERSION = 1
 """Of the tables below. A store of another version is refused, never guessed at."""
 
+USER_KEY = "user_key"
+"""In `meta`: the fingerprint of the key of user ids."""
+ERASED = "erased_until"
+"""In `meta`, once something was erased: the newest sequence number that there was by then."""
+
 metadata = MetaData()
 
 meta = Table(
     "feedback_meta",
     metadata,
-    Column("name", Text, primary_key=True),  # schema_version, user_key
+    Column("name", Text, primary_key=True),  # schema_version and those above
     Column("value", Text, nullable=False),
 )
 

@@ -17,7 +17,7 @@ from .events import PROBE, Event
 from .location import Location
 from .masking import mask
 from .people import UserHasher
-from .schema import SCHEMA_VERSION, events, meta, metadata
+from .schema import SCHEMA_VERSION, USER_KEY, events, meta, metadata
 
 LOCK_SECONDS = 2.0
 """How long a batch waits for another writer; the senders behind it wait as long."""
@@ -80,7 +80,7 @@ class FeedbackStore:
             # Before the lock: masking a long text takes time, which nobody else's feedback need wait for.
             received = int(time.time() * 1_000)
             rows = [None if one.event == PROBE else _row(one, received, hasher) for one in batch]
-            with _transaction(engine) as connection:
+            with transaction(engine) as connection:
                 stored = _insert_new(connection, rows)
         except DBAPIError as error:
             if not (again and error.connection_invalidated):
@@ -102,8 +102,8 @@ class FeedbackStore:
             path = Path(str(url.database)).absolute() if is_file else None
             if path is not None:
                 _create_file(path)
-            self._engine = _engine(url)
-            with _transaction(self._engine) as connection:
+            self._engine = make_engine(url)
+            with transaction(self._engine) as connection:
                 _prepare(connection, hasher)
             self._hasher = hasher
             self._file = None if path is None else (path, _identity(path))
@@ -122,7 +122,7 @@ class FeedbackStore:
     def _named(self) -> str:
         """The store as messages call it, without a password."""
         try:
-            return f"feedback store {self._location.url().render_as_string(hide_password=True)}"
+            return f"feedback store {self._location.name}"
         except StoreError:
             return "feedback store"
 
@@ -153,7 +153,12 @@ def _create_file(path: Path) -> None:
         raise StoreError(f"feedback store {path} cannot be written: {error.strerror}") from None
 
 
-def _engine(url: URL) -> Engine:
+def make_engine(url: URL) -> Engine:
+    """An engine of one connection, set up for writing.
+
+    Raises:
+        StoreError: the URL, or what is installed, does not do.
+    """
     # hide_parameters: an error must not carry people's words into a log.
     settings: dict[str, Any] = {"hide_parameters": True, "pool_size": 1, "max_overflow": 0}
     if url.get_backend_name() == "sqlite":
@@ -186,8 +191,8 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 @contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that no other writer's overlaps."""
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that no other writer's overlaps, also not another process's."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
@@ -197,14 +202,23 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
 def _prepare(connection: Connection, hasher: UserHasher) -> None:
     """Make the tables unless they are there, and see that they are of this version and of this key."""
     metadata.create_all(connection)
-    expected = {"schema_version": str(SCHEMA_VERSION), "user_key": hasher.fingerprint}
+    expected = {"schema_version": str(SCHEMA_VERSION), USER_KEY: hasher.fingerprint}
     found: dict[str, str] = {row.name: row.value for row in connection.execute(select(meta.c.name, meta.c.value))}
     if not found:
         connection.execute(insert(meta), [{"name": name, "value": value} for name, value in expected.items()])
         return
     if (version := found.get("schema_version")) != expected["schema_version"]:
         raise StoreError(f"the feedback store has schema version {version}, this version writes {SCHEMA_VERSION}")
-    if found.get("user_key") != expected["user_key"]:
+    check_key(connection, hasher)
+
+
+def check_key(connection: Connection, hasher: UserHasher) -> None:
+    """See that the store's people were hashed with this key.
+
+    Raises:
+        StoreError: it was another.
+    """
+    if connection.execute(select(meta.c.value).where(meta.c.name == USER_KEY)).scalar() != hasher.fingerprint:
         raise StoreError(
             "the feedback store was begun with another key of user ids, and nobody in it would be recognised again; "
             "bring the key file back, or begin another store"

@@ -18,7 +18,7 @@ from .canary.ensemble import canaries
 from .deploy import deploy as make_live
 from .embedded import Endpoints
 from .errors import ServerError, ServingError
-from .feedback_model import probe_feedback
+from .feedback_model import probe_feedback, store_in_use
 from .gates.gates import Gates, summary
 from .gates.settings import read_settings
 from .layout import Layout
@@ -144,7 +144,8 @@ def status(var: Path) -> None:
         except ServingError as error:  # whom it was meant for gets the live release's answers
             says = f"DOES NOT ANSWER: {error.message}"
         click.echo(f"{one.domain:<10} release {one.release} is the canary, for {100 * one.share:g} % of people, {says}")
-    click.echo(f"feedback   can be stored, said so in {probe_feedback(listening.grpc_url):.1f} ms")
+    took = probe_feedback(listening.grpc_url)
+    click.echo(f"feedback   can be stored in {store_in_use(layout, state.pid)}, said so in {took:.1f} ms")
 
 
 @main.command()

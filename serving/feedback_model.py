@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -115,6 +116,29 @@ def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
     except InferenceServerException as error:
         raise ServerError(f"{MODEL} at {url} takes no events: {error.message()}") from None
     return (time.perf_counter() - started) * 1_000
+
+
+def store_in_use(layout: Layout, pid: int) -> str:
+    """The store that a server writes to, without a password; and the one that commands read here, if it is another.
+
+    Args:
+        layout: of the server.
+        pid: the server's process, whose environment may name another store than this process's does.
+    """
+    # Here, for no other command of this room should wait for SQLAlchemy.
+    from feedback.errors import FeedbackError  # noqa: PLC0415
+    from feedback.location import URL_VARIABLE, Location  # noqa: PLC0415
+
+    try:
+        servers, ours = Location(layout.feedback, psutil.Process(pid).environ()), Location(layout.feedback)
+        if servers.url() == ours.url():
+            return servers.name
+        return (
+            f"{servers.name}; COMMANDS HERE READ {ours.name}: {URL_VARIABLE} differs between the server's environment "
+            f"and this one, so put the URL into {ours.url_file} instead"
+        )
+    except (FeedbackError, psutil.Error) as error:
+        return f"a store that cannot be named ({error})"
 
 
 def _pinned(folder: Path) -> int | None:

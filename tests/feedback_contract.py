@@ -5,11 +5,13 @@ exist yet.
 """
 
 import threading
+import time
 from collections import Counter
 
 import pytest
 from sqlalchemy import create_engine, select, update
 
+from feedback.erasure import erase_older_than, erase_people
 from feedback.errors import StoreError
 from feedback.events import Event
 from feedback.location import Location
@@ -161,6 +163,64 @@ def test_a_store_of_another_version_or_key_is_refused(location, name, message):
             FeedbackReader(location)
     engine.dispose()
     assert len(raw(location)) == 1
+
+
+def test_a_persons_events_are_erased_and_nobody_elses(location):
+    store = FeedbackStore(location)
+    store.write([an_event(f"{row}", user_id=("anna", "bert", "")[row % 3], domain="ab"[row % 2]) for row in range(12)])
+    assert erase_people(location, ["anna", "carl", ""]) == 4
+    assert erase_people(location, ["anna"]) == 0
+    left = [row["event_id"] for row in raw(location)]
+    assert left == [f"{row}" for row in range(12) if row % 3], "nobody in particular is nobody to erase"
+    assert store.write([an_event("0", user_id="anna"), an_event("1")]) == [True, False], "an erased id is free again"
+    store.close()
+
+
+def test_what_is_too_old_is_erased_by_when_it_came(location, monkeypatch):
+    store = FeedbackStore(location)
+    store.write([an_event("old", timestamp=NOW)])
+    now = time.time()
+    monkeypatch.setattr("feedback.store.time.time", lambda: now + 60 * 86_400)
+    store.write([an_event("new", timestamp=NOW)])
+    monkeypatch.setattr("feedback.erasure.time.time", lambda: now + 90.5 * 86_400)
+    assert erase_older_than(location, 90) == 1
+    assert [row["event_id"] for row in raw(location)] == ["new"]
+    store.close()
+
+
+def test_whoever_has_read_goes_on_where_they_were_after_an_erasure(location, monkeypatch):
+    """Also where the newest events are gone: their numbers are never used again."""
+    monkeypatch.setattr("feedback.erasure.SEQUENCES_AT_ONCE", 4)
+    monkeypatch.setattr("feedback.erasure.PEOPLE_AT_ONCE", 2)
+    store = FeedbackStore(location)
+    store.write([an_event(f"{row}", user_id=f"u-{row}") for row in range(10)])
+    with FeedbackReader(location) as reader:
+        seen = reader.watermark()
+        assert erase_people(location, [f"u-{row}" for row in range(3, 10)]) == 7
+        assert reader.watermark() == seen
+        assert erase_older_than(location, 0) == 3
+        assert erase_older_than(location, 0) == 0
+        assert reader.watermark() == seen
+        assert not list(reader.events("shop", after=0))
+        store.write([an_event("next")])
+        assert [one.event_id for one in reader.events("shop", after=seen)] == ["next"]
+        assert reader.watermark() > seen
+        assert erase_older_than(location, 0) == 1
+        assert reader.watermark() > seen
+    store.close()
+
+
+def test_an_erasure_with_another_key_is_refused(location):
+    FeedbackStore(location).write([an_event("a", user_id="anna")])
+    location.key_file.write_text("k" * 40)
+    with pytest.raises(StoreError, match="another key"):
+        erase_people(location, ["anna"])
+    location.key_file.unlink()
+    with pytest.raises(StoreError, match=r"key of user ids.*cannot be read"):
+        erase_people(location, ["anna"])
+    assert not location.key_file.exists()
+    assert len(raw(location)) == 1
+    assert erase_older_than(location, 0) == 1, "which needs no key"
 
 
 def test_nobody_waits_while_somebodys_words_are_masked(location, monkeypatch):

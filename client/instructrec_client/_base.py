@@ -42,12 +42,13 @@ class BaseClient:
             domain: The domain to ask, which is the name of its model on the server.
             timeout: The default deadline of a call: a `Timeout`, or seconds. It covers connecting and all retries.
             retries: How often a call is repeated when the server is unavailable or its queue is full; never otherwise.
-                With 0, nothing is held back from a server that refuses much either.
+                Two bridge a moment, 0.15 s at most; for a restart of the server give some twenty, and a deadline to go
+                with them. With 0, nothing is held back from a server that refuses much either.
             channel_args: gRPC channel options, added to the client's own and winning over them.
             tls: A `Tls`, or True for an encrypted connection that trusts the system's roots. None connects without TLS.
 
         Raises:
-            ValueError: An argument makes no sense; the message says which.
+            ValueError: An argument makes no sense, or a file of `tls` cannot be read; the message says which.
         """
         if not url or url.startswith(("http://", "https://", "grpc://")):
             raise ValueError(f"url is the gRPC endpoint as host:port, without a scheme, got {url!r}")
@@ -55,7 +56,7 @@ class BaseClient:
             raise ValueError("domain is empty: give the name of the model to ask")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f"retries is a whole number from 0, got {retries!r}")
-        self._endpoint = Endpoint(url, channel_args, tls)
+        self._endpoint = Endpoint(url, channel_args, tls, tls.read() if isinstance(tls, Tls) else None)
         self._domain = domain
         self._timeout = Timeout.of(timeout)
         self._retries = retries

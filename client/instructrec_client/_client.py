@@ -47,8 +47,10 @@ class Client(BaseClient):
         """Return the best `k` items for an instruction.
 
         Args:
-            instruction: What the person wants, in their own words. A server cuts what exceeds its model's length.
-            history: Ids of items the person chose before, newest first. Unknown ids are ignored.
+            instruction: What the person wants, in their own words, at most 16,384 bytes of UTF-8. A server cuts what
+                exceeds its model's length in tokens.
+            history: Ids of items the person chose before, newest first, at most 1,000; more are refused, not cut.
+                Unknown ids are ignored.
             k: How many items, 1 to 100.
             timeout: The deadline of this call; the client's own where None.
 
@@ -96,7 +98,7 @@ class Client(BaseClient):
         """Tell the server what a person did with an item, and return once that is durable.
 
         Retries are safe: an event whose id is known is not stored again. After an error it is not known whether the
-        event was stored; sending the same `Feedback` once more is as safe.
+        event was stored; sending the same `Feedback` once more is as safe, so keep it until a call returns.
 
         Args:
             event: What happened.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import grpc
 import grpc.aio
 import tritonclient.grpc
 import tritonclient.grpc.aio
@@ -54,12 +56,14 @@ CHANNEL_ARGS: dict[str, str | int] = {
 
 UNLOADED = "has no available versions"
 """In what Triton says, with NOT_FOUND, of a model that it knows and has unloaded, as `make stop` has it do first."""
+STORE_FAILS = "feedback cannot be stored"
+"""What the model that takes feedback says, with UNAVAILABLE, when its store fails: the server itself is well."""
 CLOSED_IN_USE = "the client was closed while it was in use"
 
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted connection: PEM files, read when the client connects.
+    """An encrypted connection: PEM files, read once, when a client is made with them.
 
     Attributes:
         root_certificates: Whom to trust; the system's roots where None.
@@ -79,6 +83,24 @@ class Tls:
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ValueError("mutual TLS needs both private_key and certificate_chain")
 
+    def read(self) -> dict[str, bytes | None]:
+        """Return each file's content by the attribute that names it; None where none is named.
+
+        Raises:
+            ValueError: A file cannot be read, or is not PEM.
+        """
+        return {name: None if path is None else _read_pem(name, path) for name, path in vars(self).items()}
+
+
+def _read_pem(name: str, path: str | os.PathLike[str]) -> bytes:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"tls: {name} {os.fspath(path)} cannot be read: {error.strerror or error}") from None
+    if b"-----BEGIN " not in content:
+        raise ValueError(f"tls: {name} {os.fspath(path)} is not PEM (it has no line that begins with -----BEGIN)")
+    return content
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -87,15 +109,17 @@ class Endpoint:
     url: str
     channel_args: ChannelArgs | None = None
     tls: Tls | bool | None = None
+    pem: Mapping[str, bytes | None] | None = field(default=None, repr=False)
+    """What `Tls.read` returned, if `tls` is a `Tls`."""
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of tritonclient's clients."""
         merged = {**CHANNEL_ARGS, **dict(self.channel_args or ())}
         options: dict[str, Any] = {"url": self.url, "channel_args": list(merged.items())}
-        if self.tls:
+        if self.pem is not None:
+            options["creds"] = grpc.ssl_channel_credentials(**self.pem)
+        elif self.tls:
             options["ssl"] = True
-            if isinstance(self.tls, Tls):
-                options.update(vars(self.tls))
         return options
 
 
@@ -149,11 +173,7 @@ class AsyncTransport(Protocol):
 
 
 class GrpcTransport:
-    """A `Transport` over tritonclient.
-
-    Raises:
-        OSError: A TLS file cannot be read.
-    """
+    """A `Transport` over tritonclient."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         """Make the channel; gRPC connects with the first call."""
@@ -186,11 +206,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """An `AsyncTransport` over tritonclient; belongs to the event loop that made it.
-
-    Raises:
-        OSError: A TLS file cannot be read.
-    """
+    """An `AsyncTransport` over tritonclient; belongs to the event loop that made it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         """Make the channel; gRPC connects with the first call."""
@@ -275,6 +291,8 @@ def _error_of(error: InferenceServerException, url: str, model: str) -> Instruct
         return DeadlineExceeded(f"{url} did not answer in time: {MORE_TIME}")
     if status == "UNAVAILABLE" and "Exceeds maximum queue size" in details:
         return QueueFull(f"the queue of {url} is full: send less at once, or add servers")
+    if status == "UNAVAILABLE" and STORE_FAILS in details:
+        return ServerUnavailable(f"{url} answers that {details}: keep the events, and send the same ones again later")
     if status in {"UNAVAILABLE", "CANCELLED"}:  # a server that ends cancels what it has not answered
         return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
     if status == "NOT_FOUND" and UNLOADED in details:

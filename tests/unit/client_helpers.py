@@ -15,6 +15,8 @@ from tritonclient.utils import serialize_byte_tensor
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "going away")
 CANCELLED = (grpc.StatusCode.CANCELLED, "CANCELLED")
 UNLOADED = (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ecommerce' has no available versions")
+STORE_LOCKED = "feedback cannot be stored: feedback store sqlite:///x: database is locked; nothing was acknowledged"
+STORE_FAILS = (grpc.StatusCode.UNAVAILABLE, STORE_LOCKED)
 QUEUE_FULL = (grpc.StatusCode.UNAVAILABLE, "[request id: <id_unknown>] Exceeds maximum queue size")
 
 
@@ -68,12 +70,13 @@ class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def serving(*script, port=0):
-    """Yield the playing server and its address."""
+def serving(*script, port=0, credentials=None):
+    """Yield the playing server, with TLS where it has credentials, and its address."""
     playing = FaultyServer(script)
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(playing, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:
         yield playing, f"127.0.0.1:{port}"

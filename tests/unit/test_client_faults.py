@@ -4,6 +4,7 @@ The server speaks the real protocol and plays no model: it exists to provoke wha
 """
 
 import asyncio
+import inspect
 import os
 import subprocess
 import sys
@@ -341,3 +342,17 @@ def test_pauses_grow_and_are_jittered():
 
     assert pauses(lambda _, high: high) == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     assert pauses(lambda low, _: low) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+
+
+def test_the_default_bridges_a_moment_and_twenty_retries_a_restart():
+    """What README.md says of both."""
+
+    def waited(retries, choose):
+        attempts = Attempts(Deadline(Timeout(100)), retries, choose)
+        return sum(attempts.pause_after(ServerUnavailable("x")) for _ in range(retries))
+
+    default = inspect.signature(Client.__init__).parameters["retries"].default
+    assert waited(default, min) == pytest.approx(0.075)
+    assert waited(default, max) == pytest.approx(0.15)
+    assert waited(20, min) == pytest.approx(8.275)
+    assert waited(20, max) == pytest.approx(16.55)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from client_helpers import UNAVAILABLE, serving
+from client_helpers import STORE_FAILS, UNAVAILABLE, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from instructrec_client import AsyncClient, Client, Feedback, InvalidRequest, ProtocolError, ServerUnavailable
@@ -161,6 +161,17 @@ async def test_an_unavailable_server_is_asked_again_with_the_same_ids(client):
     with serving(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE) as (playing, url):
         with pytest.raises(ServerUnavailable):
             await send(url, client, [CLICK])
+        assert len(playing.rows) == 3
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+async def test_a_store_that_fails_is_not_taken_for_a_server_that_is_not_there(client):
+    with serving(STORE_FAILS, STORE_FAILS, STORE_FAILS) as (playing, url):
+        with pytest.raises(
+            ServerUnavailable, match=f"{url} answers that .*database is locked.*same ones again"
+        ) as raised:
+            await send(url, client, [CLICK])
+        assert "check the address" not in str(raised.value)
         assert len(playing.rows) == 3
 
 

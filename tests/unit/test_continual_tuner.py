@@ -15,6 +15,8 @@ from continual.head_update import HeadWeights
 from continual.old_skill import open_old_skill
 from continual.remembered import read_remembered
 from continual.settings import ContinualSettings
+from feedback.erasure import erase_older_than
+from feedback.location import Location
 from serving.canary.journal import CanaryJournal
 from serving.releases import Release
 from training.run import Run
@@ -247,6 +249,23 @@ def test_reading_on_from_an_event_that_is_not_there_is_refused_and_not_remembere
     with pytest.raises(ContinualError, match="SINCE=31: the feedback store ends with event 30"):
         taught_shop.tuner().turn(since=31)
     assert taught_shop.tuner().turn().release is not None
+
+
+def test_what_is_erased_after_it_was_learned_leaves_the_watermark_where_it_was(
+    taught_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught_shop.send(30, "drip", "id-shoe1")
+    second = taught_shop.tuner().turn().release
+    assert second is not None
+    taught_shop.make_live(second, monkeypatch)
+    assert erase_older_than(Location.below(taught_shop.var), 0) == 30
+    assert taught_shop.tuner().turn().line == "no feedback since event 30: nothing to learn"
+    taught_shop.send(30, "kicks", "id-shoe1")
+    third = taught_shop.tuner().turn().release
+    assert third is not None
+    origin = Run.open(taught_shop.var / "runs" / "shop" / third.manifest.run_id).manifest.derived_from
+    assert origin is not None
+    assert (origin.details["since"], origin.details["until"]) == (30, 60)
 
 
 def tune(shop: Shop) -> Result:

@@ -18,6 +18,7 @@ from instructrec_client._feedback import (
     FEEDBACK_OUTPUTS,
     MAX_FEEDBACK_ROWS,
 )
+from instructrec_client._transport import STORE_FAILS
 from serving_helpers import ROOT, Request, build_release, content_of, install_triton
 from test_model_repository import described
 from tritonclient.grpc import service_pb2
@@ -287,6 +288,7 @@ def test_a_store_that_fails_is_said_to_all_and_tried_again(model, staged, triton
         responses = model.execute([sent(2), sent(3, event=b"klick"), sent(4)])
         assert [response.error.code for response in responses] == ["UNAVAILABLE", "INVALID_ARG", "UNAVAILABLE"]
         assert "not a database" in responses[0].error.message
+        assert STORE_FAILS in responses[0].error.message, "what the client knows it by"
     assert len(triton.logged) == 1, "said once, not with every batch"
     Location(staged.feedback, {}).file.write_bytes(content)
     assert model.execute([sent(1)])[0].outputs["stored"].tolist() == [[0]]

@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from feedback_contract import *  # noqa: F403 - the tests that every store has t
 from feedback_contract import an_event, raw
 
 from feedback.__main__ import main
+from feedback.erasure import erase_older_than, erase_people
 from feedback.errors import StoreError
 from feedback.location import KEY_VARIABLE, URL_VARIABLE, Location
 from feedback.reader import FeedbackReader
@@ -232,5 +234,52 @@ def test_the_command_shows_counts(tmp_path, monkeypatch):
     lines = [line.split() for line in shown.output.splitlines()]
     assert ["shop", "click", "2", "1"] in [line[:4] for line in lines]
     assert ["shop", "purchase", "1", "0"] in [line[:4] for line in lines]
-    assert shown.output.splitlines()[-1].startswith("3 events")
+    assert shown.output.splitlines()[-1].startswith(f"3 events in sqlite+pysqlite:///{tmp_path}/feedback/events.sqlite")
+    store.close()
+
+
+def test_nothing_of_an_erased_event_stays_in_the_files(location):
+    store = FeedbackStore(location)
+    store.write([an_event(f"{row}", user_id="anna", instruction="a secret wish " * 50) for row in range(50)])
+    store.write([an_event("other", user_id="bert")])
+    assert erase_people(location, ["anna"]) == 50
+    assert not [path.name for path in location.folder.iterdir() if b"secret wish" in path.read_bytes()]
+    assert store.write([an_event("after")]) == [True]
+    store.close()
+
+
+def test_a_store_that_is_busy_is_named_and_erased_later(location, monkeypatch):
+    monkeypatch.setattr("feedback.store.LOCK_SECONDS", 0.1)
+    FeedbackStore(location).write([an_event("a")])
+    with closing(sqlite3.connect(location.file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"events\.sqlite cannot be written: database is locked; erase again"):
+            erase_older_than(location, 0)
+    assert erase_older_than(location, 0) == 1
+
+
+def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
+    for name in (URL_VARIABLE, KEY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments, said=None):
+        done = CliRunner().invoke(main, ["--var", str(tmp_path), "erase", *arguments], input=said)
+        assert not any(name in done.output for name in ("anna", "bert"))
+        return done.exit_code, done.output
+
+    code, output = run("--user-ids", "-", said="anna\n")
+    assert (code, "Error: " in output) == (1, True)
+    assert not (tmp_path / "feedback").exists()
+    store = FeedbackStore(Location.below(tmp_path))
+    store.write([an_event(name, user_id=name) for name in ("anna", "bert", "carl", " dora")])
+    ids = tmp_path / "ids"
+    ids.write_text("bert\r\n\n dora", encoding="utf-8")
+    assert run("--user-ids", "-", said="anna\nnobody\n")[1].startswith("1 events of 2 people erased in sqlite")
+    assert run("--user-ids", str(ids))[1].startswith("2 events of 2 people erased")
+    assert run("--older-than-days", "90")[1].startswith("0 events older than 90 days")
+    assert [row["event_id"] for row in raw(Location.below(tmp_path))] == ["carl"]
+    ids.write_bytes(b"\xff\n")
+    assert run("--user-ids", str(ids))[1].startswith("Error: the ids of people are not UTF-8")
+    for wrong in ((), ("--older-than-days", "1", "--user-ids", str(ids))):
+        assert "give either" in run(*wrong)[1]
     store.close()

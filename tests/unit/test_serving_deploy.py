@@ -29,7 +29,7 @@ from serving.gates.settings import GateSettings
 from serving.journal import Journal
 from serving.layout import Layout
 from serving.recovery import recover
-from serving.releases import Release
+from serving.releases import Release, ReleaseStore
 from serving.server import ServerState
 
 
@@ -69,6 +69,21 @@ def test_releases_follow_each_other(shop: Shop) -> None:
         (3, 2, "deploy"),
     ]
     assert shop.repository.marks.all() == []
+
+
+def test_a_release_from_another_machine_needs_only_its_folder(shop: Shop, tmp_path: Path) -> None:
+    folder = shop.layout.releases("shop")
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    for number in (2, 3):
+        incoming = folder / f".{number}.incoming"
+        shutil.copytree(elsewhere / f"{number}", incoming)
+        assert number not in ReleaseStore(folder).numbers()
+        incoming.rename(folder / f"{number}")
+        assert shop.deploy(number).release == number
+    said = CliRunner().invoke(main, ["status", "--var", f"{shop.layout.var}"]).output
+    assert "shop       release 3 answers a real instruction" in said
+    assert roll_back(shop.layout, "shop").release == 2
+    assert not (shop.layout.var / "runs").exists()
 
 
 @pytest.mark.parametrize("runs", [True, False])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import nullcontext
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +16,10 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from feedback.location import URL_VARIABLE
 from serving import feedback_model
 from serving.errors import PublishError
-from serving.feedback_model import MODEL, stage_feedback
+from serving.feedback_model import MODEL, stage_feedback, store_in_use
 from serving.layout import Layout
 
 
@@ -80,3 +84,32 @@ def test_an_emptied_config_is_written_anew(staged: Layout) -> None:
     path.write_bytes(b"")
     assert stage_feedback(staged)
     assert path.read_bytes() == before
+
+
+@contextmanager
+def a_server(**environment: str) -> Iterator[int]:
+    """A process that was started with an environment of its own."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment) as process:
+        yield process.pid
+
+
+def test_the_servers_store_is_named_and_another_one_that_commands_read_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, url = Layout(tmp_path / "var"), "postgresql://me:secret-word@db/shop?sslpassword=secret-word"
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    file, database = f"sqlite+pysqlite:///{layout.feedback}/events.sqlite", "postgresql+psycopg://me:***@db/shop"
+    with a_server() as pid:
+        assert store_in_use(layout, pid) == file
+        monkeypatch.setenv(URL_VARIABLE, url)
+        assert store_in_use(layout, pid).startswith(f"{file}; COMMANDS HERE READ {database}: {URL_VARIABLE} differs")
+    with a_server(**{URL_VARIABLE: url}) as pid:
+        assert store_in_use(layout, pid) == database
+        monkeypatch.delenv(URL_VARIABLE)
+        assert store_in_use(layout, pid).startswith(f"{database}; COMMANDS HERE READ {file}")
+        layout.feedback.mkdir(parents=True)
+        (layout.feedback / "url").write_text(url)
+        assert store_in_use(layout, pid) == database, "one and the same, however it is named"
+    (layout.feedback / "url").write_text("secret-word")
+    with a_server() as pid:
+        assert "secret-word" not in store_in_use(layout, pid)

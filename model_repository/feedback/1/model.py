@@ -67,7 +67,8 @@ class TritonPythonModel:
         except StoreError as error:
             self._say(str(error))
             self.events["failed"].increment(len(batch))
-            return [UnavailableError(str(error))] * len(requests)
+            # The client knows by these words that the server itself is well.
+            return [UnavailableError(f"feedback cannot be stored: {error}")] * len(requests)
         self._say("")
         self.events["stored"].increment(sum(stored))
         self.events["known"].increment(sum(event.event != PROBE for event in batch) - sum(stored))
