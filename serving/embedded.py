@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -197,7 +198,8 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
     """Look for what would make the server fail obscurely.
 
     Raises:
-        PreflightError: a port is taken, /dev/shm is too small, or Python's shared library is missing.
+        PreflightError: a port is taken, the host is not this machine's, /dev/shm is too small, or Python's shared
+            library is missing.
     """
     ports = {"GRPC_PORT": endpoints.grpc_port, "HTTP_PORT": endpoints.http_port, "METRICS_PORT": endpoints.metrics_port}
     if not endpoints.host:
@@ -212,9 +214,10 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
             try:
                 listener.bind((endpoints.host, port))
             except OSError as error:
-                raise PreflightError(
-                    f"cannot listen on {endpoints.host}:{port} ({error.strerror}); choose another with {name}=<port>"
-                ) from None
+                remedy = "name an address of this machine with HOST=<address>"
+                if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+                    remedy = f"choose another with {name}=<port>"
+                raise PreflightError(f"cannot listen on {endpoints.host}:{port} ({error.strerror}); {remedy}") from None
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < minimum_shared_memory_bytes:
         raise PreflightError(

@@ -88,8 +88,15 @@ def test_a_port_taken_as_grpc_servers_take_theirs_is_found():
 
 
 def test_a_host_of_another_machine_is_one_clear_error():
-    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"192\.0\.2\.1"):
+    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"192\.0\.2\.1.*HOST=") as caught:
         check_machine(endpoints(ports).model_copy(update={"host": "192.0.2.1"}))
+    assert "GRPC_PORT=" not in caught.value.message
+
+
+def test_a_host_that_is_none_is_not_blamed_on_the_port():
+    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"no-such-host.*HOST=") as caught:
+        check_machine(endpoints(ports).model_copy(update={"host": "no-such-host.invalid"}))
+    assert "GRPC_PORT=" not in caught.value.message
 
 
 def test_one_port_for_two_services_is_refused_before_the_start():
