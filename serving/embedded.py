@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from tritonclient.grpc import model_config_pb2
 
+from .admin import restrictions
 from .errors import PreflightError
 from .files import remove
 from .layout import Layout
@@ -247,8 +248,18 @@ def _check_python_library() -> None:
         )
 
 
-def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str]) -> list[str]:
-    """The command line of a server that loads the given models and, with each ensemble, its steps."""
+def server_command(
+    installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str], key: str
+) -> list[str]:
+    """The command line of a server that loads the given models and, with each ensemble, its steps.
+
+    Args:
+        installation: of the server.
+        layout: where everything lies.
+        endpoints: where it is to listen.
+        models: ensembles, and others that belong to none.
+        key: opens what it does for its operator alone.
+    """
     return [
         str(installation.server),
         f"--model-repository={layout.live}",
@@ -267,6 +278,7 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         f"--http-port={endpoints.http_port}",
         f"--metrics-address={endpoints.host}",
         f"--metrics-port={endpoints.metrics_port}",
+        *restrictions(key),
         # Requests in flight whose objects are kept for reuse; the default of 8 makes new ones all the time under load.
         "--grpc-infer-allocation-pool-size=64",
         f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",

@@ -187,7 +187,7 @@ def test_the_callers_own_choice_of_kernels_stays(installation, monkeypatch):
 def test_the_command_line(installation, tmp_path):
     layout = Layout(tmp_path / "var")
     where = Endpoints(host="127.0.0.2", grpc_port=1, http_port=2, metrics_port=3)
-    command = server_command(installation, layout, where, ["ecommerce", "news"])
+    command = server_command(installation, layout, where, ["ecommerce", "news"], "0a1b")
     assert command[0] == str(installation.server)
     for flag in (
         f"--model-repository={layout.live}",
@@ -203,6 +203,8 @@ def test_the_command_line(installation, tmp_path):
         "--http-port=2",
         "--metrics-port=3",
         "--exit-timeout-secs=30",
+        "--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin-key=0a1b",
+        "--http-restricted-api=model-repository,shared-memory,trace,logging:admin-key=0a1b",
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
     ):
         assert command.count(flag) == 1, flag
