@@ -31,8 +31,12 @@ class UserHasher:
         return hmac.digest(self._key, b"fingerprint", "sha256").hex()[:16]
 
 
-def read_key(path: Path) -> bytes:
+def read_key(path: Path, name: str = "the key of user ids") -> bytes:
     """Read a key file.
+
+    Args:
+        path: of the file.
+        name: what error messages call it.
 
     Raises:
         StoreError: it cannot be read, or is too short to be a key.
@@ -40,14 +44,18 @@ def read_key(path: Path) -> bytes:
     try:
         key = path.read_bytes().strip()
     except OSError as error:
-        raise StoreError(f"the key of user ids, {path}, cannot be read: {error.strerror}") from None
+        raise StoreError(f"{name}, {path}, cannot be read: {error.strerror}") from None
     if len(key) < SHORTEST_KEY:
-        raise StoreError(f"the key of user ids, {path}, has {len(key)} bytes, at least {SHORTEST_KEY} are needed")
+        raise StoreError(f"{name}, {path}, has {len(key)} bytes, at least {SHORTEST_KEY} are needed")
     return key
 
 
-def create_key(path: Path) -> None:
+def create_key(path: Path, name: str = "the key of user ids") -> None:
     """Make a key file that its owner alone can read, whole or not at all; one that is there stays.
+
+    Args:
+        path: of the file.
+        name: what error messages call it.
 
     Raises:
         StoreError: it cannot be written.
@@ -70,7 +78,7 @@ def create_key(path: Path) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"the key of user ids, {path}, cannot be written: {error.strerror}") from None
+        raise StoreError(f"{name}, {path}, cannot be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

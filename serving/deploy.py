@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .admin import admin_client
 from .canary.ensemble import leave_to_live, load_canaries
 from .candidate import answer_beforehand
 from .embedded import Endpoints
@@ -165,7 +166,7 @@ def _make_live(server: Server, order: _Order, endpoints: Endpoints) -> Deploymen
         journal.write(release.number, before.number if before else None, intent.verb, intent.forced)
     repository.confirm(domain)
     with _warned(warnings):
-        leave_to_live(repository, domain, release.number, url)
+        leave_to_live(layout, domain, release.number, url)
     if deployment.action != "started":  # else it came up with the server
         with _warned(warnings):
             publish_feedback(layout, url)
@@ -230,7 +231,7 @@ def _start(
                 repository.restore(domain, before)
         failed.take_out()
         raise
-    load_canaries(repository, state.endpoints.grpc_url)
+    load_canaries(server.layout, state.endpoints.grpc_url)
     return Deployment("started", release.number, state.endpoints, answer)
 
 
@@ -253,7 +254,7 @@ def _publish(
             failed.take_out()
             raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
     log_start = server.log_size()
-    with grpc.InferenceServerClient(url) as client:
+    with admin_client(server.layout, url) as client:
         try:
             load_steps(client, server, release, changed, log_start)
             if order.gates is not None and live is not None:
@@ -353,7 +354,7 @@ def _retire(server: Server, repository: LiveRepository, domain: str, before: Liv
     with contextlib.suppress(PublishError):
         repository.retire(domain, keep, others=others.values())
     if (state := server.state()) is not None:
-        unload_strays(state, repository)
+        unload_strays(server.layout, state, repository)
 
 
 def _ready(client: grpc.InferenceServerClient, model: str, version: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from tritonclient.grpc import model_config_pb2
 
+from .admin import restrictions
 from .errors import PreflightError
 from .files import remove
 from .layout import Layout
@@ -197,7 +199,8 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
     """Look for what would make the server fail obscurely.
 
     Raises:
-        PreflightError: a port is taken, /dev/shm is too small, or Python's shared library is missing.
+        PreflightError: a port is taken, the host is not this machine's, /dev/shm is too small, or Python's shared
+            library is missing.
     """
     ports = {"GRPC_PORT": endpoints.grpc_port, "HTTP_PORT": endpoints.http_port, "METRICS_PORT": endpoints.metrics_port}
     if not endpoints.host:
@@ -212,9 +215,10 @@ def check_machine(endpoints: Endpoints, *, minimum_shared_memory_bytes: int = MI
             try:
                 listener.bind((endpoints.host, port))
             except OSError as error:
-                raise PreflightError(
-                    f"cannot listen on {endpoints.host}:{port} ({error.strerror}); choose another with {name}=<port>"
-                ) from None
+                remedy = "name an address of this machine with HOST=<address>"
+                if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+                    remedy = f"choose another with {name}=<port>"
+                raise PreflightError(f"cannot listen on {endpoints.host}:{port} ({error.strerror}); {remedy}") from None
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < minimum_shared_memory_bytes:
         raise PreflightError(
@@ -244,8 +248,18 @@ def _check_python_library() -> None:
         )
 
 
-def server_command(installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str]) -> list[str]:
-    """The command line of a server that loads the given models and, with each ensemble, its steps."""
+def server_command(
+    installation: Installation, layout: Layout, endpoints: Endpoints, models: list[str], key: str
+) -> list[str]:
+    """The command line of a server that loads the given models and, with each ensemble, its steps.
+
+    Args:
+        installation: of the server.
+        layout: where everything lies.
+        endpoints: where it is to listen.
+        models: ensembles, and others that belong to none.
+        key: opens what it does for its operator alone.
+    """
     return [
         str(installation.server),
         f"--model-repository={layout.live}",
@@ -264,6 +278,7 @@ def server_command(installation: Installation, layout: Layout, endpoints: Endpoi
         f"--http-port={endpoints.http_port}",
         f"--metrics-address={endpoints.host}",
         f"--metrics-port={endpoints.metrics_port}",
+        *restrictions(key),
         # Requests in flight whose objects are kept for reuse; the default of 8 makes new ones all the time under load.
         "--grpc-infer-allocation-pool-size=64",
         f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",

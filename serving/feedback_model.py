@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 import feedback
 
+from .admin import admin_client
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
@@ -79,7 +80,7 @@ def publish_feedback(layout: Layout, url: str) -> None:
         raise PublishError(f"cannot read {path}: {error.strerror or error}") from None
     changed = stage_feedback(layout)
     try:
-        with grpc.InferenceServerClient(url) as client:
+        with admin_client(layout, url) as client:
             # By its version: a deploy that was killed may have staged one that it did not load.
             if changed or not client.is_model_ready(MODEL, str(_pinned(layout.live / MODEL)), client_timeout=10):
                 client.load_model(MODEL, client_timeout=120)

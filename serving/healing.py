@@ -22,6 +22,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from . import process_tree
+from .admin import admin_client
 from .canary.ensemble import load_canaries
 from .embedded import Endpoints
 from .errors import BusyError, ServerError, ServingError
@@ -168,7 +169,7 @@ class Healer:
         if done:
             return done
         try:
-            with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+            with admin_client(self.layout, state.endpoints.grpc_url) as client:
                 done += self._mend_stubs(client)
         except InferenceServerException as error:
             return self._count_silence(f"the server does not answer: {error.message()}")
@@ -301,7 +302,7 @@ class Healer:
                 logger.warning("started without the engines of %s: %s", ", ".join(engines), error.message)
                 self.server.stop(drain_seconds=1, forget=False)
                 state = self._start(endpoints)
-            refused = load_canaries(LiveRepository(self.layout.live), state.endpoints.grpc_url)
+            refused = load_canaries(self.layout, state.endpoints.grpc_url)
         without = f", without {', '.join(refused)}" if refused else ""
         return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
 

@@ -54,6 +54,11 @@ class Layout:
         return self.var / "server.json"
 
     @property
+    def admin_key(self) -> Path:
+        """The key to what the server does for its operator alone; see `admin`."""
+        return self.var / "admin.key"
+
+    @property
     def server_log(self) -> Path:
         """The server's log."""
         return self.var / "logs" / "triton.log"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 
-from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .admin import admin_client
 from .canary.ensemble import leave_to_live
 from .engine_variants import take_out
 from .errors import ReleaseError, ServerError
@@ -83,8 +83,8 @@ def _write_down(layout: Layout, repository: LiveRepository, state: ServerState, 
         intent = one.intent or Intent(verb=VERB)
         journal.write(one.number, last.release if last else None, intent.verb, intent.forced)
     if (release := _release(layout, one)) is not None:  # a release deployed once more may not have come to its engine
-        _reload(state, [step.model for step in release.manifest.steps.values()], repository)
-    leave_to_live(repository, one.domain, one.number, state.endpoints.grpc_url)
+        _reload(layout, state, [step.model for step in release.manifest.steps.values()], repository)
+    leave_to_live(layout, one.domain, one.number, state.endpoints.grpc_url)
     repository.confirm(one.domain)
 
 
@@ -95,19 +95,20 @@ def _take_back(layout: Layout, state: ServerState | None, one: Unfinished) -> No
     if switched:
         repository.restore(one.domain, one.before)
     if state is not None and switched:
-        _reload(state, [one.domain], repository)
+        _reload(layout, state, [one.domain], repository)
     if release is not None:
         now = repository.live_release(one.domain)
         live_on_disk = Release(layout.releases(one.domain) / str(now.number)) if now is not None else None
         settled = take_out(repository, release, live_on_disk)
         if state is not None:
-            _reload(state, sorted({step.model for step in release.manifest.steps.values()}.union(settled)), repository)
+            steps = {step.model for step in release.manifest.steps.values()}
+            _reload(layout, state, sorted(steps.union(settled)), repository)
     repository.confirm(one.domain)
 
 
-def _reload(state: ServerState, models: list[str], repository: LiveRepository) -> None:
+def _reload(layout: Layout, state: ServerState, models: list[str], repository: LiveRepository) -> None:
     """Have the server hold what the live repository says; a model whose files did not change is left alone by it."""
-    with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+    with admin_client(layout, state.endpoints.grpc_url) as client:
         for model in models:
             with contextlib.suppress(InferenceServerException):  # what answers is looked at by whoever goes on
                 if repository.holds(model):
@@ -129,14 +130,14 @@ def one_step_away(layout: Layout, repository: LiveRepository) -> dict[str, LiveR
     return found
 
 
-def unload_strays(state: ServerState, repository: LiveRepository) -> list[str]:
+def unload_strays(layout: Layout, state: ServerState, repository: LiveRepository) -> list[str]:
     """Unload what the live repository no longer holds: by this publish, or by one that was killed before it came to it.
 
     Returns:
         The models.
     """
     gone: list[str] = []
-    with contextlib.suppress(InferenceServerException), grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+    with contextlib.suppress(InferenceServerException), admin_client(layout, state.endpoints.grpc_url) as client:
         models = client.get_model_repository_index(client_timeout=10).models
         for name in sorted({model.name for model in models if model.state == "READY"}):
             if not repository.holds(name):

@@ -17,6 +17,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from . import process_tree
+from .admin import admin_client, ensure_key
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
 from .engine_variants import take_out_misfits
 from .errors import PreflightError, PublishError, ServerError
@@ -111,6 +112,7 @@ class Server:
         installation = Installation.find()
         process_tree.sweep(self.layout.shared_memory_prefix)
         check_machine(endpoints)
+        key = ensure_key(self.layout)
         for line in take_out_misfits(LiveRepository(self.layout.live)):
             logger.warning("%s", line)
         assemble_backends(installation, self.layout.backends)
@@ -121,7 +123,7 @@ class Server:
             log.replace(log.with_suffix(".log.1"))
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
-                server_command(installation, self.layout, endpoints, models),
+                server_command(installation, self.layout, endpoints, models, key),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -272,9 +274,9 @@ class Server:
         """
         deadline = time.monotonic() + seconds
         with (
-            # A damaged live repository must not keep anyone from stopping the server.
-            contextlib.suppress(InferenceServerException, PublishError),
-            grpc.InferenceServerClient(state.endpoints.grpc_url) as client,
+            # A damaged live repository or key must not keep anyone from stopping the server.
+            contextlib.suppress(InferenceServerException, PublishError, ServerError),
+            admin_client(self.layout, state.endpoints.grpc_url) as client,
         ):
             models = {*LiveRepository(self.layout.live).ensembles(), MODEL}
             for model in models:

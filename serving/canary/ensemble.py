@@ -16,8 +16,10 @@ from pathlib import Path
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ..admin import admin_client
 from ..errors import PublishError
 from ..files import remove, write_atomically
+from ..layout import Layout
 from ..line_journal import now
 from ..live_repository import (
     CANARY_OF,
@@ -189,15 +191,15 @@ def remove_canary(repository: LiveRepository, domain: str, client: grpc.Inferenc
             client.unload_model(canary_name(domain), client_timeout=10)
 
 
-def load_canaries(repository: LiveRepository, url: str) -> list[str]:
+def load_canaries(layout: Layout, url: str) -> list[str]:
     """Have a server that has just started serve the canaries too.
 
     Returns:
         The names of those that it refuses: a canary that is broken keeps no server from starting.
     """
     refused = []
-    with grpc.InferenceServerClient(url) as client:
-        for canary in canaries(repository):
+    with admin_client(layout, url) as client:
+        for canary in canaries(LiveRepository(layout.live)):
             try:
                 client.load_model(canary.model, client_timeout=60)
             except InferenceServerException:
@@ -205,18 +207,19 @@ def load_canaries(repository: LiveRepository, url: str) -> list[str]:
     return refused
 
 
-def leave_to_live(repository: LiveRepository, domain: str, number: int, url: str) -> bool:
+def leave_to_live(layout: Layout, domain: str, number: int, url: str) -> bool:
     """Take the canary down if its release has just become the live one.
 
     Returns:
         Whether it was.
     """
+    repository = LiveRepository(layout.live)
     try:
         canary = read_canary(repository, domain)
     except PublishError:
         return False  # damaged: no reason to call a publication failed
     if canary is None or canary.release != number:
         return False
-    with grpc.InferenceServerClient(url) as client:
+    with admin_client(layout, url) as client:
         remove_canary(repository, domain, client)
     return True

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ..admin import admin_client
 from ..deploy import load_steps
 from ..engine_variants import engine_waits, engine_warning, take_out, uses_engine
 from ..errors import BusyError, GateError, PublishError, ReleaseError, ServerError, ServingError
@@ -79,7 +80,7 @@ def put_up(layout: Layout, release: Release, share: float, gates: Gates) -> PutU
             )
         live_release = Release(layout.releases(domain) / str(live))
         engine = uses_engine(repository, live_release)
-        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+        with admin_client(layout, state.endpoints.grpc_url) as client:
             if before is not None:
                 canary, answer = _change_share(repository, client, state, before, share, live, release)
             else:
@@ -219,7 +220,7 @@ def take_down(
             with suppress(ReleaseError):
                 take_out(repository, release, _live(layout, repository, domain))
         else:
-            with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+            with admin_client(layout, state.endpoints.grpc_url) as client:
                 remove_canary(repository, domain, client)
                 _unstage(layout, repository, client, release)
         CanaryJournal(layout.canary_journal(domain)).write(canary.release, action, canary.share, reason)

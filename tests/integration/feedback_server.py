@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 from project import free_ports
-from tritonclient import grpc
 
 from feedback.location import Location
 from feedback.reader import FeedbackReader
 from serving import process_tree
+from serving.admin import admin_client
 from serving.embedded import Endpoints
 from serving.feedback_model import MODEL, stage_feedback
 from serving.layout import Layout
@@ -61,7 +61,7 @@ class FeedbackServer:
     def restart_stub(self) -> None:
         """Bring back a stub that was killed: Triton does not notice that it is gone until the model looks changed."""
         os.utime(next((self.layout.live / MODEL).glob("*/model.py")))
-        with grpc.InferenceServerClient(self.url) as client:
+        with admin_client(self.layout, self.url) as client:
             client.load_model(MODEL)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from project import Project, copy_of
-from tritonclient import grpc
 from wire import Answer, request, send_together
+
+from serving.admin import admin_client
+from serving.layout import Layout
 
 
 def requests_of(release: Path) -> list[dict[str, np.ndarray]]:
@@ -72,7 +74,7 @@ def test_fused_answers_as_the_ensemble(both_ways: tuple[Project, list[Answer]]) 
 def test_rolling_back_to_four_steps_and_forward(both_ways: tuple[Project, list[Answer]]) -> None:
     """The release before is one step away, its models still loaded, whichever way it was served."""
     project, in_steps = both_ways
-    with grpc.InferenceServerClient(project.grpc_url) as client:
+    with admin_client(Layout(project.var), project.grpc_url) as client:
         models = client.get_model_repository_index().models
     steps = {f"ecommerce_{step}" for step in ("tokenizer", "encoder", "head", "topk", "fused")}
     assert {model.name for model in models if model.state == "READY"} == {"ecommerce", "feedback", *steps}

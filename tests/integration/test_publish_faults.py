@@ -13,9 +13,9 @@ import pytest
 from project import Project, new_project
 from publish_crashes import Crashes
 from release_askers import Askers
-from tritonclient import grpc
 
 from serving import process_tree
+from serving.admin import admin_client
 from serving.deploy import deploy
 from serving.embedded import Endpoints
 from serving.errors import PublishError
@@ -76,7 +76,7 @@ def test_the_watcher_ends_a_killed_publish(crashes: Crashes, killed: str) -> Non
     before = answers(crashes)
     release = ReleaseStore(layout.releases("ecommerce")).open(crashes.new_release())
     repository.stage(release)
-    with grpc.InferenceServerClient(crashes.project.grpc_url) as client:
+    with admin_client(crashes.layout, crashes.project.grpc_url) as client:
         for step in release.manifest.steps.values():
             client.load_model(step.model)
         if killed != "before the switch":
@@ -184,7 +184,7 @@ def test_a_truncated_and_a_changed_file_and_an_unreadable_manifest(crashes: Cras
 
 def test_the_watcher_says_when_feedback_cannot_be_stored(crashes: Crashes) -> None:
     healer = Healer(crashes.layout)
-    with grpc.InferenceServerClient(crashes.project.grpc_url) as client:
+    with admin_client(crashes.layout, crashes.project.grpc_url) as client:
         client.unload_model("feedback")
         [said] = healer.look()
         assert "takes no events" in said

@@ -6,10 +6,10 @@ from typing import Any
 from instructrec_client import Client
 from marked_releases import Marker
 from project import Project, new_project
-from tritonclient import grpc
 
 from export.kept_settings import ServedAs, served_as
 from export.shared_steps import SHARED, name_by_content
+from serving.admin import admin_client
 from serving.deploy import deploy, roll_back
 from serving.embedded import Endpoints
 from serving.files import sha256_of
@@ -58,7 +58,7 @@ def rename(model: Path) -> Any:
 
 
 def loaded(project: Project) -> list[str]:
-    with grpc.InferenceServerClient(project.grpc_url) as client:
+    with admin_client(Layout(project.var), project.grpc_url) as client:
         models = client.get_model_repository_index().models
     return sorted(model.name for model in models if model.state == "READY")
 

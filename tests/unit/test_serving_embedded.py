@@ -88,8 +88,15 @@ def test_a_port_taken_as_grpc_servers_take_theirs_is_found():
 
 
 def test_a_host_of_another_machine_is_one_clear_error():
-    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"192\.0\.2\.1"):
+    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"192\.0\.2\.1.*HOST=") as caught:
         check_machine(endpoints(ports).model_copy(update={"host": "192.0.2.1"}))
+    assert "GRPC_PORT=" not in caught.value.message
+
+
+def test_a_host_that_is_none_is_not_blamed_on_the_port():
+    with free_ports(3) as ports, pytest.raises(PreflightError, match=r"no-such-host.*HOST=") as caught:
+        check_machine(endpoints(ports).model_copy(update={"host": "no-such-host.invalid"}))
+    assert "GRPC_PORT=" not in caught.value.message
 
 
 def test_one_port_for_two_services_is_refused_before_the_start():
@@ -180,7 +187,7 @@ def test_the_callers_own_choice_of_kernels_stays(installation, monkeypatch):
 def test_the_command_line(installation, tmp_path):
     layout = Layout(tmp_path / "var")
     where = Endpoints(host="127.0.0.2", grpc_port=1, http_port=2, metrics_port=3)
-    command = server_command(installation, layout, where, ["ecommerce", "news"])
+    command = server_command(installation, layout, where, ["ecommerce", "news"], "0a1b")
     assert command[0] == str(installation.server)
     for flag in (
         f"--model-repository={layout.live}",
@@ -196,6 +203,8 @@ def test_the_command_line(installation, tmp_path):
         "--http-port=2",
         "--metrics-port=3",
         "--exit-timeout-secs=30",
+        "--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin-key=0a1b",
+        "--http-restricted-api=model-repository,shared-memory,trace,logging:admin-key=0a1b",
         f"--backend-config=python,shm-region-prefix-name={layout.shared_memory_prefix}",
     ):
         assert command.count(flag) == 1, flag
