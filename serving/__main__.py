@@ -20,11 +20,10 @@ from .embedded import Endpoints
 from .errors import ServerError, ServingError
 from .feedback_model import probe_feedback
 from .gates.gates import Gates, summary
-from .gates.settings import read_settings
 from .layout import Layout
 from .live_repository import LiveRepository
 from .liveness import ask_domain
-from .options import config_option, domain_option, overrides_argument, var_option, watch_option
+from .options import config_option, domain_option, domain_settings, overrides_argument, var_option, watch_option
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
@@ -74,7 +73,7 @@ def deploy(
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
-    gates = Gates(read_settings(config, overrides).gates, force=force)
+    gates = Gates(domain_settings(config, domain, overrides).gates, force=force)
     deployment = make_live(Layout(var), release, Endpoints(**endpoints), gates=gates)
     for warning in deployment.warnings:
         click.echo(f"Warning: {warning}", err=True)
