@@ -71,6 +71,9 @@ INSTALLED := $(VENV)/.installed
 CONFIG := configs/$(DOMAIN).yaml
 SERVER := $(if $(filter 0.0.0.0,$(HOST)),127.0.0.1,$(HOST)):$(GRPC_PORT)
 ENDPOINTS := --host $(HOST) --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
+# Those that were given: a server that is started again listens where it did, unless told otherwise.
+told = $(if $(filter file,$(origin $(1))),,$(2) $($(1)))
+TOLD_ENDPOINTS = $(call told,HOST,--host) $(call told,GRPC_PORT,--grpc-port) $(call told,HTTP_PORT,--http-port) $(call told,METRICS_PORT,--metrics-port)
 # People's words reach a command through the environment, unexpanded: no quote or dollar sign of theirs is read by make or by the shell.
 override export TEXT := $(value TEXT)
 override export HISTORY := $(value HISTORY)
@@ -83,7 +86,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback erase-feedback tune follow stop loadtest bench tune-serving test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback erase-feedback tune follow start stop loadtest bench tune-serving test lint format lock clean running tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -169,8 +172,9 @@ status: setup  ## Say what runs, what answers, and how much memory it takes
 logs: setup  ## Show the end of the server's log
 	@$(PY) -m serving logs --var $(VAR)
 
+# What is live is left as it is, whatever `status` says of it: only where nothing is does this deploy.
 running: setup
-	@$(PY) -m serving status --var $(VAR) > /dev/null 2>&1 || $(MAKE) --no-print-directory deploy
+	@if test -e $(VAR)/live/$(DOMAIN)/config.pbtxt; then $(MAKE) --no-print-directory start; else $(MAKE) --no-print-directory deploy; fi
 
 recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
 	@$(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN) -- "$$TEXT"
@@ -186,6 +190,9 @@ tune: setup  ## Learn what feedback came in since the last time, as a release wi
 
 follow: setup  ## Tune and deploy as feedback comes (EVERY=seconds, EVENTS=number), until stopped
 	@exec $(PY) -m continual follow --config $(CONFIG) --var $(VAR) $(if $(EVERY),--every $(EVERY)) $(if $(EVENTS),--events $(EVENTS)) $(SET)
+
+start: setup  ## Start the server again with what is live, canaries included: after a reboot, or `make stop start` to restart
+	@$(PY) -m serving start --var $(VAR) $(TOLD_ENDPOINTS) $(if $(filter no,$(WATCH)),--no-watch)
 
 stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)

@@ -61,8 +61,7 @@ class Follower:
         Raises:
             ServerError: no server runs.
         """
-        if Server(self.tuner.layout).state() is None:
-            raise ServerError(f"no server runs for {self.tuner.layout.var}; run `make deploy`")
+        Server(self.tuner.layout).require_state()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._asked_to_stop)
         self.tuner.prepare()
@@ -130,7 +129,7 @@ class Follower:
             return False
         state = Server(self.tuner.layout).state()
         if state is None:
-            raise ServerError(f"no server runs: release {release.number} waits for `make deploy`")
+            raise ServerError(f"no server runs: release {release.number} waits for one; run `make start`")
 
         def check() -> None:  # a newer catalogue may have gone live meanwhile, or a rollback
             if base is not None:

@@ -21,11 +21,13 @@ from export.settings import ExportSettings, Precision, ServingSettings, read_sec
 from export.shared_steps import borrowed_encoder
 from export.step_code import STEPS_CODE
 from export.tensorrt.module import gpu_failures_in_one_line, load_tensorrt
+from serving.canary.ensemble import canary_name
+from serving.canary.journal import CanaryJournal
 from serving.engines.fingerprint import Fingerprint
 from serving.errors import ReleaseError
 from serving.files import sha256_of
+from serving.journal import Journal
 from serving.layout import Layout
-from serving.live_repository import LiveRepository
 from serving.releases import Release, ReleaseStore
 from training.atomic import new_folder
 from training.config import DomainConfig
@@ -190,10 +192,12 @@ def _releases(store: ReleaseStore) -> list[Release]:
 
 
 def _next_number(folder: Path, layout: Layout, domain: str) -> int:
-    """A number that no folder here bears, nor what is live, whose release may have been removed."""
-    used = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-    live = LiveRepository(layout.live).live_release(domain)
-    return max([*used, live.number if live else 0], default=0) + 1
+    """A number that no release has, nor one that was removed after it had answered or while the server still has it."""
+    live = [layout.live / domain, layout.live / canary_name(domain)]
+    used = {int(path.name) for one in (folder, *live) for path in one.glob("*") if path.name.isdecimal()}
+    used.update(one.release for one in Journal(layout.journal(domain)).publications())
+    used.update(one.release for one in CanaryJournal(layout.canary_journal(domain)).events())
+    return max(used, default=0) + 1
 
 
 def _kept_graph(run: Run, serving: ServingSettings, settings: ExportSettings, layout: Layout) -> KeptGraph:

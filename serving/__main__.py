@@ -1,6 +1,6 @@
 """Command line of the serving room.
 
-`python -m serving deploy|rollback|canary|releases|diff|watch|status|live|logs|stop`
+`python -m serving deploy|start|rollback|canary|releases|diff|watch|status|live|logs|stop`
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from .canary.commands import canary
 from .canary.ensemble import canaries
 from .deploy import deploy as make_live
 from .embedded import Endpoints
-from .errors import ServerError, ServingError
+from .errors import ReleaseError, ServerError, ServingError
 from .feedback_model import probe_feedback, store_in_use
 from .gates.gates import Gates, summary
-from .gates.settings import read_settings
 from .layout import Layout
 from .live_repository import LiveRepository
 from .liveness import ask_domain
-from .options import config_option, domain_option, overrides_argument, var_option, watch_option
+from .options import config_option, domain_option, domain_settings, overrides_argument, var_option, watch_option
 from .probe import probe_release
 from .release_commands import diff, releases, rollback
 from .releases import ReleaseStore
 from .server import MENDING_SECONDS, Server, tail
+from .start import first_answer
+from .start import start as start_server
 
 PORT = click.IntRange(1, 65535)
 BUSY = "others; too many wait for it to answer this command too"
@@ -74,7 +75,7 @@ def deploy(
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
     click.echo(f"deploying {domain} release {release.number} ({release.manifest.precision}) …")
-    gates = Gates(read_settings(config, overrides).gates, force=force)
+    gates = Gates(domain_settings(config, domain, overrides).gates, force=force)
     deployment = make_live(Layout(var), release, Endpoints(**endpoints), gates=gates)
     for warning in deployment.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -99,8 +100,41 @@ def deploy(
 
 @main.command()
 @var_option
+@click.option("--host", help="Address to listen on; where the server listened last, as the ports, if left out.")
+@click.option("--grpc-port", type=PORT)
+@click.option("--http-port", type=PORT)
+@click.option("--metrics-port", type=PORT)
+@watch_option
+def start(var: Path, watched: bool, **endpoints: Any) -> None:
+    """Start the server again with what is live, canaries included; nothing is published, and a running one is left."""
+    layout = Layout(var)
+    done = start_server(layout, {name: value for name, value in endpoints.items() if value is not None})
+    url = done.endpoints.grpc_url
+    if not done.is_new:
+        if watched and not watcher.is_watching(layout):
+            watcher.start(layout)
+            click.echo(f"the server runs already at {url}; nobody watched it: watcher started")
+        else:
+            click.echo(f"the server runs already at {url}, nothing to do")
+        return
+    if watched:
+        watcher.start(layout)
+    for domain, number in done.live.items():
+        try:
+            milliseconds = first_answer(layout, domain, number, url)
+        except ReleaseError as error:
+            click.echo(f"Warning: nobody can tell whether {domain} release {number} answers: {error.message}", err=True)
+        else:
+            took = f"first answer in {milliseconds:.0f} ms" if milliseconds is not None else BUSY
+            click.echo(f"{domain} release {number} answers at {url} ({took}): server started")
+    for name in done.refused:
+        click.echo(f"Warning: {name} could not be loaded; the live release answers everybody", err=True)
+
+
+@main.command()
+@var_option
 def watch(var: Path) -> None:
-    """Look after the server until it is stopped (`make deploy` starts this by itself)."""
+    """Look after the server until it is stopped (`make deploy` and `make start` start this by themselves)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     watcher.watch(Layout(var))
 
@@ -110,9 +144,7 @@ def watch(var: Path) -> None:
 def status(var: Path) -> None:
     """Say what runs and what answers; exit with 1 if something does not."""
     layout = Layout(var)
-    state = Server(layout).state()
-    if state is None:
-        raise ServerError(f"no server runs for {layout.var}; run `make deploy`")
+    state = Server(layout).require_state()
     tree = process_tree.processes(layout.shared_memory_prefix)
     uptime = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(state.started)
     click.echo(f"server     process {state.pid}, {len(tree)} processes, up {str(uptime).split('.', maxsplit=1)[0]}")
@@ -133,7 +165,7 @@ def status(var: Path) -> None:
             try:
                 answer = ask_domain(listening.grpc_url, ReleaseStore(layout.releases(domain)).open(live.number))
             except ServerError as error:
-                raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
+                raise ServerError(f"{error.message}; run `make stop start` to start it afresh") from None
             says = f"a real instruction in {answer.milliseconds:.1f} ms" if answer else BUSY
             click.echo(f"{domain:<10} release {live.number} answers {says}")
     for one in canaries(repository):

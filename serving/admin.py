@@ -82,5 +82,5 @@ def _read(layout: Layout, failure: type[ServingError]) -> str:
         if not (key.isascii() and key.isalnum()):  # it stands in an option and in a header
             raise StoreError(f"{NAME}, {layout.admin_key}, is not made of letters and digits")
     except StoreError as error:
-        raise failure(f"{error}; remove the file and run `make stop deploy` for a new one") from None
+        raise failure(f"{error}; remove the file and run `make stop start` for a new one") from None
     return key

@@ -137,9 +137,7 @@ def roll_back(layout: Layout, domain: str, number: int | None = None) -> Deploym
                     "name a release: make rollback TO=<number> (`make releases` lists them)"
                 )
         release = ReleaseStore(layout.releases(domain)).open(number)
-        known = server.remembered()
-        endpoints = known.endpoints if known is not None else Endpoints()
-        return _make_live(server, _Order(release, None, "rollback"), endpoints)
+        return _make_live(server, _Order(release, None, "rollback"), server.last_endpoints())
 
 
 def _make_live(server: Server, order: _Order, endpoints: Endpoints) -> Deployment:
@@ -252,7 +250,7 @@ def _publish(
             return Deployment("unchanged", release.number, state.endpoints, ask_domain(url, release))
         except ServerError as error:
             failed.take_out()
-            raise ServerError(f"{error.message}; run `make stop deploy` to start it afresh") from None
+            raise ServerError(f"{error.message}; run `make stop start` to start it afresh") from None
     log_start = server.log_size()
     with admin_client(server.layout, url) as client:
         try:
@@ -391,4 +389,4 @@ def _still(live: LiveRelease | None) -> str:
 def _not_yet(live: LiveRelease | None) -> str:
     if live is None:
         return _still(live)
-    return f"release {live.number} answers again when the watcher or `make deploy RELEASE={live.number}` starts it"
+    return f"release {live.number} answers again when the watcher or `make start` starts the server"

@@ -23,8 +23,6 @@ from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .admin import admin_client
-from .canary.ensemble import load_canaries
-from .embedded import Endpoints
 from .errors import BusyError, ServerError, ServingError
 from .feedback_model import is_staged, probe_feedback
 from .layout import Layout
@@ -33,6 +31,7 @@ from .liveness import ask_domain
 from .recovery import recover
 from .releases import ReleaseStore
 from .server import Server, ServerState
+from .start import start_live
 
 PROBE_TIMEOUT_SECONDS = 2.0
 BUSY_LOOKS = 5
@@ -288,29 +287,15 @@ class Healer:
             if not allowed or not self.layout.server_state.is_file():
                 return []
             endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
+            # A start moves the log away, and each further one that fails: said now, it is not lost.
+            logger.warning("%s; the server's log says: %s", reason, self.server.first_error())
             began = time.monotonic()
             self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again
             done = self._recover()
-            try:
-                state = self._start(endpoints)
-            except ServerError as error:
-                repository = LiveRepository(self.layout.live)
-                if not (engines := repository.steps.variants()):
-                    raise
-                repository.drop_variants(engines)  # the ONNX graphs need neither their GPU nor its memory
-                logger.warning("started without the engines of %s: %s", ", ".join(engines), error.message)
-                self.server.stop(drain_seconds=1, forget=False)
-                state = self._start(endpoints)
-            refused = load_canaries(self.layout, state.endpoints.grpc_url)
+            _, refused = start_live(self.server, endpoints)
         without = f", without {', '.join(refused)}" if refused else ""
         return [*done, f"{reason}: server started afresh in {time.monotonic() - began:.1f} s{without}"]
-
-    def _start(self, endpoints: Endpoints) -> ServerState:
-        domains = LiveRepository(self.layout.live).domains()
-        state = self.server.start(endpoints, domains)
-        self.server.wait_until_ready(state, domains)
-        return state
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[bool]:

@@ -63,3 +63,9 @@ class Journal(LineJournal[Publication]):
             if publication.release == release:
                 return publication.before
         return None
+
+    def further_back(self, release: int) -> int | None:
+        """What went live before a release and is not what `live_before` names, rollbacks aside. None if nothing did."""
+        arrived = [one.release for one in reversed(self.publications()) if one.verb != "rollback"]
+        earlier = arrived[arrived.index(release) + 1 :] if release in arrived else []
+        return next((number for number in earlier if number not in {release, self.live_before(release)}), None)

@@ -59,6 +59,11 @@ class Layout:
         return self.var / "admin.key"
 
     @property
+    def stopped_server_state(self) -> Path:
+        """The same of a server that was stopped: the next may listen where it did."""
+        return self.var / "server.stopped.json"
+
+    @property
     def server_log(self) -> Path:
         """The server's log."""
         return self.var / "logs" / "triton.log"

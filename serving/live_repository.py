@@ -202,8 +202,9 @@ class LiveRepository:
         if final.is_dir():
             if contents(final) != expected:
                 raise PublishError(
-                    f"{final} holds other files than {source}: was the folder of releases removed? "
-                    "Run `make clean`, or export once more"
+                    f"{final} holds other files than {source}: the release was made anew under an old number, or one "
+                    f"of the two is damaged; `make export RUN={release.manifest.run_id} REUSE=no` makes it under a new "
+                    "number, and `make deploy` brings that live"
                 )
             return False
         incoming = final.with_name(f"{INCOMING}{source.name}")

@@ -40,8 +40,19 @@ def rollback(var: Path, domain: str, number: int | None, watched: bool) -> None:
     if deployment.switch_seconds is not None:
         took = f", switched in {deployment.switch_seconds * 1_000:.0f} ms"
     click.echo(f"{domain}: release {deployment.release} answers again{took}")
+    for line in _ways_on(Layout(var), domain, deployment.release):
+        click.echo(line)
     if started and watched:
         watcher.start(Layout(var))
+
+
+def _ways_on(layout: Layout, domain: str, live: int) -> Iterator[str]:
+    """Where further rollbacks lead: the next one undoes this one, which whoever wants to go further back must know."""
+    journal, there = Journal(layout.journal(domain)), ReleaseStore(layout.releases(domain)).numbers()
+    if (undone := journal.live_before(live)) in there:
+        yield f"`make rollback` once more returns to {undone}, past no gate"
+    if (further := journal.further_back(live)) in there:
+        yield f"further back: `make rollback TO={further}`"
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
 """So long `make stop` and `make follow` wait for whoever is at work: the watcher mends most faults in half of it."""
+KEPT_LOGS = 5
+"""Of the servers before this one, `triton.log.1` the youngest: what ended one is still there after further starts."""
 CRIPPLED_DRAIN_SECONDS = 3.0
 """A server whose stub was killed waits for it until its exit time-out; what other stubs still answer takes far less."""
 
@@ -94,10 +97,24 @@ class Server:
 
     def remembered(self) -> ServerState | None:
         """What is written down of the server that was started last, also if it died since; None if it was stopped."""
-        try:
-            return ServerState.model_validate_json(self.layout.server_state.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
+        return _read_state(self.layout.server_state)
+
+    def last_endpoints(self) -> Endpoints:
+        """Where the server of this `VAR` listens, or listened last, also if it was stopped since."""
+        known = self.remembered() or _read_state(self.layout.stopped_server_state)
+        return known.endpoints if known is not None else Endpoints()
+
+    def require_state(self) -> ServerState:
+        """The running server's state.
+
+        Raises:
+            ServerError: no server runs; the message says what starts one.
+        """
+        state = self.state()
+        if state is None:
+            verb = "start" if LiveRepository(self.layout.live).domains() else "deploy"
+            raise ServerError(f"no server runs for {self.layout.var}; run `make {verb}`")
+        return state
 
     def start(self, endpoints: Endpoints, domains: list[str]) -> ServerState:
         """Start the server in a process group of its own; it outlives this command.
@@ -119,8 +136,10 @@ class Server:
         models = [*domains, MODEL] if is_staged(self.layout) else domains
         log = self.layout.server_log
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists():
-            log.replace(log.with_suffix(".log.1"))
+        logs = [log, *(log.with_suffix(f".log.{number}") for number in range(1, KEPT_LOGS + 1))]
+        for newer, older in reversed(list(itertools.pairwise(logs))):
+            if newer.exists():
+                newer.replace(older)
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603 - every part of the command is ours
                 server_command(installation, self.layout, endpoints, models, key),
@@ -151,8 +170,10 @@ class Server:
         Raises:
             ServerError: a process cannot be killed.
         """
-        self.stop(drain_seconds=1, forget=before is None)
-        if before is not None and before != self.remembered():
+        self.stop(drain_seconds=1, forget=False)
+        if before is None:  # where it was tried is not where one is to be started again
+            self.layout.server_state.unlink(missing_ok=True)
+        elif before != self.remembered():
             with contextlib.suppress(PreflightError):  # on a full disk the watcher starts it where it was tried last
                 self._write_state(before)
 
@@ -188,7 +209,7 @@ class Server:
                         return
                 if time.monotonic() > deadline:
                     raise ServerError(
-                        f"the server runs but does not answer: {self.first_error()}; run `make stop deploy`"
+                        f"the server runs but does not answer: {self.first_error()}; run `make stop start`"
                     )
                 time.sleep(0.1)
 
@@ -233,7 +254,7 @@ class Server:
 
         Args:
             drain_seconds: how long to wait before the server is killed.
-            forget: whether it was meant to stop, so that the watcher goes too.
+            forget: whether it was meant to stop, so that the watcher goes too; where it listened is kept.
 
         Returns:
             What was done, in words.
@@ -260,7 +281,8 @@ class Server:
         if left := process_tree.processes(prefix):
             raise ServerError(f"process {left[0].pid} cannot be killed; the machine may need a restart")
         if forget:
-            self.layout.server_state.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.layout.server_state.replace(self.layout.stopped_server_state)
         leftovers = (
             f"; swept away {killed} process(es) and {regions} shared memory region(s)" if killed or regions else ""
         )
@@ -320,6 +342,13 @@ class Server:
             if is_error and not any(word in line for word in harmless):
                 return line.split("] ", 1)[-1].strip().strip('"')[:500]
         return lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty"
+
+
+def _read_state(path: Path) -> ServerState | None:
+    try:
+        return ServerState.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def tail(path: Path, lines: int) -> str:

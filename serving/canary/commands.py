@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from ..gates.gates import Gates, summary
-from ..gates.settings import read_settings
 from ..layout import Layout
-from ..options import config_option, domain_option, overrides_argument, var_option
+from ..options import config_option, domain_option, domain_settings, overrides_argument, var_option
 from ..releases import ReleaseStore
 from .judging import act, judge
 from .lifecycle import put_up, take_down
@@ -45,7 +44,7 @@ def up(
     """Put a canary up, or change its share."""
     store = ReleaseStore(Layout(var).releases(domain))
     release = store.latest() if number is None else store.open(number)
-    gates = Gates(read_settings(config, overrides).gates, force=force)
+    gates = Gates(domain_settings(config, domain, overrides).gates, force=force)
     done = put_up(Layout(var), release, share, gates)
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -67,7 +66,7 @@ def up(
 def verdict(var: Path, domain: str, config: Path | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
     """Weigh the evidence, and promote or drop; exits with 0 promoted, 3 dropped, 4 needs more, 1 an error."""
     layout = Layout(var)
-    judged = judge(layout, domain, read_settings(config, overrides).canary)
+    judged = judge(layout, domain, domain_settings(config, domain, overrides).canary)
     said = judged.verdict
     words = {Outcome.PROMOTE: "no worse than allowed", Outcome.DROP: "WORSE than allowed", Outcome.WAIT: "needs more"}
     for one in said.judgements:

@@ -268,10 +268,7 @@ def running(server: Server) -> tuple[ServerState, LiveRepository]:
     Raises:
         ServerError: no server runs.
     """
-    state = server.state()
-    if state is None:
-        raise ServerError(f"no server runs for {server.layout.var}; run `make deploy`")
-    return state, LiveRepository(server.layout.live)
+    return server.require_state(), LiveRepository(server.layout.live)
 
 
 def live_number(repository: LiveRepository, domain: str) -> int:

@@ -79,8 +79,8 @@ class Shop:
         if state is not None:
             gone = state.model_copy(update={"identity": "gone"})
             self.layout.server_state.write_text(gone.model_dump_json())
-        if forget:
-            self.layout.server_state.unlink(missing_ok=True)
+        if forget and self.layout.server_state.exists():
+            self.layout.server_state.replace(self.layout.stopped_server_state)
 
     def probe(self, _: str, release: Release, **__: Any) -> ProbeAnswer:
         live = self.repository.live_release("shop")

@@ -20,6 +20,8 @@ from export.catalogue import release_before
 from export.errors import ExportError, VerificationError
 from export.head_graph import export_head
 from export.release import Exported, export_release
+from serving.canary.journal import CanaryJournal
+from serving.journal import Journal
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.manifest import MANIFEST_NAME
@@ -256,6 +258,33 @@ def test_the_reports_of_all_that_was_tried_are_kept(shop: Shop, monkeypatch: pyt
     assert str(shop.var / "logs/verification-shop-int8.md") in caught.value.message
     for graph in ("encoder-fp32.onnx: passed", "encoder-int8.onnx: FAILED", "encoder-int8-down-fp32.onnx: FAILED"):
         assert f"### {graph}" in kept
+
+
+# --- the next number ------------------------------------------------------------------------------------------------
+
+
+def answered(shop: Shop) -> None:
+    Journal(shop.layout.journal("shop")).write(1, None, "deploy")
+
+
+def was_a_canary(shop: Shop) -> None:
+    CanaryJournal(shop.layout.canary_journal("shop")).write(1, "up", 0.1)
+
+
+def is_one_step_away(shop: Shop) -> None:
+    (shop.layout.live / "shop" / "1").mkdir(parents=True)
+
+
+def is_the_canary(shop: Shop) -> None:
+    (shop.layout.live / "shop_canary" / "1").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("known", [answered, was_a_canary, is_one_step_away, is_the_canary])
+def test_the_number_of_a_removed_release_is_not_used_again(shop: Shop, known: Callable[[Shop], None]) -> None:
+    """Else the live repository would hold other files under it, or journal and feedback would speak of two releases."""
+    known(shop)
+    shutil.rmtree(shop.releases / "1")
+    assert shop.export(shop.run).release.number == 2
 
 
 # --- a newer catalogue ----------------------------------------------------------------------------------------------

@@ -221,11 +221,11 @@ def test_a_rollback_that_is_killed_leaves_the_release_of_before_whole(shop: Shop
     assert shop.live() == 3
 
 
-def test_a_rollback_after_a_stop_starts_the_server_where_it_listens_unless_told(shop: Shop) -> None:
+def test_a_rollback_after_a_stop_starts_the_server_where_it_listened(shop: Shop) -> None:
     for number in (1, 3):
         shop.deploy(number)
     shop.crash(forget=True)
-    assert roll_back(shop.layout, "shop").endpoints == Endpoints()
+    assert roll_back(shop.layout, "shop").endpoints == ENDPOINTS
     assert listed(shop.repository, "shop_topk") == [1, 3], "nothing crashed, so it is one step away"
 
 
@@ -281,7 +281,7 @@ def test_a_live_release_that_is_busy_is_neither_broken_nor_taken_back(
     said = CliRunner().invoke(main, ["status", "--var", str(shop.layout.var)]).output
     assert "release 2 answers others; too many wait" in said
     shop.busy, shop.broken = False, {2}
-    with pytest.raises(ServerError, match="run `make stop deploy` to start it afresh"):
+    with pytest.raises(ServerError, match="run `make stop start` to start it afresh"):
         shop.deploy(2)
 
 
@@ -298,7 +298,7 @@ def test_a_server_that_a_publish_ends_is_not_said_to_answer(shop: Shop, monkeypa
         shop.deploy(2)
     assert caught.value.message == (
         "release 2 is not live: tritonserver ended: out of memory; release 1 answers again when the watcher or "
-        "`make deploy RELEASE=1` starts it"
+        "`make start` starts the server"
     )
     assert shop.live() == 1
 

@@ -20,6 +20,19 @@ def test_what_answered_before_is_what_the_last_publication_replaced(tmp_path: Pa
     assert journal.live_before(7) is None
 
 
+def test_what_went_live_before_both_ends_of_a_rollback_is_further_back(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "shop.jsonl")
+    assert journal.further_back(1) is None
+    for release, before in ((1, None), (2, 1), (1, 2), (3, 1)):
+        journal.write(release, before, "deploy")
+    journal.write(1, 3, "rollback")
+    assert (journal.live_before(1), journal.further_back(1)) == (3, 2)
+    journal.write(3, 1, "rollback")
+    assert (journal.live_before(3), journal.further_back(3)) == (1, 2)
+    journal.write(2, 3, "rollback")
+    assert (journal.live_before(2), journal.further_back(2)) == (3, 1)
+
+
 def test_a_line_that_a_crash_cut_off_does_not_count_nor_harm_the_next(tmp_path: Path) -> None:
     path = tmp_path / "shop.jsonl"
     journal = Journal(path)

@@ -289,6 +289,19 @@ def test_the_first_error_is_one_short_line_whatever_the_log_holds(layout):
     assert len(Server(layout).first_error()) <= 500
 
 
+def test_the_logs_of_the_servers_before_are_kept(layout, monkeypatch):
+    for name in ("assemble_backends", "check_machine"):
+        monkeypatch.setattr(f"serving.server.{name}", lambda *_: None)
+    starts = iter(range(8))
+    monkeypatch.setattr("serving.server.server_command", lambda *_: ["echo", f"start {next(starts)}"])
+    for _ in range(8):
+        state = Server(layout).start(Endpoints(), [])
+        psutil.wait_procs([psutil.Process(state.pid)] if psutil.pid_exists(state.pid) else [])
+    logs = [layout.server_log, *(layout.server_log.with_suffix(f".log.{number}") for number in range(1, 6))]
+    assert [log.read_text() for log in logs] == [f"start {number}\n" for number in range(7, 1, -1)]
+    assert len(list(layout.server_log.parent.iterdir())) == len(logs)
+
+
 def test_tail(layout):
     with pytest.raises(ServerError, match="no log"):
         tail(layout.server_log, 2)

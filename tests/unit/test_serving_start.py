@@ -1,0 +1,128 @@
+"""Starting again what was live: nothing is published by it, and it listens where it did."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from deploy_helpers import ENDPOINTS, Shop
+
+from serving.__main__ import main
+from serving.canary.ensemble import new_canary, write_canary
+from serving.canary.evidence import Requests
+from serving.deploy import roll_back
+from serving.errors import PreflightError, ServerError
+from serving.healing import Healer
+from serving.layout import Layout
+from serving.server import Server
+from serving.start import start
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    monkeypatch.setattr("serving.start.FIRST_ANSWER_SECONDS", 0.0)
+    return Shop(Layout(tmp_path / "var"), monkeypatch)
+
+
+def run(shop: Shop, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--var", str(shop.layout.var)])
+
+
+def rolled_back(shop: Shop) -> None:
+    for number in (1, 2):
+        shop.deploy(number)
+    roll_back(shop.layout, "shop")
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_was_live_answers_again_where_it_listened(shop: Shop, stopped: bool) -> None:
+    rolled_back(shop)
+    journal = shop.journal()
+    shop.crash(forget=stopped)
+    assert "run `make start`" in run(shop, "status").output
+    done = run(shop, "start", "--no-watch")
+    assert done.exit_code == 0, done.output
+    assert done.output == f"shop release 1 answers at {ENDPOINTS.grpc_url} (first answer in 1 ms): server started\n"
+    assert (shop.live(), shop.journal()) == (1, journal)
+    again = run(shop, "start", "--no-watch")
+    assert again.output == f"the server runs already at {ENDPOINTS.grpc_url}, nothing to do\n"
+
+
+def test_a_running_server_that_nobody_watches_gets_a_watcher(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.deploy(1)
+    started: list[Layout] = []
+    monkeypatch.setattr("serving.watcher.start", started.append)
+    assert "runs already" in (said := run(shop, "start").output) and "watcher started" in said
+    assert started == [shop.layout]
+    with shop.layout.watcher_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(shop, "start").output.endswith("nothing to do\n")
+    assert started == [shop.layout]
+
+
+def test_it_listens_elsewhere_if_told(shop: Shop) -> None:
+    shop.deploy(1)
+    shop.crash(forget=True)
+    done = start(shop.layout, {"grpc_port": 8801})
+    assert done.endpoints == ENDPOINTS.model_copy(update={"grpc_port": 8801})
+    assert not start(shop.layout, {"grpc_port": 8801}).is_new
+    with pytest.raises(ServerError, match=r"runs already with .*run `make stop` first"):
+        start(shop.layout, {"http_port": 8802})
+
+
+def test_where_nothing_is_live_a_deploy_is_due(shop: Shop) -> None:
+    with pytest.raises(ServerError, match=r"no release is live in .*run `make deploy`"):
+        start(shop.layout, {})
+    assert "no server runs" in (said := run(shop, "status").output)
+    assert "run `make deploy`" in said
+    assert not shop.layout.server_state.exists()
+
+
+def test_a_canary_is_the_canary_again(shop: Shop) -> None:
+    shop.deploy(1)
+    write_canary(shop.repository, new_canary(shop.releases[2], 0.1, (), Requests(0, 0, 0.0)), shop.releases[2])
+    shop.crash(forget=True)
+    assert start(shop.layout, {}).refused == ()
+    assert "shop_canary" in shop.loaded
+    assert shop.live() == 1
+
+
+def test_a_start_in_vain_is_forgotten(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_until_ready(*_: Any) -> None:
+        raise PreflightError("no memory")
+
+    shop.deploy(1)
+    shop.crash(forget=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "wait_until_ready", wait_until_ready)
+        with pytest.raises(PreflightError):
+            start(shop.layout, {"grpc_port": 8801})
+    assert not shop.layout.server_state.exists(), "a watcher would try again"
+    assert start(shop.layout, {}).endpoints == ENDPOINTS
+
+
+def test_a_release_that_is_silent_or_cannot_be_asked_is_told(shop: Shop) -> None:
+    shop.deploy(1)
+    shop.crash(forget=True)
+    shop.broken = {1}
+    silent = run(shop, "start", "--no-watch")
+    assert (silent.exit_code, "release 1 does not answer" in silent.output) == (1, True)
+    shop.crash()
+    shutil.rmtree(shop.releases[1].path)
+    unknown = run(shop, "start", "--no-watch")
+    assert (unknown.exit_code, "nobody can tell whether shop release 1 answers" in unknown.output) == (0, True)
+
+
+def test_the_watcher_says_first_why_the_server_went(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """The restart that follows moves the server's log away."""
+    shop.deploy(1)
+    shop.crash()
+    shop.layout.server_log.parent.mkdir(parents=True)
+    shop.layout.server_log.write_text("I0101 started\nE0101 server.cc:9] Signal (11) received\n")
+    [said] = Healer(shop.layout).look()
+    assert said.startswith("tritonserver is gone: server started afresh")
+    assert "tritonserver is gone; the server's log says: Signal (11) received" in caplog.text
