@@ -1,6 +1,7 @@
 """Instructions that nobody labelled: read without those held out, made of the catalogue, or labelled by a teacher."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training.errors import ConfigError, DatasetError
 from training.label_names import LabelNames
 from training.model import InstructionModel
 from training.plan import make_plan
-from training.synthetic import learn_manner
+from training.synthetic import learn_manner, synthesise
 from training.tuning_examples import Collator, tuning_examples
 
 PHRASES = ["{title}", "{colour} {label}", "{label}"]
@@ -127,6 +128,19 @@ def test_no_synthetic_instruction_says_what_is_held_out(config: Path, tiny_data:
     texts = {one.instruction.text for one in made(*names, "sources.main.synthetic.ended=0").augmentation}
     assert texts
     assert said not in texts
+
+
+def test_a_label_may_want_no_synthetic_instruction(config: Path, tiny_data: Path) -> None:
+    settings = ("sources.main.synthetic.at_least=0", "sources.main.synthetic.per_thousand=6")
+    loaded = load_config(config, settings)
+    dataset, synthetic = load_dataset(loaded, tiny_data), loaded.sources[0].synthetic
+    assert synthetic is not None
+    hats = [item for item in dataset.items if item.label == "Hats"]
+    few = replace(dataset, items=tuple(item for item in dataset.items if item not in hats[3:]))
+    made = synthesise(few, synthetic)
+    assert {one.instruction.label for one in made} == {"Bags", "Shirts", "Shoes"}
+    none = replace(dataset, items=tuple(item for item in dataset.items if item not in hats))
+    assert made == synthesise(none, synthetic), "the other labels' are drawn as ever"
 
 
 @given(st.lists(st.text(max_size=80), max_size=12))
