@@ -20,7 +20,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from training.augmentation import augment
+from training.augmentation import prepare_dataset
 from training.config import DomainConfig
 from training.config_loading import change_config
 from training.dataset import Dataset
@@ -29,7 +29,6 @@ from training.errors import DivergedError, TrainingError
 from training.objective import objective
 from training.plan import Plan, make_plan
 from training.search_space import check_space, distributions, settings_of
-from training.shots import limit_shots
 from training.tracking import open_tracker
 
 Say = Callable[[str], None]
@@ -158,8 +157,7 @@ def _run_trial(search: Search, study: optuna.Study, trial: optuna.Trial, dataset
                 from training.search_pruning import EpochReports  # noqa: PLC0415 - loads the Trainer
 
                 callbacks = [*callbacks, EpochReports(trial, settings.metric)]
-            cut, shots = limit_shots(dataset, config)
-            learned_from = augment(plan, cut, lambda _: None, stand_ins=shots is not None and shots.stand_ins > 0)
+            learned_from, _ = prepare_dataset(plan, dataset, lambda _: None)
             value = objective(plan, learned_from, callbacks, tracker.head)
             tracker.result({settings.metric: value})
     except optuna.TrialPruned:
