@@ -41,10 +41,10 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
         made += synthesise(dataset, plan.source.synthetic)
         made = [one for one in made if wording(one.instruction.text) not in dataset.held_out]
         say(f"made {len(made):,} synthetic instructions of the catalogue")
-    settings, encoder = plan.config.self_training, plan.config.encoder
-    teacher = plan.self_training_teacher
+    settings, teacher = plan.config.self_training, plan.self_training_teacher
     if settings is not None and teacher is not None:
-        cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
+        record = teacher.manifest.encoder  # not the student's, which may pool and cut otherwise
+        cache = EmbeddingCache.below(plan.var, teacher.encoder, record.pooling, record.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
         by = f"run {teacher.run_id}{' and their own words' if settings.names else ''}"
         own = set(dataset.unlabelled)
