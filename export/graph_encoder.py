@@ -21,6 +21,9 @@ __all__ = ["GraphEncoder"]
 
 Vectors = npt.NDArray[np.float32]
 
+BATCH_SIZE = 64
+"""Texts that whoever embeds with a graph gives it at a time."""
+
 SERVED_BY = (encoder_engine, length_runs, text_encoder, tokenization)
 """The code that makes a text a vector here as it does when served."""
 
@@ -71,10 +74,11 @@ class GraphEncoder:
         except OSError as error:
             raise ExportError(f"{error.filename}: cannot be read: {error.strerror}; export the release again") from None
         made_by = f"{self._engine} {library_version(self._engine)} {files} {code.hexdigest()}"
-        return EmbeddingCache(var / "cache" / "embeddings", made_by, self._pooling, self._max_length)
+        folder = var / "cache" / "embeddings"
+        return EmbeddingCache(folder, made_by, self._pooling, self._max_length, usual_batch_size=BATCH_SIZE)
 
     def embed(
-        self, texts: Sequence[str], batch_size: int = 64, progress: Callable[[int], object] | None = None
+        self, texts: Sequence[str], batch_size: int = BATCH_SIZE, progress: Callable[[int], object] | None = None
     ) -> Vectors:
         """The vectors of `texts`, float32 [n, H], of length 1.
 

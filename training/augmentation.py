@@ -1,4 +1,4 @@
-"""Adds to a dataset instructions that no person labelled: synthetic ones, and those that a teacher labelled."""
+"""What is learned from: a dataset and, with it, synthetic instructions and those that a teacher labelled."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +8,26 @@ from training.embedding_cache import EmbeddingCache
 from training.label_names import LabelNames
 from training.plan import Plan
 from training.pseudo_labels import pseudo_label
-from training.shots import NO_VALIDATION, note_stand_ins
+from training.shots import NO_VALIDATION, ShotsRecord, limit_shots, note_stand_ins
 from training.synthetic import synthesise
 
 HELD_OUT = 10  # each such synthetic instruction stands in for validation where there is none
 Say = Callable[[str], None]
+
+
+def prepare_dataset(plan: Plan, dataset: Dataset, say: Say) -> tuple[Dataset, ShotsRecord | None]:
+    """What a run of `plan` learns from: `dataset` cut to its shots and augmented, and what the cut has kept.
+
+    The same plan and dataset give the same in every process.
+    """
+    dataset, shots = limit_shots(dataset, plan.config)
+    if shots is None:
+        return augment(plan, dataset, say), None
+    say(str(shots))
+    dataset = augment(plan, dataset, say, stand_ins=shots.stand_ins > 0)
+    if shots.stand_ins:
+        shots = replace(shots, stand_ins=len(dataset.split("validation")))
+    return dataset, shots
 
 
 def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) -> Dataset:
@@ -26,10 +41,10 @@ def augment(plan: Plan, dataset: Dataset, say: Say, *, stand_ins: bool = False) 
         made += synthesise(dataset, plan.source.synthetic)
         made = [one for one in made if wording(one.instruction.text) not in dataset.held_out]
         say(f"made {len(made):,} synthetic instructions of the catalogue")
-    settings, encoder = plan.config.self_training, plan.config.encoder
-    teacher = plan.self_training_teacher
+    settings, teacher = plan.config.self_training, plan.self_training_teacher
     if settings is not None and teacher is not None:
-        cache = EmbeddingCache.below(plan.var, teacher.encoder, encoder.pooling, encoder.max_length)
+        record = teacher.manifest.encoder  # not the student's, which may pool and cut otherwise
+        cache = EmbeddingCache.below(plan.var, teacher.encoder, record.pooling, record.max_length)
         labelled = pseudo_label(dataset, teacher, settings, cache, plan.config.training.embedding_batch_size)
         by = f"run {teacher.run_id}{' and their own words' if settings.names else ''}"
         own = set(dataset.unlabelled)

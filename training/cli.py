@@ -73,10 +73,13 @@ def _help(config: Path, data: Path, var: Path, overrides: tuple[str, ...]) -> No
     """What the other processes of `accelerate launch` do: share the tuning, and leave the rest to the main one."""
 
     def tune() -> None:
+        from training.augmentation import prepare_dataset  # noqa: PLC0415 - loads torch
         from training.encoder_tuning import help_tuning  # noqa: PLC0415
 
         plan = make_plan(load_config(config, overrides), data, var)
-        help_tuning(plan, load_dataset(plan.config, plan.data))
+        # The teacher's vectors are in the cache by now: the main process asks for help once it has the dataset.
+        dataset, _ = prepare_dataset(plan, load_dataset(plan.config, plan.data), lambda _: None)
+        help_tuning(plan, dataset)
 
     processes.help_main_process(tune)
 

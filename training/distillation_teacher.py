@@ -5,10 +5,10 @@ from typing import Any
 
 from training.config import DomainConfig
 from training.distillation_config import DistillationConfig
-from training.encoder_source import EncoderSource, file_sha256, weights_sha256
-from training.errors import ConfigError, RunError
+from training.encoder_source import EncoderSource, file_sha256
+from training.errors import ConfigError
 from training.run import Run
-from training.run_encoder import open_run
+from training.run_encoder import open_intact_run
 
 
 def open_teacher(config: DomainConfig, encoder: EncoderSource, runs: Path) -> Run | None:
@@ -23,10 +23,8 @@ def open_teacher(config: DomainConfig, encoder: EncoderSource, runs: Path) -> Ru
     settings = config.distillation
     if settings is None:
         return None
-    teacher = open_run(settings.teacher, runs, "distillation.teacher")
+    teacher = open_intact_run(settings.teacher, runs, "distillation.teacher")
     record = teacher.manifest.encoder
-    if weights_sha256(teacher.path / "encoder") != record.sha256:
-        raise RunError(f"distillation.teacher: {teacher.path}: the encoder is not the run's own; train again")
     for name, own in (("pooling", record.pooling), ("max_length", record.max_length)):
         if own != getattr(config.encoder, name):
             raise ConfigError(f"encoder.{name} is {getattr(config.encoder, name)}, the teacher's is {own}; set that")

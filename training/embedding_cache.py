@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 LOOKUP = 10_000  # keys asked for in one query
 CHUNK = 1_024  # texts embedded between two commits: what a killed run may lose
+USUAL_BATCH_SIZE = 16  # of `training.embedding_batch_size`
 Vectors = npt.NDArray[np.float32]
 
 
@@ -39,25 +40,30 @@ class Embedder(Protocol):
 class EmbeddingCache:
     """Vectors of one encoder in a SQLite file, by the sha256 of the text. Several processes may use it at once.
 
+    Batches of another size than the usual one give vectors that differ in their last bits: they are kept beside the
+    others, by text and size. What a process with fewer threads makes differs so too: it has a cache of its own.
     A vector has length 1 by construction; one that has not was damaged on disk, counts as absent and is made again.
     """
 
-    def __init__(self, folder: Path, encoder: str, pooling: str, max_length: int) -> None:
+    def __init__(
+        self, folder: Path, encoder: str, pooling: str, max_length: int, usual_batch_size: int = USUAL_BATCH_SIZE
+    ) -> None:
         """Open, or create, in `folder` the file of the encoder with this fingerprint, pooling and truncation."""
         # Vectors of batches of other shapes, as they were made before, differ in their last bits.
         made = f"{encoder} {pooling} {max_length} in batches of one length"
         fingerprint = hashlib.sha256(made.encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{fingerprint[:32]}.sqlite3"
+        self._usual_batch_size = usual_batch_size
 
     @classmethod
     def below(cls, var: Path, encoder: EncoderSource, pooling: str, max_length: int) -> "EmbeddingCache":
         """The cache of `encoder` that all commands share under `var`."""
         return cls(var / "cache" / "embeddings", encoder.fingerprint, pooling, max_length)
 
-    def read(self, texts: Sequence[str]) -> dict[str, Vectors]:
-        """The vectors that are there, float32 [H], by text."""
-        by_key = {_key(text): text for text in texts}
+    def read(self, texts: Sequence[str], batch_size: int | None = None) -> dict[str, Vectors]:
+        """The vectors that are there, float32 [H], by text; those of the usual batch size if none is given."""
+        by_key = {self._key(text, batch_size): text for text in texts}
         keys = list(by_key)
         found: dict[str, Vectors] = {}
         with self._connection() as connection:
@@ -68,9 +74,10 @@ class EmbeddingCache:
                         found[by_key[key]] = vector
         return found
 
-    def write(self, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keep `vectors`, float32 [n, H], for `texts`; all of them or none."""
-        rows = [(_key(text), vector.astype("<f4").tobytes()) for text, vector in zip(texts, vectors, strict=True)]
+    def write(self, texts: Sequence[str], vectors: Vectors, batch_size: int | None = None) -> None:
+        """Keep `vectors`, float32 [n, H], for `texts`; all of them or none. `batch_size` as in `read`."""
+        keys = [self._key(text, batch_size) for text in texts]
+        rows = [(key, vector.astype("<f4").tobytes()) for key, vector in zip(keys, vectors, strict=True)]
         with self._connection() as connection, connection:
             connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
@@ -97,7 +104,7 @@ class EmbeddingCache:
     ) -> Vectors:
         """As `embed`, with a model of `hidden_size` that is loaded only if there is a text without a vector."""
         distinct = list(dict.fromkeys(texts))
-        known = self.read(distinct)
+        known = self.read(distinct, batch_size)
         known = {text: vector for text, vector in known.items() if len(vector) == hidden_size}
         if progress is not None:
             progress(len(known))
@@ -108,9 +115,13 @@ class EmbeddingCache:
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
                 vectors = model.embed(chunk, batch_size=batch_size, progress=progress)
-                self.write(chunk, vectors)
+                self.write(chunk, vectors, batch_size)
                 known.update(zip(chunk, vectors, strict=True))
         return np.stack([known[text] for text in texts]) if texts else np.empty((0, hidden_size), np.float32)
+
+    def _key(self, text: str, batch_size: int | None) -> str:
+        usual = batch_size in (None, self._usual_batch_size)
+        return hashlib.sha256((text if usual else f"{batch_size}\0{text}").encode()).hexdigest()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -150,10 +161,6 @@ class EmbeddingCache:
         logger.warning("The embedding cache %s is damaged (%s): kept as %s, made anew.", self.path, error, aside.name)
         self.path.rename(aside)
         self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
-
-
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_whole(vector: Vectors) -> bool:

@@ -119,7 +119,10 @@ def tune_encoder(
 
 
 def help_tuning(plan: TuningPlan, dataset: Dataset) -> None:
-    """Take a share of the batches of the main process, which tunes the same encoder; see `training.processes`."""
+    """Take a share of the batches of the main process, which tunes the same encoder; see `training.processes`.
+
+    `dataset` is the main process's, with what was cut from it and made for it.
+    """
     _tune(plan, dataset, _folder(plan), lambda _: None)
 
 

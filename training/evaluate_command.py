@@ -10,6 +10,7 @@ from rich.table import Table
 
 from training.config import DomainConfig
 from training.config_loading import load_config
+from training.errors import ConfigError
 from training.optional_packages import require
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.plan import existing_run, make_plan
@@ -33,6 +34,10 @@ def evaluate(config: Path, data: Path, var: Path, run_name: str | None, override
         require(package, "evaluation")
     from training.evaluation.report import evaluate_run  # noqa: PLC0415 - loads torch and matplotlib
 
+    if run_name is not None and overrides:
+        raise ConfigError(
+            f"{overrides[0]}: changes nothing of a run that is finished; leave it out, or name no run (--run, RUN=)"
+        )
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     settings = load_config(config, overrides)

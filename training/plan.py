@@ -14,7 +14,7 @@ from training.encoder_source import EncoderSource, locate_encoder
 from training.errors import RunError
 from training.history_config import HistoryConfig
 from training.run import Run
-from training.run_encoder import encoder_of_run, open_run
+from training.run_encoder import encoder_of_run, open_intact_run
 from training.run_listing import run_manifests
 
 RECIPE_VERSION = 5  # raise it when the same inputs would give another run
@@ -77,7 +77,7 @@ def make_plan(config: DomainConfig, data: Path, var: Path) -> Plan:
         inputs["encoder_tuning"] = config.encoder_tuning.fingerprinted()
     self_training_teacher = None
     if config.self_training is not None:
-        self_training_teacher = open_run(config.self_training.teacher, var / "runs", "self_training.teacher")
+        self_training_teacher = open_intact_run(config.self_training.teacher, var / "runs", "self_training.teacher")
         unset = set() if config.self_training.names else {"names"}  # younger than the other settings, as above
         own = config.self_training.model_dump(mode="json", exclude={"teacher", *unset})
         if config.self_training.names:

@@ -18,7 +18,7 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
     Raises:
         RunError: There is no such run, it is damaged, or it pools differently.
     """
-    run = open_run(init_from, runs, "init_from")
+    run = open_intact_run(init_from, runs, "init_from")
     record, where = run.manifest.encoder, f"init_from: run {run.run_id}"
     given = config.model_fields_set
     if "pooling" in given and config.pooling != record.pooling:
@@ -26,12 +26,23 @@ def encoder_of_run(init_from: str, runs: Path, config: EncoderConfig) -> tuple[E
             f"{where} pools its encoder with {record.pooling!r}, encoder.pooling says {config.pooling!r}; "
             f"set encoder.pooling={record.pooling}, or leave it out"
         )
-    found = weights_sha256(run.path / "encoder")
-    if found != record.sha256:
-        raise RunError(f"{where} is damaged: its encoder is not the one that was written; name another run")
     length = config.max_length if "max_length" in given else record.max_length
     used = config.model_copy(update={"pooling": record.pooling, "max_length": length})
     return run.encoder, used
+
+
+def open_intact_run(name: str, runs: Path, key: str) -> Run:
+    """Open the run that the config's `key` names, as `open_run` does, and make sure that its encoder is its own.
+
+    Raises:
+        RunError: There is no such run, or it is damaged.
+    """
+    run = open_run(name, runs, key)
+    if weights_sha256(run.path / "encoder") != run.manifest.encoder.sha256:
+        raise RunError(
+            f"{key}: run {run.run_id} is damaged: its encoder is not the one that was written; name another run"
+        )
+    return run
 
 
 def open_run(name: str, runs: Path, key: str) -> Run:

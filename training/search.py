@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -20,7 +20,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from training.augmentation import augment
+from training.augmentation import prepare_dataset
 from training.config import DomainConfig
 from training.config_loading import change_config
 from training.dataset import Dataset
@@ -29,7 +29,6 @@ from training.errors import DivergedError, TrainingError
 from training.objective import objective
 from training.plan import Plan, make_plan
 from training.search_space import check_space, distributions, settings_of
-from training.shots import limit_shots
 from training.tracking import open_tracker
 
 Say = Callable[[str], None]
@@ -39,17 +38,21 @@ FIRST = "first"  # an attribute of a trial that is begun again: the number of it
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and the folder of the study."""
+    """What is searched, and the folder of the study. Vectors lie below `cached`: `var`, or a folder of the workers."""
 
     config: DomainConfig
     data: Path
     var: Path
     folder: Path
+    cached: Path
 
 
 @dataclass(frozen=True)
 class TrialPlan(Plan):
-    """A trial's plan: two trials may draw equal settings, so each keeps its checkpoints in a folder of its own."""
+    """A trial's plan: two trials may draw equal settings, so each keeps its checkpoints in a folder of its own.
+
+    Nothing but vectors lies below its `var`.
+    """
 
     trial_folder: Path
 
@@ -76,7 +79,7 @@ def make_search(config: DomainConfig, data: Path, var: Path) -> Search:
         "search": config.search.model_dump(mode="json", exclude={"trials"}),
     }
     fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    return Search(config, data, var, var / "search" / config.domain / fingerprint[:16])
+    return Search(config, data, var, var / "search" / config.domain / fingerprint[:16], cached=var)
 
 
 def run_search(search: Search, workers: int, say: Say) -> optuna.Study:
@@ -118,7 +121,10 @@ def _start_workers(search: Search, workers: int) -> None:
 
 def _worker(search: Search, workers: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    # With fewer threads vectors differ in their last bits: what a run is made of must not depend on a search.
+    search = replace(search, cached=search.var / "cache" / f"threads-{threads}")
     try:
         with _at_work(search, lambda: None):
             _work(search, click.echo)
@@ -147,19 +153,18 @@ def _run_trial(search: Search, study: optuna.Study, trial: optuna.Trial, dataset
     drawn = settings_of(settings.space, trial.params)
     config = change_config(search.config, drawn, where="search.space")
     number = trial.user_attrs.get(FIRST, trial.number)
-    plan = TrialPlan(
-        **vars(make_plan(config, search.data, search.var)), trial_folder=search.folder / "trials" / str(number)
-    )
+    planned = make_plan(config, search.data, search.var)
+    own = {"var": search.cached, "trial_folder": search.folder / "trials" / str(number)}
+    plan = TrialPlan(**{**vars(planned), **own})
     value, state = None, TrialState.COMPLETE
     try:
-        with open_tracker(plan, say, f"search-{search.folder.name[:8]}/trial-{number}") as tracker:
+        with open_tracker(planned, say, f"search-{search.folder.name[:8]}/trial-{number}") as tracker:
             callbacks = tracker.callbacks()
             if config.encoder_tuning.method != "frozen":
                 from training.search_pruning import EpochReports  # noqa: PLC0415 - loads the Trainer
 
                 callbacks = [*callbacks, EpochReports(trial, settings.metric)]
-            cut, shots = limit_shots(dataset, config)
-            learned_from = augment(plan, cut, lambda _: None, stand_ins=shots is not None and shots.stand_ins > 0)
+            learned_from, _ = prepare_dataset(plan, dataset, lambda _: None)
             value = objective(plan, learned_from, callbacks, tracker.head)
             tracker.result({settings.metric: value})
     except optuna.TrialPruned:

@@ -72,6 +72,8 @@ def synthesise(dataset: Dataset, config: SyntheticConfig) -> list[AugmentedInstr
         own = rows_of_label[label]
         # The square root: a frequent label is asked for more often, but a rare one must be learned too.
         wanted = max(config.at_least, round(config.per_thousand * (len(own) / 1000) ** 0.5))
+        if not wanted:
+            continue
         drawn = np.concatenate([generator.permutation(own) for _ in range(-(-wanted // len(own)))])[:wanted]
         for row in drawn:
             item = dataset.items[int(row)]

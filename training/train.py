@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from training.augmentation import augment
+from training.augmentation import prepare_dataset
 from training.dataset import SPLITS, Dataset, Split
 from training.dataset_loading import load_dataset
 from training.embedding_cache import EmbeddingCache
@@ -34,7 +34,6 @@ from training.ranking_examples import join, of_instructions, of_people
 from training.relevance import Relevance
 from training.run import DatasetRecord, EncoderRecord, Run, RunContent, RunManifest, run_name, write_run
 from training.score import ZERO_SHOT, CatalogueSide, ScoreWeights, Vectors, log_softmax
-from training.shots import limit_shots
 from training.tracking import Tracker, open_tracker
 
 Say = Callable[[str], None]
@@ -82,17 +81,11 @@ def train_run(plan: Plan, say: Say) -> Run:
 def _train(plan: Plan, say: Say, tracker: Tracker) -> Run:
     dataset = load_dataset(plan.config, plan.data)
     say(describe(dataset))
-    dataset, shots = limit_shots(dataset, plan.config)
-    if shots is not None:
-        say(str(shots))
     if plan.encoder.run is not None:
         say(f"encoder: starts as that of run {plan.encoder.run}")
-    stand_ins = shots is not None and shots.stand_ins > 0
-    dataset = augment(plan, dataset, say, stand_ins=stand_ins)
+    dataset, shots = prepare_dataset(plan, dataset, say)
     for note in dataset.notes:
         say(f"note: {note}")
-    if shots is not None and stand_ins:
-        shots = replace(shots, stand_ins=len(dataset.split("validation")))
     encoder, start, tuning = plan.encoder, None, None
     if plan.config.encoder_tuning.method != "frozen":
         # Imported here: a frozen encoder has no need of peft and the Trainer.

@@ -159,6 +159,15 @@ class EncoderTrainer(Trainer):
         super()._save(output_dir, {name: tensor for name, tensor in state.items() if name in trained})
 
 
+class OneGpuArguments(TrainingArguments):
+    """A process uses one GPU: on several the Trainer would cut each tensor of a batch, which differ in their rows."""
+
+    @property
+    def n_gpu(self) -> int:
+        """The number of GPUs of this process, at most 1."""
+        return min(int(super().n_gpu), 1)
+
+
 def training_arguments(
     checkpoints: Path, config: EncoderTuningConfig | DistillationConfig, batch_size: int, **more: Any
 ) -> TrainingArguments:
@@ -166,7 +175,7 @@ def training_arguments(
 
     Its checkpoints lie in `checkpoints`, `batch_size` is that of one process, `more` are arguments of the caller's own.
     """
-    return TrainingArguments(
+    return OneGpuArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=2 * batch_size,

@@ -91,12 +91,18 @@ def test_the_command_trains_first_and_says_weak(tiny_config: Path, tiny_data: Pa
     again = invoke("evaluate", *common, "--run", run)
     assert again.exit_code == 0, again.output
     assert len(list((tmp_path / "var/runs/shop").iterdir())) == 1
-    other = invoke("evaluate", *common, "--run", run, "domain=music")
-    assert other.exit_code == 1
-    assert "a run of shop, the config is of music" in other.output
     missing = invoke("evaluate", *common, "--run", tmp_path)
     assert missing.output.startswith("Error: ")
     assert missing.output.count("\n") == 1
+    changed = invoke("evaluate", *common, "--run", run, "training.seed=5")
+    assert changed.exit_code == 1
+    assert changed.output.startswith("Error: training.seed=5: changes nothing of a run that is finished")
+    assert changed.output.count("\n") == 1
+    music = tiny_config.with_name("music.yaml")
+    music.write_text(tiny_config.read_text(encoding="utf-8").replace("domain: shop", "domain: music"))
+    other = invoke("evaluate", "--config", music, *common[2:], "--run", run)
+    assert other.exit_code == 1
+    assert "a run of shop, the config is of music" in other.output
 
 
 def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:

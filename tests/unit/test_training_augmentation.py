@@ -1,6 +1,7 @@
 """Instructions that nobody labelled: read without those held out, made of the catalogue, or labelled by a teacher."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from training.config import EncoderTuningConfig
 from training.config_loading import load_config
 from training.dataset import Dataset
 from training.dataset_loading import load_dataset
+from training.embedding_cache import EmbeddingCache
 from training.encoder_source import locate_encoder
 from training.errors import ConfigError, DatasetError
 from training.label_names import LabelNames
 from training.model import InstructionModel
 from training.plan import make_plan
-from training.synthetic import learn_manner
+from training.synthetic import learn_manner, synthesise
 from training.tuning_examples import Collator, tuning_examples
 
 PHRASES = ["{title}", "{colour} {label}", "{label}"]
@@ -129,6 +131,19 @@ def test_no_synthetic_instruction_says_what_is_held_out(config: Path, tiny_data:
     assert said not in texts
 
 
+def test_a_label_may_want_no_synthetic_instruction(config: Path, tiny_data: Path) -> None:
+    settings = ("sources.main.synthetic.at_least=0", "sources.main.synthetic.per_thousand=6")
+    loaded = load_config(config, settings)
+    dataset, synthetic = load_dataset(loaded, tiny_data), loaded.sources[0].synthetic
+    assert synthetic is not None
+    hats = [item for item in dataset.items if item.label == "Hats"]
+    few = replace(dataset, items=tuple(item for item in dataset.items if item not in hats[3:]))
+    made = synthesise(few, synthetic)
+    assert {one.instruction.label for one in made} == {"Bags", "Shirts", "Shoes"}
+    none = replace(dataset, items=tuple(item for item in dataset.items if item not in hats))
+    assert made == synthesise(none, synthetic), "the other labels' are drawn as ever"
+
+
 @given(st.lists(st.text(max_size=80), max_size=12))
 def test_any_texts_have_a_manner(texts: list[str]) -> None:
     manner = learn_manner(texts)
@@ -185,6 +200,35 @@ def test_a_teacher_labels_what_it_is_sure_of(train: Train, made: Any, tmp_path: 
     student = finished(train("var", "training.shots=0", f"self_training.teacher={teacher.path}"))
     assert student.manifest.fingerprint != teacher.manifest.fingerprint
     assert len(student.instructions()) == len(teacher.instructions())
+
+
+def test_the_vectors_of_a_teacher_that_pools_and_cuts_otherwise_are_its_own(
+    train: Train, made: Any, tmp_path: Path
+) -> None:
+    teacher = finished(train("var", "training.shots=0"))
+    own, students = (
+        EmbeddingCache.below(tmp_path / "var", teacher.encoder, pooling, max_length)
+        for pooling, max_length in (("mean", 32), ("cls", 5))
+    )
+    settings = (f"self_training.teacher={teacher.path}", "self_training.confidence=0", "self_training.nearest=1")
+    texts = made(*settings).unlabelled
+    plain = made(*settings).augmentation
+    other = made(*settings, "encoder.pooling=cls", "encoder.max_length=5").augmentation
+    assert other == plain
+    assert set(own.read(texts)) == set(texts)
+    assert not students.read(texts)
+    # Were the student's vectors there, as a run of the teacher's encoder makes them, they would be none of the teacher.
+    students.write(texts, np.roll(np.stack([own.read(texts)[text] for text in texts]), 1, axis=0))
+    assert made(*settings, "encoder.pooling=cls", "encoder.max_length=5").augmentation == plain
+
+
+def test_a_teacher_whose_weights_were_changed_is_refused(train: Train) -> None:
+    teacher = finished(train("var", "training.shots=0"))
+    with (teacher.path / "encoder/model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    refused = train("var", f"self_training.teacher={teacher.path}")
+    assert refused.exit_code == 1
+    assert f"self_training.teacher: run {teacher.run_id} is damaged: its encoder is not the one" in refused.stderr
 
 
 def test_what_texts_name_or_mean_is_learned_from(train: Train, made: Any) -> None:

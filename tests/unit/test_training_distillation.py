@@ -239,7 +239,7 @@ def test_a_teacher_that_does_not_fit_is_one_line(train: Train, teacher: Run, tin
     weights = teacher.path / "encoder/model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + b"\x01")
-    assert "the encoder is not the run's own" in train("var", named).stderr
+    assert "is damaged: its encoder is not the one that was written" in train("var", named).stderr
     weights.write_bytes(content)
 
     for name in ("items.csv", "asks.csv"):

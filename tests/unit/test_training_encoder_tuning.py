@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_helpers import Train, command_line, finished, without_interactions
+from transformers.training_args import ParallelMode
 
 from training.adapters import make_trainable, merged, orthogonality_loss, trainable_parameters
 from training.config import EncoderTuningConfig
@@ -17,7 +18,7 @@ from training.errors import ConfigError
 from training.model import InstructionModel
 from training.plan import make_plan
 from training.run import Run
-from training.tuning_trainer import COMPLETE, EncoderTrainer, TunableModel, last_checkpoint
+from training.tuning_trainer import COMPLETE, EncoderTrainer, TunableModel, last_checkpoint, training_arguments
 
 FAST = ("encoder_tuning.epochs=3", "encoder_tuning.batch_size=8", "encoder_tuning.rank=4")
 RESULTS = ("head.safetensors", "item_vectors.safetensors", "metrics.json")
@@ -37,6 +38,16 @@ def contents(run: Run) -> list[object]:
     digest = weights_sha256(run.path / "encoder")
     assert run.manifest.encoder.sha256 == digest
     return [digest, *((run.path / name).read_bytes() for name in RESULTS)]
+
+
+def test_a_process_that_sees_two_gpus_uses_one(
+    train: Train, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    tuning = load_config(tiny_config, ["encoder_tuning.method=lora"]).encoder_tuning
+    assert training_arguments(tmp_path, tuning, 8).parallel_mode == ParallelMode.NOT_PARALLEL
+    run = finished(train("var", "encoder_tuning.method=lora", *FAST))
+    assert run.manifest.metrics["encoder_tuning"]["steps"] == 3 * 48 / 8  # of two GPUs each would get 8 texts a step
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])

@@ -1,5 +1,7 @@
 """The parts of training: config and overrides, encoder source, embedding cache, ranking fit, metrics."""
 
+import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -120,7 +122,7 @@ def model(tiny_encoder: Path) -> InstructionModel:
     return InstructionModel.from_folder(tiny_encoder, "mean", 32, labels=2)
 
 
-def embed_count(cache: EmbeddingCache, model: InstructionModel, texts: list[str]) -> int:
+def embed_count(cache: EmbeddingCache, model: InstructionModel, texts: list[str], batch_size: int = 8) -> int:
     """Embed `texts` through the cache; the number that went through the encoder."""
     done: list[str] = []
     original = model.embed
@@ -131,7 +133,7 @@ def embed_count(cache: EmbeddingCache, model: InstructionModel, texts: list[str]
 
     model.embed = counted  # type: ignore[assignment, method-assign]
     try:
-        vectors = cache.embed(model, texts, batch_size=8)
+        vectors = cache.embed(model, texts, batch_size=batch_size)
     finally:
         model.embed = original  # type: ignore[method-assign]
     np.testing.assert_allclose(vectors, original(texts), atol=1e-5)
@@ -144,6 +146,17 @@ def test_a_text_is_embedded_once(tmp_path: Path, model: InstructionModel) -> Non
     assert embed_count(cache, model, ["b", "c", "é 🎉"]) == 1
     assert embed_count(EmbeddingCache(tmp_path, "other weights", "mean", 32), model, ["a"]) == 1
     assert cache.embed(model, [], batch_size=8).shape == (0, 32)
+
+
+def test_vectors_of_batches_of_another_size_are_kept_apart(tmp_path: Path, model: InstructionModel) -> None:
+    cache = EmbeddingCache(tmp_path, "weights", "mean", 32)
+    cache.embed(model, ["a", "b"], batch_size=16)
+    with contextlib.closing(sqlite3.connect(cache.path)) as connection:
+        keys = {key for (key,) in connection.execute("SELECT key FROM vectors")}
+    assert keys == {hashlib.sha256(text.encode()).hexdigest() for text in "ab"}, "as caches have always been"
+    assert embed_count(cache, model, ["a", "b"], batch_size=8) == 2
+    for size in (8, 16):
+        assert embed_count(cache, model, ["a", "b"], batch_size=size) == 0
 
 
 @pytest.mark.parametrize("content", [b"this is no database, and long enough to be read as one" * 40, b"short"])
@@ -205,7 +218,7 @@ def test_a_killed_run_keeps_its_progress(
 
     with pytest.raises(KeyboardInterrupt):
         cache.embed(model, ["a", "b", "c", "d"], batch_size=2, progress=killed)
-    assert len(cache.read(["a", "b", "c", "d"])) == 2
+    assert len(cache.read(["a", "b", "c", "d"], batch_size=2)) == 2
 
 
 # --- head -----------------------------------------------------------------------------------------------------------

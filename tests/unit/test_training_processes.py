@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from training_helpers import command_line, finished, without_interactions
 
 from training.encoder_source import weights_sha256
@@ -106,6 +107,29 @@ def test_two_processes_make_one_run(training: Training, tmp_path: Path) -> None:
     assert metrics["steps"] == 12  # 48 texts, 8 a step, shared out: as many steps as one process makes
     assert errors.count("encoder, epoch 2:") == 1  # the other process says nothing
     assert not list((tmp_path / "var/cache/tuning").iterdir())
+    result(output)
+
+
+def test_two_processes_learn_from_the_same_cut_and_augmented_dataset(
+    training: Training, tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    words = [f"{word} {colour} bag or hat" for word in ("a", "the") for colour in ("blue", "red", "green", "black")]
+    (tiny_data / "shop/words.csv").write_text("\n".join(["words", *words]) + "\n", encoding="utf-8")
+    tree = yaml.safe_load(tiny_config.read_text(encoding="utf-8"))
+    tree["sources"][0]["unlabelled"] = {"file": "shop/words.csv", "text": "words"}
+    tree["sources"][0]["synthetic"] = {"phrases": ["{colour} {label}", "{title}"], "at_least": 5}
+    tiny_config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    teacher = finished(command_line(tiny_config, tiny_data, tmp_path)("var", "training.shots=0"))
+    taught = (f"self_training.teacher={teacher.run_id}", "self_training.confidence=0", "self_training.nearest=1")
+    overrides = ("training.shots=2", *taught, *LORA, "encoder_tuning.epochs=2", "encoder_tuning.items_per_label=1")
+    code, output, errors = training.finish("var", *overrides, launcher=LAUNCH)
+    assert code == 0, errors
+    assert errors.count("labelled 8 of 8 unlabelled instructions") == 1
+    metrics = Run.open(output.strip()).manifest.metrics
+    assert metrics["shots"]["train"] == 8
+    # 8 instructions, up to 20 synthetic ones, 8 that the teacher labelled and 4 items: 5 steps an epoch.
+    assert metrics["encoder_tuning"]["processes"] == 2
+    assert metrics["encoder_tuning"]["steps"] == 10
     result(output)
 
 
