@@ -29,7 +29,7 @@ EVERY ?=
 EVENTS ?= 200
 SINCE ?=
 RUN ?=
-# SHRINK=yes: a catalogue may lose more than half of its items.
+# SHRINK=yes: a catalogue may lose more than half of its items, or of the people whose events are learned from.
 SHRINK ?=
 # REUSE=no: export makes the encoder graph anew though a release has it, or the export before kept its FP32 graph.
 REUSE ?= yes
@@ -137,7 +137,7 @@ tensorrt: setup
 export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),setup,train)  ## Make the run (or RUN=folder or id) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(RUN),--run $(RUN)) $(if $(filter no,$(REUSE)),--no-reuse) $(SERVED) $(SET)
 
-catalogue: setup  ## Bring new, changed and removed items of DATA into a release, with the encoder and head that answer now (RUN, SHRINK=yes)
+catalogue: setup  ## Bring new, changed and removed items of DATA, and what newer events teach, into a release, with the encoder and head that answer now (RUN, SHRINK=yes)
 	@$(PY) -m export.catalogue --config $(CONFIG) --data $(DATA) --var $(VAR) $(if $(RUN),--run $(RUN)) $(if $(filter yes,$(SHRINK)),--shrink) \
 		$(if $(filter file,$(origin PRECISION)),,--precision $(PRECISION)) $(SERVED) $(SET)
 

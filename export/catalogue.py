@@ -1,4 +1,4 @@
-"""`python -m export.catalogue` brings a newer catalogue into a release, with the encoder and head that answer now."""
+"""`python -m export.catalogue` brings newer items and events into a release, with the encoder and head of now."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from training.run_listing import newest_run
     type=click.Choice(PRECISIONS),
     help="Of the encoder  [default: as the live release has it, else int8]",
 )
-@click.option("--shrink", is_flag=True, help="Let more than half of the items go.")
+@click.option("--shrink", is_flag=True, help="Let more than half of the items, or of the people with events, go.")
 @overrides_argument
 def main(
     config: Path,

@@ -1,30 +1,39 @@
-"""A run with a newer catalogue: encoder, head and score weights stay, only texts that are new are embedded."""
+"""A run with a newer catalogue or newer events: encoder, head and score weights stay.
+
+Only texts that are new are embedded; what the run learns from events is learned anew.
+"""
 
 import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from training.config import DomainConfig
+from training.config import DomainConfig, SourceConfig
 from training.dataset import Dataset, Item
-from training.dataset_loading import choose_source, load_interactions, load_items
+from training.dataset_loading import choose_source, event_tables, file_digests, load_interactions, load_items
 from training.derived_run import derive_run
 from training.embedding_cache import EmbeddingCache
-from training.encoder_source import file_sha256
 from training.errors import DatasetError
 from training.run import Run
 from training.score import CatalogueSide, Vectors
 
+if TYPE_CHECKING:
+    from training.history_learning import Histories
+
 __all__ = ["CatalogueChange", "compare_catalogues", "update_catalogue", "updated_vectors"]
 
 LEAST_KEPT = 0.5
-"""Share of a run's items that a newer catalogue has, unless more may go: half a file is likelier than half a shop."""
+"""Share of a run's items, and of the people it learned from, that newer files have, unless more may go.
+
+Half a file is likelier than half a shop.
+"""
 REASON = "catalogue"
-NOTE = "the catalogue is newer than these metrics, which are of run "
+NOTE = "newer than these metrics, which are of run "
 Embed = Callable[[list[str]], Vectors]
 
 
@@ -75,19 +84,22 @@ def update_catalogue(
     say: Callable[[str], None],
     may_shrink: bool = False,
 ) -> Run | None:
-    """Derive a run that has the catalogue that `data` holds now; None if it is the run's own.
+    """Derive a run that has the catalogue that `data` holds now; None if nothing of it is new.
+
+    New is an item that differs from the run's and, where the run learns from events, a file of them.
 
     Args:
         run: what is derived from.
-        config: the domain's config as it is now, for where the catalogue lies and what its columns mean.
+        config: the domain's config as it is now, for where the files lie and what their columns mean.
         data: the directory of datasets.
         var: where all that is produced lies.
         say: is given one line for each stage.
-        may_shrink: whether more than half of the run's items may be gone.
+        may_shrink: whether more than half of the run's items, or of the people it learned from, may be gone.
 
     Raises:
         DatasetError: The catalogue breaks its contract, is of another source than the run's, has a label that the
-            run's head does not know, has no item, or has lost more than half of them.
+            run's head does not know, has no item, or has lost more than half of them; or the events, where they are
+            learned from, break theirs, are none, or are of less than half as many people.
         RunError: The run is damaged, or the new one cannot be written.
     """
     source = choose_source(config, data)
@@ -97,20 +109,37 @@ def update_catalogue(
             f"{file}: of the source {source.name!r}, the run is of {run.manifest.dataset.source!r}; "
             "give its data, or train a new run"
         )
+    learns = _learns_from_events(run)
+    # Hashed before they are read: what changes meanwhile is new to the next update.
+    files = file_digests([source.catalogue], data)
+    events = file_digests(event_tables(source), data) if learns else {}
     items, old = load_items(source, data), run.catalogue()
     change = compare_catalogues(old, items, ignore_priors=run.config.history.prior == "recency")
-    if not change:
-        say(f"catalogue: the {len(items):,} items of {file} are those of run {run.run_id}, nothing to do")
+    record = run.manifest.dataset
+    new_events = [name for name, digest in events.items() if digest != record.files.get(name)]
+    same_items = f"the {len(items):,} items of {file}"
+    if not change and not new_events:
+        same = f"{same_items} and the events of {', '.join(events)}" if events else same_items
+        say(f"catalogue: {same} are those of run {run.run_id}, nothing to do")
         return None
-    say(f"catalogue: {change}; {len(old):,} items before, {len(items):,} now")
+    counts = f"{change}; {len(old):,} items before, {len(items):,} now"
+    say(f"catalogue: {counts if change else f'{same_items} are those of run {run.run_id}'}")
+    if events:
+        say(f"events: {', '.join(new_events)} changed" if new_events else f"events: those of run {run.run_id}")
     _check(run, file, old, items, change, may_shrink=may_shrink)
     started = time.monotonic()
     embedder = _Embedder(run, var)
     vectors = updated_vectors(old, run.item_vectors(), items, embedder)
     if embedder.texts:
         say(f"embedded {embedder.texts:,} texts in {time.monotonic() - started:.1f} s")
-    with_priors, history_vectors = _learned(run, config, data, items, vectors, say)
-    notes = [note for note in run.manifest.metrics.get("notes", []) if not note.startswith(NOTE)]
+    with_priors, history_vectors, people = tuple(items), None, record.people
+    if learns:
+        dataset, histories = _learned(run, source, data, items, vectors, say)
+        people = len(histories.people)
+        _check_people(run, ", ".join(events), people, may_shrink=may_shrink)
+        with_priors, history_vectors = histories.with_priors(dataset).items, histories.vectors
+    newer = "the catalogue or its events are" if learns else "the catalogue is"
+    notes = [note for note in run.manifest.metrics.get("notes", []) if NOTE not in note]
     derived = derive_run(
         run,
         var,
@@ -118,10 +147,12 @@ def update_catalogue(
         catalogue=with_priors,
         item_vectors=vectors,
         history_vectors=history_vectors,
-        metrics={**run.manifest.metrics, "notes": [*notes, f"{NOTE}{run.run_id}"]},
+        dataset=record.model_copy(update={"files": {**record.files, **files, **events}, "people": people}),
+        metrics={**run.manifest.metrics, "notes": [*notes, f"{newer} {NOTE}{run.run_id}"]},
         details={
             "file": file,
-            "sha256": file_sha256(data / file),
+            "sha256": files[file],
+            "events": new_events,
             "added": len(change.added),
             "changed": len(change.changed),
             "removed": len(change.removed),
@@ -190,19 +221,27 @@ def _check(
         )
 
 
-def _learned(
-    run: Run, config: DomainConfig, data: Path, items: Sequence[Item], vectors: Vectors, say: Callable[[str], None]
-) -> tuple[Sequence[Item], Vectors | None]:
-    """The items with learned priors, and the history vectors, where the run has such: learned anew, as in training.
+def _check_people(run: Run, files: str, people: int, *, may_shrink: bool) -> None:
+    measured, before = run.manifest.metrics.get("history", {}), run.manifest.dataset.people
+    if before is None:
+        before = measured.get("people_fitted", 0) + measured.get("people_held_out", 0)
+    if people < LEAST_KEPT * before and not may_shrink:
+        raise DatasetError(
+            f"{files}: has two events or more of {people:,} people, where run {run.run_id} learned from {before:,}; "
+            "that is less than half, nothing was changed. If that is meant: make catalogue SHRINK=yes"
+        )
 
-    Events of items that the catalogue no longer has are left out.
-    """
-    settings = run.config.history
-    if settings.prior != "recency" and settings.vectors != "behaviour":
-        return items, None
+
+def _learns_from_events(run: Run) -> bool:
+    return run.config.history.prior == "recency" or run.config.history.vectors == "behaviour"
+
+
+def _learned(
+    run: Run, source: SourceConfig, data: Path, items: Sequence[Item], vectors: Vectors, say: Callable[[str], None]
+) -> "tuple[Dataset, Histories]":
+    """What events teach of the items, learned as in training; those of items that the catalogue lacks are left out."""
     from training.history_learning import learn_histories  # noqa: PLC0415 - loads scipy, which few catalogues need
 
-    source = choose_source(config, data)
     dataset = Dataset(
         source=source.name,
         items=tuple(items),
@@ -217,5 +256,4 @@ def _learned(
         raise DatasetError(f"source {source.name!r}: priors or histories are learned from events, and there are none")
     label_id = {label: number for number, label in enumerate(run.labels)}
     side = CatalogueSide(vectors, [label_id[item.label] for item in items], [item.prior for item in items])
-    histories = learn_histories(run.config, dataset, side, say)
-    return histories.with_priors(dataset).items, histories.vectors
+    return dataset, learn_histories(run.config, dataset, side, say)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from training.column_config import TableConfig
@@ -34,15 +34,33 @@ def fingerprint(source: SourceConfig, data: Path) -> tuple[str, dict[str, str]]:
     Raises:
         DatasetError: A file that the source names cannot be read.
     """
+    files = file_digests(_tables(source), data)
+    content = json.dumps([source.model_dump(mode="json"), files], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest(), files
+
+
+def file_digests(tables: Iterable[TableConfig], data: Path) -> dict[str, str]:
+    """The sha256 of the file of each table.
+
+    Raises:
+        DatasetError: A file cannot be read.
+    """
     files = {}
-    for table in _tables(source):
+    for table in tables:
         try:
             files[table.file] = file_sha256(data / table.file)
         except OSError as error:
             looked_for = data / table.file
             raise DatasetError(f"{table.file}: cannot be read ({error.strerror}); looked for {looked_for}") from None
-    content = json.dumps([source.model_dump(mode="json"), files], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest(), files
+    return files
+
+
+def event_tables(source: SourceConfig) -> list[TableConfig]:
+    """What a source's events are read from: their table, and the one that translates their items' ids."""
+    config = source.interactions
+    if config is None:
+        return []
+    return [config] if config.item_id.via is None else [config, config.item_id.via]
 
 
 def load_dataset(config: DomainConfig, data: Path) -> Dataset:
@@ -157,10 +175,8 @@ def _tables(source: SourceConfig) -> list[TableConfig]:
         source.catalogue,
         *source.instructions,
         source.unlabelled,
-        source.interactions,
+        *event_tables(source),
     ]
-    if source.interactions is not None:
-        tables.append(source.interactions.item_id.via)
     return [table for table in tables if table is not None]
 
 

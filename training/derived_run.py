@@ -15,6 +15,7 @@ from training.encoder_source import EncoderSource
 from training.errors import RunError
 from training.run import (
     HISTORY_VECTORS,
+    DatasetRecord,
     DerivedFrom,
     Run,
     copy_encoder,
@@ -45,6 +46,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
     item_vectors: Vectors | None = None,
     history_vectors: Vectors | None = None,
     instructions: Sequence[Instruction] | None = None,
+    dataset: DatasetRecord | None = None,
     metrics: Mapping[str, Any] | None = None,
     classification_report: str | None = None,
     details: Mapping[str, Any] | None = None,
@@ -66,6 +68,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
         item_vectors: float32 [N, H], row i of item i of the catalogue.
         history_vectors: float32 [N, D]; needed with a catalogue where histories are read by behaviour.
         instructions: All instructions of the run.
+        dataset: What `run.json` says of the dataset, where files of it were read again.
         metrics: What `metrics.json` holds; without them the parent's, which were measured on the parent.
         classification_report: Of this run; without one a new head leaves a line that says that there is none.
         details: Anything that says how the run was made; `run.json` keeps it.
@@ -100,6 +103,7 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
             "run_id": run_name(created, fingerprint),
             "created": created.isoformat(timespec="seconds"),
             "fingerprint": fingerprint,
+            "dataset": dataset or parent.manifest.dataset,
             "encoder": record if encoder is None else record.model_copy(update={"sha256": encoder.sha256}),
             "score_weights": weights,
             "metrics": parent.manifest.metrics if metrics is None else dict(metrics),

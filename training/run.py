@@ -50,11 +50,16 @@ class _Part(BaseModel):
 
 
 class DatasetRecord(_Part):
-    """The dataset a run was made of: the source's name, its fingerprint and the sha256 of each file."""
+    """The dataset a run was made of: the source's name, its fingerprint and the sha256 of each file.
+
+    Of a derived run the fingerprint is that of the training; `files` has the newer sha256 of what was read since, and
+    `people` counts those whose events it was learned from anew.
+    """
 
     source: str
     fingerprint: str
     files: dict[str, str]
+    people: int | None = None
 
 
 class EncoderRecord(_Part):

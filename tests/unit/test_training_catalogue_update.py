@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from run_helpers import items_of, made_run, vectors_of
@@ -15,6 +16,8 @@ from training_helpers import command_line, finished, without_interactions
 from training.catalogue_update import compare_catalogues, update_catalogue, updated_vectors
 from training.config_loading import load_config
 from training.dataset import Item
+from training.dataset_loading import load_items
+from training.derived_run import derive_run
 from training.errors import DatasetError
 from training.run import Run
 
@@ -23,6 +26,8 @@ CATALOGUES = st.dictionaries(st.sampled_from("stuvwxyz"), st.tuples(TEXTS, st.in
     lambda rows: [Item(item_id, item_id, text, "Shirts", float(prior)) for item_id, (text, prior) in rows.items()]
 )
 Row = dict[str, str]
+ITEMS, EVENTS = "shop/items.csv", "shop/events.csv"
+LEARNED = ("history.vectors=behaviour", "history.prior=recency", "history.dimensions=4")
 
 
 @given(CATALOGUES, CATALOGUES)
@@ -62,8 +67,8 @@ def test_learned_priors_are_no_difference() -> None:
     assert not compare_catalogues(before, after, ignore_priors=True)
 
 
-def edit(data: Path, change: Callable[[list[Row]], list[Row]]) -> None:
-    path = data / "shop/items.csv"
+def edit(data: Path, change: Callable[[list[Row]], list[Row]], file: str = ITEMS) -> None:
+    path = data / file
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -111,20 +116,170 @@ def test_a_real_encoder_gives_what_a_fresh_embedding_gives(tiny_config: Path, ti
 
 
 def test_what_is_learned_from_events_is_learned_anew(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
-    history = ("history.vectors=behaviour", "history.prior=recency", "history.dimensions=4")
     train = command_line(tiny_config, tiny_data, tmp_path)
-    run = finished(train("var", *history))
+    run = finished(train("var", *LEARNED))
     edit(tiny_data, lambda rows: rows[1:])
-    derived = update_catalogue(run, load_config(tiny_config, history), tiny_data, tmp_path / "var", say=print)
+    lines: list[str] = []
+    derived = update_catalogue(run, load_config(tiny_config), tiny_data, tmp_path / "var", say=lines.append)
     assert derived is not None
+    assert f"events: those of run {run.run_id}" in lines
     ignoring = "sources.main.interactions.unknown_items=ignore"
-    fresh = finished(train("other", ignoring, *history))
+    taught_alike(derived, finished(train("other", ignoring, *LEARNED)))
+
+
+def taught_alike(derived: Run, fresh: Run) -> None:
     found, expected = derived.history_vectors(), fresh.history_vectors()
     assert found is not None
     assert expected is not None
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
     priors = [[item.prior for item in one.catalogue()] for one in (derived, fresh)]
     np.testing.assert_allclose(priors[0], priors[1], rtol=1e-4)
+
+
+def a_week_later(rows: list[Row]) -> list[Row]:
+    """The events, and of each person another one, of items that few had chosen."""
+    week = int(rows[-1]["time"]) + 7 * 86_400
+    return [*rows, *({**row, "item": f"item-{n % 7}", "time": str(week + n)} for n, row in enumerate(rows[::5]))]
+
+
+def no_embedding(*_: object) -> np.ndarray:
+    raise AssertionError("a text that is known was embedded again")
+
+
+def test_newer_events_alone_are_learned_as_a_training_would(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = command_line(tiny_config, tiny_data, tmp_path)
+    run = finished(train("var", *LEARNED))
+    lines: list[str] = []
+
+    def update(of: Run) -> Run | None:
+        with monkeypatch.context() as patch:
+            patch.setattr("training.catalogue_update.EmbeddingCache.embed_with", no_embedding)
+            return update_catalogue(of, load_config(tiny_config), tiny_data, tmp_path / "var", say=lines.append)
+
+    assert update(run) is None
+    assert lines == [
+        f"catalogue: the 32 items of {ITEMS} and the events of {EVENTS} are those of run {run.run_id}, nothing to do"
+    ]
+    edit(tiny_data, a_week_later, EVENTS)
+    derived = update(run)
+    assert derived is not None
+    assert lines[1:3] == [
+        f"catalogue: the 32 items of {ITEMS} are those of run {run.run_id}",
+        f"events: {EVENTS} changed",
+    ]
+    taught_alike(derived, finished(train("other", *LEARNED)))
+    assert [item.prior for item in derived.catalogue()] != [item.prior for item in run.catalogue()]
+    np.testing.assert_array_equal(derived.item_vectors(), run.item_vectors())
+    np.testing.assert_array_equal(derived.head()[0], run.head()[0])
+    assert derived.score_weights == run.score_weights
+    assert update(derived) is None
+
+    weight, bias = derived.head()
+    tuned = derive_run(derived, tmp_path / "var", reason="test", head=(weight + 1, bias))
+    assert update(tuned) is None, "what was read is known after another derivation too"
+    edit(tiny_data, a_week_later, EVENTS)
+    edit(tiny_data, lambda rows: rows[1:])
+    last = update(tuned)
+    assert last is not None
+    assert lines[-4].startswith("catalogue: 0 added, 0 changed, 1 removed")
+    assert lines[-3] == f"events: {EVENTS} changed"
+    ignoring = "sources.main.interactions.unknown_items=ignore"
+    taught_alike(last, finished(train("third", ignoring, *LEARNED)))
+    np.testing.assert_array_equal(last.item_vectors(), run.item_vectors()[1:])
+    assert update(last) is None
+    assert len([note for note in last.manifest.metrics["notes"] if "newer than these metrics" in note]) == 1
+
+
+@pytest.mark.parametrize("learned", [{"prior": "recency"}, {"vectors": "behaviour"}, {}])
+def test_events_count_where_something_is_learned_from_them(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path, learned: dict[str, str]
+) -> None:
+    settings = load_config(tiny_config)
+    run = made_run(tiny_config, tmp_path / "var", load_items(settings.sources[0], tiny_data), **learned)
+    if learned:  # the run that was made up knows no file
+        updated = update_catalogue(run, settings, tiny_data, tmp_path / "var", say=print)
+        assert updated is not None
+        run = updated
+    edit(tiny_data, a_week_later, EVENTS)
+    derived = update_catalogue(run, settings, tiny_data, tmp_path / "var", say=print)
+    assert (derived is not None) == bool(learned)
+
+
+@pytest.fixture
+def taught_run(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> Run:
+    """A run that has learned from the twelve people of the tiny dataset."""
+    settings = load_config(tiny_config)
+    made = made_run(tiny_config, tmp_path / "var", load_items(settings.sources[0], tiny_data), prior="recency")
+    run = update_catalogue(made, settings, tiny_data, tmp_path / "var", say=print)
+    assert run is not None
+    return run
+
+
+def test_the_table_that_translates_the_ids_of_events_counts_as_they_do(
+    taught_run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    def translated(*rows: str) -> Run | None:
+        (tiny_data / "shop/ids.csv").write_text("\n".join(["theirs,ours", *rows]) + "\n", encoding="utf-8")
+        tree = yaml.safe_load(tiny_config.read_text(encoding="utf-8"))
+        via = {"file": "shop/ids.csv", "key": "theirs", "value": "ours"}
+        tree["sources"][0]["interactions"]["item_id"] = {"column": "item", "via": via}
+        path = tmp_path / "translated.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        return update_catalogue(now[-1], load_config(path), tiny_data, tmp_path / "var", say=lines.append)
+
+    now, lines = [taught_run], list[str]()
+    same = [f"item-{n},item-{n}" for n in range(32)]
+    first = translated(*same)
+    assert first is not None
+    assert "events: shop/ids.csv changed" in lines
+    now.append(first)
+    assert translated(*same) is None
+    assert f"the events of {EVENTS}, shop/ids.csv are those of run {first.run_id}, nothing to do" in lines[-1]
+    assert translated(*same[:30], "item-30,item-31", "item-31,item-30") is not None
+
+
+def test_events_that_cannot_be_learned_from_are_one_line_and_change_nothing(
+    taught_run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    before = sorted(path.name for path in taught_run.path.parent.iterdir())
+    events = tiny_data / EVENTS
+    header, *rows = events.read_text(encoding="utf-8").splitlines()
+
+    def refused() -> str:
+        with pytest.raises(DatasetError) as caught:
+            update_catalogue(taught_run, load_config(tiny_config), tiny_data, tmp_path / "var", say=print)
+        assert "\n" not in caught.value.message
+        return caught.value.message
+
+    def refused_of(*rows: str) -> str:
+        events.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+        return refused()
+
+    assert "shop/events.csv: row 2 (line 3)" in refused_of(rows[0], rows[1].replace("1700", "soon"))
+    assert "has no rows" in refused_of()
+    assert "there are none" in refused_of(*(row.replace("item-", "unknown-") for row in rows))
+    message = refused_of(*rows[:25])
+    assert "of 5 people, where run " in message
+    assert "learned from 12" in message
+    assert "make catalogue SHRINK=yes" in message
+    events.unlink()
+    assert "shop/events.csv: cannot be read (No such file or directory)" in refused()
+    assert sorted(path.name for path in taught_run.path.parent.iterdir()) == before
+
+
+def test_fewer_events_are_the_newer_truth(taught_run: Run, tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    def update(of: Run, people: int, *, may_shrink: bool = False) -> Run:
+        edit(tiny_data, lambda rows: rows[: people * 5], EVENTS)
+        settings = load_config(tiny_config)
+        found = update_catalogue(of, settings, tiny_data, tmp_path / "var", say=print, may_shrink=may_shrink)
+        assert found is not None
+        return found
+
+    half = update(taught_run, 6)
+    assert half.manifest.dataset.people == 6
+    assert update(update(half, 2, may_shrink=True), 1).manifest.dataset.people == 1
 
 
 @pytest.fixture
