@@ -108,6 +108,21 @@ def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_
     assert "has seen all training instructions" in text
 
 
+def test_without_training_instructions_no_baseline_learns_what_the_test_says(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path
+) -> None:
+    run = train("training.shots=0")
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    titles = len(run.catalogue())
+    assert tree["label_task"]["taught_by"].startswith(f"{titles} item titles")
+    title = run.catalogue()[3].title.title()  # as an item may be called, in other letters
+    assert title != title.lower()
+    rewrite(run, "instructions.jsonl", lambda row: {**row, "text": title} if row["split"] == "test" else row)
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    said = sum(item.title.lower() == title.lower() for item in run.catalogue())
+    assert tree["label_task"]["taught_by"].startswith(f"{titles - said} item titles")
+
+
 def only(*splits: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     return lambda row: row if row["split"] in splits else None
 
