@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from training.atomic import new_folder
 from training.cli import main
 from training.config_loading import load_config
 from training.errors import TrainingError
@@ -229,3 +230,32 @@ def test_a_report_replaces_the_older_one_whole_or_not_at_all(tmp_path: Path, mon
         evaluate_run(run, tmp_path, tmp_path, QUICK)
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == {"number": 1}
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.rename"])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_the_older_report_outlives_a_failing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
+) -> None:
+    run: Any = SimpleNamespace(domain="shop", run_id="1")
+    monkeypatch.setattr("training.evaluation.report.measure_run", lambda *_: {})
+    monkeypatch.setattr("training.evaluation.report.draw_plots", lambda *_: {})
+    monkeypatch.setattr("training.evaluation.report.render", lambda *_: "older")
+    folder, _ = evaluate_run(run, tmp_path, tmp_path, QUICK)
+    monkeypatch.setattr("training.evaluation.report.render", lambda *_: "newer")
+    rename = Path.rename
+
+    def fail(*arguments: Any) -> Any:
+        [source, *target] = arguments
+        if target and (source / "report.md").read_text(encoding="utf-8") != "newer":
+            return rename(source, *target)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises((TrainingError, KeyboardInterrupt)):
+            evaluate_run(run, tmp_path, tmp_path, QUICK)
+    with new_folder(folder.with_name("2")):  # what was left behind goes with the next folder
+        pass
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "2"]
+    assert (folder / "report.md").read_text(encoding="utf-8") == "older"
