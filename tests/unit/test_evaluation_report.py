@@ -13,11 +13,12 @@ from click.testing import CliRunner, Result
 from training.atomic import new_folder
 from training.cli import main
 from training.config_loading import load_config
+from training.derived_run import derive_run
 from training.errors import TrainingError
 from training.evaluation.coverage import popularity
 from training.evaluation.inputs import Settings, read_inputs
 from training.evaluation.markdown import render
-from training.evaluation.measure import measure_run
+from training.evaluation.measure import describe_run, measure_run
 from training.evaluation.plots import draw_plots
 from training.evaluation.report import evaluate_run
 from training.plan import make_plan
@@ -107,6 +108,29 @@ def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_
     text = render(tree, {})
     assert "tuned with full" in text
     assert "has seen all training instructions" in text
+
+
+def test_a_distilled_encoder_is_not_called_frozen(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
+    teacher = train()
+    run = train(f"distillation.teacher={teacher.path}", "distillation.layers=[1]", "distillation.epochs=1")
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert tree["run"]["encoder_method"] == "distilled"
+    assert tree["run"]["distillation"] == {"teacher": teacher.run_id, "teacher_layers": 2, "layers": [1]}
+    assert f", distilled from {teacher.run_id}, layers 1 of its 2 (from 0) |" in render(tree, {})
+
+    def described(other: Run) -> str:
+        return render({**tree, **describe_run(read_inputs(other, tmp_path / "var", QUICK))}, {})
+
+    assert ", frozen |" in described(teacher)
+    # A run made of it without training afresh has its config, and metrics of its own.
+    metrics = run.manifest.metrics
+    for own, said in (
+        ({}, f", distilled from {teacher.run_id} |"),
+        ({"encoder_tuning": {"method": "lora"}}, f", distilled from {teacher.run_id}, then tuned with lora |"),
+    ):
+        kept = {name: value for name, value in metrics.items() if name != "distillation"} | own
+        derived = derive_run(run, tmp_path / "var", reason="test", metrics=kept)
+        assert said in described(derived)
 
 
 def test_without_training_instructions_no_baseline_learns_what_the_test_says(
