@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `target` to fill; it becomes `target` when the block ends without an error.
 
-    Everything is flushed to disk before the rename, so that a power cut leaves a whole folder or none.
+    Everything is flushed to disk before the rename, so that a power cut leaves a whole folder or none. With `replace`
+    an older `target` stays until then, and after any error.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent)
@@ -23,7 +24,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             _flush(path)
         _flush(temporary)
-        temporary.rename(target)
+        if replace and target.exists():
+            _swap(temporary, target)
+        else:
+            temporary.rename(target)
         _flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,6 +87,22 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
             if temporary.is_dir():
                 return temporary, lock
             os.close(lock)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Rename `new` to `target`, and remove the older `target`; it comes back if that fails."""
+    aside, lock = _locked_folder(target)
+    older = aside / target.name
+    try:
+        target.rename(older)
+        new.rename(target)
+    except BaseException:
+        if older.exists() and not target.exists():
+            older.rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,10 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is not valid YAML.
     """
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    except ValueError as error:  # what looks like a date is made one: 2024-13-01 is none
+        raise yaml.YAMLError(f"{error}; put a text that looks like a date or a number in quotes") from None
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
@@ -78,7 +81,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(key.split(".")):
         raise ConfigError(f"override {override!r}: write it as key=value, for example training.epochs=5")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML; put it in quotes") from None
     _set(tree, key, value, f"override {override!r}")
@@ -88,21 +91,22 @@ def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     parts = key.split(".")
     node: Any = tree
     for part in parts[:-1]:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _entry(node, part, where)
+        node = node.setdefault(part, {}) if isinstance(node, dict) else node[_place(node, part, where)]
     if isinstance(node, dict):
         node[parts[-1]] = value
     elif isinstance(node, list):
-        node[node.index(_entry(node, parts[-1], where))] = value
+        node[_place(node, parts[-1], where)] = value
     else:
         raise ConfigError(f"{where}: {'.'.join(parts[:-1])} is a value, not a section")
 
 
-def _entry(node: object, part: str, where: str) -> Any:
+def _place(node: object, part: str, where: str) -> int:
+    """The index of the list entry that `part` addresses, by its index or its name."""
     if not isinstance(node, list):
         raise ConfigError(f"{where}: {part!r} lies below a value, not a section")
     if part.isdecimal() and int(part) < len(node):
-        return node[int(part)]
-    named = {entry["name"]: entry for entry in node if isinstance(entry, dict) and "name" in entry}
+        return int(part)
+    named = {entry["name"]: place for place, entry in enumerate(node) if isinstance(entry, dict) and "name" in entry}
     if part in named:
         return named[part]
     raise ConfigError(f"{where}: no entry {part!r}; there are {', '.join(map(str, named)) or len(node)}")

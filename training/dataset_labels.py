@@ -13,20 +13,21 @@ def read_labels(table: Table, config: LabelSettings) -> list[str]:
         DatasetError: The column is missing, a cell is not JSON where `key` is set, or `map` lacks a value.
     """
     labels: list[str] = []
-    problems: dict[int, str] = {}
-    fix = "add it to the map, or set unmapped to keep or skip"
+    problems: dict[int, tuple[str, str]] = {}  # the problem of a row, and its fix
     for row, cell in enumerate(table.column(config.column)):
         label = ""
         try:
             label = _label(_values(cell, config), config)
-        except json.JSONDecodeError:
-            problems[row], fix = "the cell is not a JSON object", "write one, or leave `key` out"
-            break
+        except (ValueError, RecursionError):
+            problems[row] = "the cell is not a JSON object", "write one, or leave `key` out"
         except KeyError as error:
-            problems[row] = f"the label's map has no entry for {shorten(error.args[0])}"
+            problem = f"the label's map has no entry for {shorten(error.args[0])}"
+            problems[row] = problem, "add it to the map, or set unmapped to keep or skip"
         labels.append(label or config.default or "")
-    bad = [row in problems for row in range(len(table.frame))]
-    table.reject(bad, config.column, problems[min(problems)] if problems else "", fix)
+    if problems:
+        problem, fix = problems[min(problems)]
+        alike = [row in problems and problems[row][1] == fix for row in range(len(labels))]
+        table.reject(alike, config.column, problem, fix)
     return labels
 
 
@@ -34,7 +35,7 @@ def _values(cell: str, config: LabelSettings) -> list[str]:
     if config.key is not None and cell:
         value = json.loads(cell)
         if not isinstance(value, dict):
-            raise json.JSONDecodeError("not an object", cell, 0)
+            raise ValueError("not an object")
         found = value.get(config.key)
         values = found if isinstance(found, list) else [found]
         return [text for value in values if value is not None and (text := str(value).strip())]

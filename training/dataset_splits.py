@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from training.column_config import SplitSettings
-from training.dataset import SPLITS, Instruction, Split
+from training.dataset import SPLITS, Instruction, Split, wording
 from training.dataset_tables import Table, shorten
 from training.errors import DatasetError
 
@@ -123,7 +123,8 @@ def complete_splits(
         notes.append(f"no validation split: {count} training instructions are held out for it")
     if not texts["test"]:
         notes.append("no test split: test metrics are left out")
-    if repeated := len(texts["test"] & (texts["train"] | texts["validation"])):
+    said = {split: {wording(text) for text in texts[split]} for split in SPLITS}
+    if repeated := len(said["test"] & (said["train"] | said["validation"])):
         notes.append(f"{repeated} test instructions have the very words of a training or validation instruction")
     return completed, notes
 

@@ -26,6 +26,7 @@ from training.model import InstructionModel
 from training.plan import Plan
 from training.pruning import kept_layers, layer_list, pruned
 from training.run import TOKENIZER_FILES, Run, copy_files
+from training.tuning_folder import forget, only_one
 from training.tuning_trainer import EncoderTrainer, last_checkpoint, log_of_best, training_arguments
 
 Say = Callable[[str], None]
@@ -62,7 +63,7 @@ def distil_encoder(plan: Plan, teacher: Run, dataset: Dataset, say: Say) -> tupl
     Raises:
         ConfigError: Labels or layers are not the teacher's, it has bottleneck adapters, or there are several processes.
         EncoderError: The encoder cannot be pruned.
-        TrainingError: The loss is not finite, or the folder cannot be written.
+        TrainingError: The loss is not finite, the folder cannot be written, or another training works in it.
     """
     if (teacher.path / "encoder" / BOTTLENECK_SETTINGS).is_file():
         raise ConfigError("distillation.teacher: its bottleneck adapters cannot be pruned; name a run tuned otherwise")
@@ -70,11 +71,12 @@ def distil_encoder(plan: Plan, teacher: Run, dataset: Dataset, say: Say) -> tupl
         raise ConfigError("distillation runs in one process; start it without accelerate launch")
     folder = (plan.tuning_folder / "encoder").resolve()
     try:
-        if (folder / RESULT).is_file():
-            say("encoder: distilled before, used again")
-        else:
-            _distil(plan, teacher, dataset, folder, say)
-        record = DistillationRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
+        with only_one(plan.tuning_folder):
+            if (folder / RESULT).is_file():
+                say("encoder: distilled before, used again")
+            else:
+                _distil(plan, teacher, dataset, folder, say)
+            record = DistillationRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
             f"{folder}: cannot be used ({error.strerror}); free some space or check its rights"
@@ -84,7 +86,7 @@ def distil_encoder(plan: Plan, teacher: Run, dataset: Dataset, say: Say) -> tupl
 
 def forget_distillation(plan: Plan) -> None:
     """Remove the plan's tuning folder, once the run holds the student."""
-    shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+    forget(plan.tuning_folder)
 
 
 def _distil(plan: Plan, teacher: Run, dataset: Dataset, folder: Path, say: Say) -> None:

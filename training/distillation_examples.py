@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from training.dataset import Dataset
+from training.dataset import Dataset, wording
 from training.errors import ConfigError
 from training.model import InstructionModel
 from training.score import Vectors
@@ -19,19 +19,19 @@ def distillation_texts(dataset: Dataset, items: int | Literal["all"], seed: int)
     """The distinct texts to learn from, and those to validate on.
 
     Learned from are the training instructions, the instructions without a label, and text and title of `items` drawn
-    items, or of all. No text of the validation or test split is among them, wherever else it may stand. Validated
-    on are the validation instructions; the training ones where there are none.
+    items, or of all. No text that is held out is among them, wherever else it may stand and however it may be
+    capitalised. Validated on are the validation instructions; the training ones where there are none.
 
     Raises:
         ConfigError: Nothing is left to learn from.
     """
-    held = {one.text for split in ("validation", "test") for one in dataset.split(split)}
+    held = dataset.held_out | {wording(one.text) for one in dataset.instructions if one.split != "train"}
     drawn = np.random.default_rng(seed).permutation(len(dataset.items))[: None if items == "all" else items]
     texts = [one.text for one in dataset.split("train")] + list(dataset.unlabelled)
     for row in sorted(drawn.tolist()):
         texts += [dataset.items[row].text, dataset.items[row].title]
     validation = dict.fromkeys(one.text for one in dataset.split("validation") or dataset.split("train"))
-    allowed = [text for text in dict.fromkeys(texts) if text not in held]
+    allowed = [text for text in dict.fromkeys(texts) if wording(text) not in held]
     if not allowed:
         raise ConfigError("distillation.texts is 0, and every training instruction is held out too; set it above 0")
     return allowed, list(validation)

@@ -31,6 +31,7 @@ from training.model import InstructionModel
 from training.run import TOKENIZER_FILES, copy_encoder_files, copy_files
 from training.score import CatalogueSide
 from training.tuning_examples import Collator, TuningExamples, tuning_examples
+from training.tuning_folder import forget, only_one
 from training.tuning_trainer import (
     EncoderTrainer,
     RankAllotment,
@@ -101,15 +102,16 @@ def tune_encoder(
     Raises:
         ConfigError: The settings do not fit the encoder or the hardware.
         DivergedError: The loss is not finite.
-        TrainingError: The folder cannot be written.
+        TrainingError: The folder cannot be written, or another training of the plan works in it.
     """
     folder = _folder(plan)
     try:
-        if (folder / RESULT).is_file():
-            say("encoder: tuned before, used again")
-        else:
-            _tune(plan, dataset, folder, say, callbacks, start)
-        record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
+        with only_one(plan.tuning_folder):
+            if (folder / RESULT).is_file():
+                say("encoder: tuned before, used again")
+            else:
+                _tune(plan, dataset, folder, say, callbacks, start)
+            record = TuningRecord(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
             f"{folder}: cannot be used ({error.strerror}); free some space or check its rights"
@@ -128,7 +130,7 @@ def help_tuning(plan: TuningPlan, dataset: Dataset) -> None:
 
 def forget_tuning(plan: TuningPlan) -> None:
     """Remove the plan's tuning folder, once the run holds the tuned encoder."""
-    shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+    forget(plan.tuning_folder)
 
 
 def _folder(plan: TuningPlan) -> Path:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from training.objective import objective
 from training.plan import Plan, make_plan
 from training.search_space import check_space, distributions, settings_of
 from training.tracking import open_tracker
+from training.tuning_folder import forget
 
 Say = Callable[[str], None]
 ATTEMPTS = 3  # how often a trial is begun whose process is killed; after that its settings count as failed
@@ -173,7 +173,7 @@ def _run_trial(search: Search, study: optuna.Study, trial: optuna.Trial, dataset
         state = TrialState.FAIL
         say(f"trial {trial.number}: {error.message}")
     study.tell(trial, value, state=state)
-    shutil.rmtree(plan.tuning_folder, ignore_errors=True)
+    forget(plan.tuning_folder)
     found = f"{settings.metric} {value:.4f}" if value is not None else state.name.lower()
     shown = " ".join(f"{key}={value}" for key, value in drawn.items())
     say(f"trial {trial.number}: {found}, {time.monotonic() - started:.0f} s, {shown}")

@@ -293,7 +293,7 @@ def test_without_training_instructions_there_is_nothing_to_do(tiny_config: Path,
 
 
 def test_a_leak_between_splits_is_said(tiny_config: Path, tiny_data: Path) -> None:
-    edit(tiny_data / "shop/asks.csv", 3, "words", "I want a blue shirt")
+    edit(tiny_data / "shop/asks.csv", 3, "words", "i want a Blue  Shirt")  # the same to many an encoder
     assert load(tiny_config, tiny_data).notes == (
         "1 test instructions have the very words of a training or validation instruction",
     )

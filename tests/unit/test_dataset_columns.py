@@ -81,13 +81,34 @@ def test_a_label_out_of_a_json_object(tiny_config: Path, tiny_data: Path) -> Non
     assert found.notes == ("shop/asks.csv: 2 rows without a label are left out",)
 
 
-@pytest.mark.parametrize("cell", ["{broken", '["Hats"]', "7"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "{broken",
+        '["Hats"]',
+        "7",
+        pytest.param('{"type": ' + "[" * 100_000, id="nested too deep"),
+        pytest.param("1" * 5_000, id="number too long"),
+    ],
+)
 def test_a_cell_that_is_no_json_object_is_named(tiny_config: Path, tiny_data: Path, cell: str) -> None:
     change(tiny_data / "shop/asks.csv", "slots", {5: cell})
     with pytest.raises(
         DatasetError, match=r"row 5 \(line 6\), column 'slots': the cell is not a JSON object, got .+key"
     ):
         load(tiny_config, tiny_data, instructions={"label": {"column": "slots", "key": "type"}})
+
+
+def test_each_problem_of_a_label_has_its_own_advice(tiny_config: Path, tiny_data: Path) -> None:
+    label = {"column": "slots", "key": "type", "map": {"Hats": "Hats"}}
+    unmapped, broken = '{"type": "Caps"}', "{broken"
+    for cells, problem, fix, count in (
+        ({1: unmapped, 2: broken, 3: unmapped}, "no entry for 'Caps'", "add it to the map", 2),
+        ({1: broken, 2: unmapped, 3: broken}, "not a JSON object", "write one, or leave `key` out", 2),
+    ):
+        change(tiny_data / "shop/asks.csv", "slots", dict.fromkeys(range(1, 49), '{"type": "Hats"}') | cells)
+        with pytest.raises(DatasetError, match=rf"row 1 .*{problem}.*; {fix}.* \({count} rows have this problem\)"):
+            load(tiny_config, tiny_data, instructions={"label": label})
 
 
 def test_dropped_rows_are_counted_and_errors_keep_the_file_s_row(tiny_config: Path, tiny_data: Path) -> None:

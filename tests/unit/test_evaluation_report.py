@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from training.atomic import new_folder
 from training.cli import main
 from training.config_loading import load_config
+from training.derived_run import derive_run
 from training.errors import TrainingError
 from training.evaluation.coverage import popularity
 from training.evaluation.inputs import Settings, read_inputs
 from training.evaluation.markdown import render
-from training.evaluation.measure import measure_run
+from training.evaluation.measure import describe_run, measure_run
 from training.evaluation.plots import draw_plots
 from training.evaluation.report import evaluate_run
 from training.plan import make_plan
@@ -112,6 +114,44 @@ def test_a_tuned_encoder_stands_beside_its_base(train: Callable[..., Run], tiny_
     text = render(tree, {})
     assert "tuned with full" in text
     assert "has seen all training instructions" in text
+
+
+def test_a_distilled_encoder_is_not_called_frozen(train: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:
+    teacher = train()
+    run = train(f"distillation.teacher={teacher.path}", "distillation.layers=[1]", "distillation.epochs=1")
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    assert tree["run"]["encoder_method"] == "distilled"
+    assert tree["run"]["distillation"] == {"teacher": teacher.run_id, "teacher_layers": 2, "layers": [1]}
+    assert f", distilled from {teacher.run_id}, layers 1 of its 2 (from 0) |" in render(tree, {})
+
+    def described(other: Run) -> str:
+        return render({**tree, **describe_run(read_inputs(other, tmp_path / "var", QUICK))}, {})
+
+    assert ", frozen |" in described(teacher)
+    # A run made of it without training afresh has its config, and metrics of its own.
+    metrics = run.manifest.metrics
+    for own, said in (
+        ({}, f", distilled from {teacher.run_id} |"),
+        ({"encoder_tuning": {"method": "lora"}}, f", distilled from {teacher.run_id}, then tuned with lora |"),
+    ):
+        kept = {name: value for name, value in metrics.items() if name != "distillation"} | own
+        derived = derive_run(run, tmp_path / "var", reason="test", metrics=kept)
+        assert said in described(derived)
+
+
+def test_without_training_instructions_no_baseline_learns_what_the_test_says(
+    train: Callable[..., Run], tiny_data: Path, tmp_path: Path
+) -> None:
+    run = train("training.shots=0")
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    titles = len(run.catalogue())
+    assert tree["label_task"]["taught_by"].startswith(f"{titles} item titles")
+    title = run.catalogue()[3].title.title()  # as an item may be called, in other letters
+    assert title != title.lower()
+    rewrite(run, "instructions.jsonl", lambda row: {**row, "text": title} if row["split"] == "test" else row)
+    tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
+    said = sum(item.title.lower() == title.lower() for item in run.catalogue())
+    assert tree["label_task"]["taught_by"].startswith(f"{titles - said} item titles")
 
 
 def only(*splits: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
@@ -220,3 +260,32 @@ def test_a_report_replaces_the_older_one_whole_or_not_at_all(tmp_path: Path, mon
         evaluate_run(run, tmp_path, tmp_path, QUICK)
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == {"number": 1}
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.rename"])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_the_older_report_outlives_a_failing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
+) -> None:
+    run: Any = SimpleNamespace(domain="shop", run_id="1")
+    monkeypatch.setattr("training.evaluation.report.measure_run", lambda *_: {})
+    monkeypatch.setattr("training.evaluation.report.draw_plots", lambda *_: {})
+    monkeypatch.setattr("training.evaluation.report.render", lambda *_: "older")
+    folder, _ = evaluate_run(run, tmp_path, tmp_path, QUICK)
+    monkeypatch.setattr("training.evaluation.report.render", lambda *_: "newer")
+    rename = Path.rename
+
+    def fail(*arguments: Any) -> Any:
+        [source, *target] = arguments
+        if target and (source / "report.md").read_text(encoding="utf-8") != "newer":
+            return rename(source, *target)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises((TrainingError, KeyboardInterrupt)):
+            evaluate_run(run, tmp_path, tmp_path, QUICK)
+    with new_folder(folder.with_name("2")):  # what was left behind goes with the next folder
+        pass
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "2"]
+    assert (folder / "report.md").read_text(encoding="utf-8") == "older"

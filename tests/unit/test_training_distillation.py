@@ -326,6 +326,14 @@ def test_no_held_out_text_is_learned_from() -> None:
     assert distillation_texts(dataset, 2, 0) == distillation_texts(dataset, 2, 0)
 
 
+def test_nothing_held_out_is_learned_in_other_letters_nor_after_few_shots() -> None:
+    items = (Item("0", "Blue Shirt", "a shirt", "a"), Item("1", "Red Hat", "a hat", "a"))
+    dataset = Dataset("s", items, (asked("train", "train"), asked("blue  shirt", "test")), (), False, False, "f", {})
+    assert distillation_texts(dataset, "all", 0)[0] == ["train", "a shirt", "a hat", "Red Hat"]
+    left_out = replace(dataset, held_out=frozenset({"red hat", "blue shirt"}))
+    assert distillation_texts(left_out, "all", 0)[0] == ["train", "a shirt", "a hat"]
+
+
 def test_no_text_left_to_learn_from_is_an_error() -> None:
     instructions = (asked("same", "train"), asked("same", "test"))
     dataset = Dataset("s", (Item("0", "t", "x", "a"),), instructions, (), False, False, "f", {})

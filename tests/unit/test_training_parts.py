@@ -66,6 +66,7 @@ def test_overrides_reach_sections_lists_and_passed_through_mappings(tiny_config:
         ("training.epochs", r"write it as key=value"),
         ("=3", r"write it as key=value"),
         ("training.epochs=[1", r"not valid YAML"),
+        ("encoder.name=2024-13-01", r"override 'encoder\.name=2024-13-01': .*put it in quotes"),
         ("training.epochs.deep=1", r"training\.epochs is a value, not a section"),
         ("sources.nope.name=x", r"no entry 'nope'; there are main"),
         ("sources.main.instructions.attributes.size=s", r"the attribute 'size', which the catalogue does not have"),
@@ -79,7 +80,20 @@ def test_a_bad_override_is_one_line(tiny_config: Path, override: str, message: s
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"a: [", "not valid YAML"), (b"- 1", "mapping"), (b"\xff", "UTF-8")])
+def test_an_override_of_a_list_changes_the_entry_of_its_index(tiny_config: Path) -> None:
+    config = load_config(tiny_config, ["training.untaught_weights=[1.0, 1.0]", "training.untaught_weights.1=0.5"])
+    assert list(config.training.untaught_weights) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "not valid YAML"),
+        (b"- 1", "mapping"),
+        (b"\xff", "UTF-8"),
+        (b"a: 2024-13-01", r"not valid YAML: month must be in 1\.\.12; put a text .* in quotes"),
+    ],
+)
 def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(content)

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from training_helpers import command_line, finished, without_interactions
 
 from training.encoder_source import weights_sha256
-from training.run import Run
-from training.tuning_trainer import COMPLETE
+from training.run import Run, copy_encoder
+from training.tuning_trainer import COMPLETE, EncoderTrainer
 
 LORA = ("encoder_tuning.method=lora", "encoder_tuning.batch_size=8", "encoder_tuning.rank=4")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -94,6 +96,40 @@ def test_a_process_killed_twice_goes_on_to_the_same_result(
     whole = command_line(tiny_config, tiny_data, tmp_path)("whole", *overrides)
     assert "going on" not in whole.stderr
     assert result(output) == result(str(finished(whole).path))
+
+
+@pytest.mark.parametrize("part", ["encoder_tuning", "distillation"])
+def test_a_second_training_leaves_the_first_alone_until_its_run_is_there(
+    training: Training, tiny_config: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    train = command_line(tiny_config, tiny_data, tmp_path)
+    overrides = (*LORA, "encoder_tuning.epochs=1")
+    if part == "distillation":
+        overrides = (f"distillation.teacher={finished(train('teacher')).path}", "distillation.layers=1")
+    seconds: list[tuple[int, str, str]] = []
+
+    step, copy = EncoderTrainer.training_step, copy_encoder
+
+    def first_step(*arguments: Any, **named: Any) -> torch.Tensor:
+        if not seconds:
+            seconds.append(training.finish("var", *overrides))
+        return step(*arguments, **named)
+
+    def making_the_run(*arguments: Any) -> None:
+        seconds.append(training.finish("var", *overrides))
+        copy(*arguments)
+
+    monkeypatch.setattr(EncoderTrainer, "training_step", first_step)
+    monkeypatch.setattr("training.run.copy_encoder", making_the_run)
+    run = finished(train("var", *overrides))
+    assert len(seconds) == 2
+    for code, output, errors in seconds:
+        assert (code, output) == (1, "")
+        assert errors.rstrip().splitlines()[-1].startswith(f"Error: {tmp_path / 'var/cache/tuning'}")
+        assert "another training of the same settings and data works here; wait for it or stop it" in errors
+    assert not list((tmp_path / "var/cache/tuning").iterdir())
+    monkeypatch.undo()
+    assert finished(train("var", *overrides)).run_id == run.run_id
 
 
 def test_two_processes_make_one_run(training: Training, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from training.dataset import wording
 from training.evaluation.inputs import Inputs, Labels, SplitInputs
 from training.evaluation.label_task import LabelScores
 from training.head import sample_items
@@ -76,7 +77,8 @@ def _examples(inputs: Inputs) -> tuple[Sequence[str], Vectors, Labels, str]:
     train = inputs.splits["train"].labelled()
     if len(train):
         return train.texts, train.base_h, train.label_ids, f"the {len(train):,} training instructions"
-    asked = set(inputs.splits["test"].texts)  # without training instructions, the validation ones are titles too
+    # Without training instructions, the validation ones are titles too.
+    asked = {wording(text) for text in inputs.splits["test"].texts}
     rows = sample_items(inputs.items, TITLES_PER_LABEL, inputs.settings.seed, asked)
     titles = [inputs.items[row].title for row in rows]
     vectors = inputs.base_encoder.embed(titles, "item titles")

@@ -47,9 +47,8 @@ def render(tree: Tree, plots: Mapping[str, str]) -> str:
 def _header(tree: Tree) -> str:
     run, dataset = tree["run"], tree["dataset"]
     encoder = plain_text(run["encoder"]["name"])
-    method = "frozen" if run["encoder_method"] == "frozen" else f"tuned with {run['encoder_method']}"
     lines = [
-        ("encoder", f"{encoder}, {method}"),
+        ("encoder", f"{encoder}, {_encoder_method(run)}"),
         ("dataset", f"{plain_text(dataset['source'])}, fingerprint {dataset['fingerprint'][:16]}…"),
         ("items, labels", f"{dataset['items']:,}, {dataset['labels']:,}"),
         ("instructions", ", ".join(f"{count:,} {split}" for split, count in dataset["instructions"].items())),
@@ -64,6 +63,17 @@ def _header(tree: Tree) -> str:
             "\n**The labels are weak**: rules set them, not people. What follows measures agreement with the rules.\n"
         )
     return text + "".join(f"\nNote: {plain_text(note)}.\n" for note in dataset["notes"])
+
+
+def _encoder_method(run: Tree) -> str:
+    method, made = run["encoder_method"], run.get("distillation")
+    tuned = "frozen" if method == "frozen" else f"tuned with {method}"
+    if not made:
+        return tuned
+    text = f"distilled from {plain_text(made['teacher'])}"
+    if made["layers"] is not None:
+        text += f", layers {', '.join(map(str, made['layers']))} of its {made['teacher_layers']} (from 0)"
+    return text if method == "distilled" else f"{text}, then {tuned}"
 
 
 def glance_rows(tree: Tree) -> list[tuple[str, str, str, str]]:

@@ -167,7 +167,7 @@ def describe_run(inputs: Inputs) -> Tree:
             "created": manifest.created,
             "fingerprint": manifest.fingerprint,
             "encoder": manifest.encoder.model_dump(),
-            "encoder_method": run.config.encoder_tuning.method,
+            **_encoder_origin(run),
             "init_from": init_from and Path(init_from).name,  # a run's id: its folder says nothing elsewhere
             "shots": config["training"].get("shots"),
             "score_weights": manifest.score_weights.model_dump(),
@@ -181,6 +181,19 @@ def describe_run(inputs: Inputs) -> Tree:
             "notes": metrics.get("notes", []),
         },
         "settings": {**asdict(inputs.settings), "confidence_level": LEVEL},
+    }
+
+
+def _encoder_origin(run: Run) -> Tree:
+    """What was done to the encoder; a run derived from another says it in its metrics, its config is its parent's."""
+    metrics, config = run.manifest.metrics, run.config
+    method = metrics.get("encoder_tuning", {}).get("method", config.encoder_tuning.method)
+    if config.distillation is None:
+        return {"encoder_method": method}
+    made = metrics.get("distillation", {"teacher": Path(config.distillation.teacher).name})
+    return {
+        "encoder_method": "distilled" if method == "frozen" else method,
+        "distillation": {key: made.get(key) for key in ("teacher", "teacher_layers", "layers")},
     }
 
 

@@ -1,7 +1,6 @@
 """Writes the report of a run: report.md, report.json and the plots, whole or not at all."""
 
 import json
-import shutil
 from pathlib import Path
 
 from training.atomic import new_folder
@@ -37,15 +36,8 @@ def evaluate_run(run: Run, data: Path, var: Path, settings: Settings | None = No
 
 
 def _write(target: Path, tree: Tree) -> None:
-    # Its name is one that remove_leftovers() knows, so that it goes even if this process is killed before.
-    aside: Path | None = None
-    with new_folder(target) as folder:
+    with new_folder(target, replace=True) as folder:
         plots = draw_plots(tree, folder)
         text = json.dumps(tree, ensure_ascii=False, indent=2, allow_nan=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.md").write_text(render(tree, plots), encoding="utf-8")
-        if target.exists():
-            aside = folder.with_name(folder.name.replace(".tmp-", ".older.tmp-"))
-            target.rename(aside)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)  # another process may remove it as a leftover
