@@ -72,7 +72,7 @@ class TunedEncoder:
         """The vectors of the whole catalogue, float32 [N, H]."""
         skill, texts = self.skill, [item.text for item in self.skill.items]
         with tqdm(total=len(set(texts)), desc="embedding", unit="text", disable=None) as bar:
-            return skill.cache.embed(skill.encoder, texts, skill.run.config.training.embedding_batch_size, bar.update)
+            return skill.cache.embed(skill.encoder, texts, skill.batch_size, bar.update)
 
     def forget(self, *, vectors: bool) -> None:
         """Remove the folder, and the cached vectors too where nothing will come of this encoder."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.graph_encoder import BATCH_SIZE
 from serving.releases import Release
 from training.dataset import SPLITS, Instruction, Item, says_one_of, wording
 from training.embedding_cache import Embedder, EmbeddingCache
@@ -30,6 +31,7 @@ class OldSkill:
         release: the release.
         encoder: what all vectors are by: the release's own graph.
         cache: of its vectors.
+        batch_size: how many texts it is given at a time.
         head: its head.
         trained: the head as it was trained, before any feedback, where it knows the same labels and encoder; else None.
         items: its catalogue.
@@ -45,6 +47,7 @@ class OldSkill:
     release: Release
     encoder: Embedder
     cache: EmbeddingCache
+    batch_size: int
     head: HeadWeights
     trained: HeadWeights | None
     items: tuple[Item, ...]
@@ -66,7 +69,7 @@ class OldSkill:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """The encoder's vectors of some texts, float32 [n, H]."""
-        return self.cache.embed(self.encoder, texts, batch_size=64)
+        return self.cache.embed(self.encoder, texts, self.batch_size)
 
     def label_ids(self, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The head's rows of some labels."""
@@ -84,6 +87,7 @@ def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSet
         release=release,
         encoder=encoder,
         cache=encoder.cache(var),
+        batch_size=BATCH_SIZE,
         head=HeadWeights(*run.head()),
         trained=_as_trained(run),
         items=tuple(run.catalogue()),
@@ -107,7 +111,8 @@ def _as_trained(run: Run) -> HeadWeights | None:
 
 def seen_by(skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, settings: ContinualSettings) -> OldSkill:
     """The same skill with another encoder's vectors: the same examples in the same order, and the same head."""
-    other = replace(skill, encoder=encoder, cache=cache)
+    usual = skill.run.config.training.embedding_batch_size
+    other = replace(skill, encoder=encoder, cache=cache, batch_size=usual)
     rows = _replayed_items(skill, settings)
     vectors = other.embed([skill.items[row].text for row in rows])
     return _with_examples(other, rows, vectors, settings.replay_item_weight)

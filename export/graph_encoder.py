@@ -17,7 +17,7 @@ from serving.steps import encoder_engine, length_runs, text_encoder, tokenizatio
 from serving.steps.text_encoder import OUTPUT, TextEncoder
 from training.embedding_cache import EmbeddingCache
 
-__all__ = ["GraphEncoder"]
+__all__ = ["BATCH_SIZE", "GraphEncoder"]
 
 Vectors = npt.NDArray[np.float32]
 
