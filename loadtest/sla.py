@@ -100,7 +100,7 @@ def read_sla(path: Path) -> Sla:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise LoadTestError(f"{path}: cannot read the configuration: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # what looks like a date is made one: 2024-13-01 is none
         raise LoadTestError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     section = content.get("sla") if isinstance(content, dict) else None
     if not isinstance(section, dict):

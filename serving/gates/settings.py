@@ -80,7 +80,7 @@ def read_settings(path: Path | None, overrides: Iterable[str] = ()) -> Settings:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError) as error:
             raise ServingError(f"{path} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # what looks like a date is made one: 2024-13-01 is none
             raise ServingError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise ServingError(f"{path} is no mapping of sections")
@@ -105,7 +105,7 @@ def _apply(sections: dict[str, Any], override: str) -> None:
         for name in names[:-1]:
             node = node.setdefault(name, {})
         node[names[-1]] = yaml.safe_load(text)
-    except (AttributeError, TypeError, yaml.YAMLError):
+    except (AttributeError, TypeError, ValueError, yaml.YAMLError):
         raise ServingError(f"override {override!r}: no such key, or no YAML value") from None
 
 

@@ -143,6 +143,7 @@ def test_the_section_of_a_domain_is_read(tmp_path):
         ("sla: {max_error_rate: 1.5}", "sla.max_error_rate"),
         ("sla: {max_error_rate: true}", "sla.max_error_rate"),
         ("sla: {p50_ms: 60", "not YAML"),
+        ("sla: {p50_ms: 2024-13-01}", "not YAML: month must be in"),
     ],
 )
 def test_a_wrong_section_is_one_clear_line(tmp_path, content, said):

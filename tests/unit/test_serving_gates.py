@@ -200,12 +200,14 @@ def test_settings_come_from_the_yaml_and_the_command_line(tmp_path: Path) -> Non
         "gates.margin=1": "gates.margin: Extra inputs.*knows accuracy_margin",
         "gates.ndcg_margin=-1": "gates.ndcg_margin",
         "gates": "write it as gates",
+        "gates.ndcg_margin=2024-13-01": "no YAML value",
     }
     for override, message in wrong.items():
         with pytest.raises(ServingError, match=message):
             read_settings(path, [override])
-    path.write_text("gates: [")
-    with pytest.raises(ServingError, match="is not YAML"):
-        read_settings(path)
+    for content in ("gates: [", "gates: {ndcg_margin: 2024-13-01}"):
+        path.write_text(content)
+        with pytest.raises(ServingError, match="is not YAML"):
+            read_settings(path)
     with pytest.raises(ServingError, match="cannot be read"):
         read_settings(tmp_path / "none.yaml")
