@@ -69,7 +69,7 @@ class OldSkill:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """The encoder's vectors of some texts, float32 [n, H]."""
-        return self.cache.embed(self.encoder, texts, self.batch_size)
+        return self.cache.embed(self.encoder, texts, batch_size=self.batch_size)
 
     def label_ids(self, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The head's rows of some labels."""

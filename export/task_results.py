@@ -35,7 +35,7 @@ def measure_task(run: Run, encoder: GraphEncoder, var: Path, limit: int) -> Task
     instructions = test_instructions(run, limit)
     if not instructions:
         return None
-    vectors = encoder.cache(var).embed(encoder, [one.text for one in instructions], BATCH_SIZE)
+    vectors = encoder.cache(var).embed(encoder, [one.text for one in instructions], batch_size=BATCH_SIZE)
     weight, bias = run.head()
     logits = vectors @ weight.T + bias
     return TaskResults.of([_key(one) for one in instructions], Task(run, instructions).measure(vectors, logits))
