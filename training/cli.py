@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -49,7 +50,6 @@ def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple
     """Tune head and score weights and write a run; a run of the same inputs is used again."""
     if not processes.is_main():
         _help(config, data, var, overrides)
-        return
     console = Console(stderr=print_run, highlight=False, soft_wrap=True)
     started = time.monotonic()
     plan = make_plan(load_config(config, overrides), data, var)
@@ -69,7 +69,7 @@ def train(config: Path, data: Path, var: Path, print_run: bool, overrides: tuple
         click.echo(f"run: {run.path}")
 
 
-def _help(config: Path, data: Path, var: Path, overrides: tuple[str, ...]) -> None:
+def _help(config: Path, data: Path, var: Path, overrides: tuple[str, ...]) -> NoReturn:
     """What the other processes of `accelerate launch` do: share the tuning, and leave the rest to the main one."""
 
     def tune() -> None:

@@ -5,10 +5,12 @@ of its batches, and wait again until it is done: they read the dataset, but writ
 fails, the launcher ends the others.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
@@ -32,11 +34,18 @@ def ask_for_help() -> None:
     agree(TUNE)
 
 
-def help_main_process(tune: Callable[[], object]) -> None:
-    """Be one of the other processes: call `tune` as often as the main process asks for help, until it is done."""
+def help_main_process(tune: Callable[[], object]) -> NoReturn:
+    """Be one of the other processes: call `tune` as often as the main process asks for help, until it is done.
+
+    Ends this process then. An interpreter that ends in order may be aborted by one of Gloo's threads (PyTorch, pull
+    request 179291), for which the launcher would end the main process too, before it has said what it made.
+    """
     while agree(DONE) == TUNE:
         tune()
     _leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def finish() -> None:
@@ -74,4 +83,5 @@ def _state() -> "PartialState":
 def _leave() -> None:
     import torch  # noqa: PLC0415
 
+    gc.collect()  # what a tuning leaves in cycles would keep Gloo's threads alive
     torch.distributed.destroy_process_group()
