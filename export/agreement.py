@@ -30,6 +30,7 @@ Side = tuple[Floats, Floats]
 """The vectors [n, H] of some texts and their logits [n, K]."""
 
 _BATCH = 32
+_ROUNDING = 1e-6  # of an inner product of two normalised vectors in FP32, times some ten
 _NOT_FINITE = "values that are not finite"
 
 
@@ -56,12 +57,14 @@ def encode_rows(session: EncoderSession, rows: Sequence[Sequence[int]], multiple
 
 
 def top_k_agreement(reference: Floats, candidate: Floats, item_vectors: Floats, k: int) -> float:
-    """Mean share of the k best items that two sets of vectors have in common.
+    """Mean share of the candidate's k best items that are among the reference's k best, or as good as the last of them.
+
+    Catalogues hold items of equal text, whose scores differ by rounding alone: which of them come first says nothing.
 
     Args:
-        reference: [n, H].
+        reference: [n, H], normalised.
         candidate: [n, H], row for row the same texts.
-        item_vectors: [N, H].
+        item_vectors: [N, H], normalised.
         k: How many items; all of them if there are fewer.
     """
     k = min(k, len(item_vectors))
@@ -69,7 +72,8 @@ def top_k_agreement(reference: Floats, candidate: Floats, item_vectors: Floats, 
     for start in range(0, len(reference), 64):  # bounds the score matrix, whatever the catalogue
         scores = [vectors[start : start + 64] @ item_vectors.T for vectors in (reference, candidate)]
         for one, other in zip(*scores, strict=True):
-            shared += len(np.intersect1d(best_rows(one, k), best_rows(other, k)))
+            last = np.partition(one, len(one) - k)[len(one) - k]
+            shared += int((one[best_rows(other, k)] >= last - _ROUNDING).sum())
     return shared / (k * len(reference))
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import numpy_helper
 from tiny_encoders import words_model
 
-from export.agreement import ranking_checks, top_k_agreement
+from export.agreement import ranking_checks
 from export.errors import ExportError, VerificationError
 from export.graph_file import load_graph, open_served, save_graph
 from export.head_graph import VECTOR
@@ -216,26 +214,6 @@ def test_nothing_to_verify_with_is_an_error(model, fp32, tmp_path):
 def test_nan_never_passes():
     assert not Check.at_least("x", float("nan"), 0).passed
     assert not Check.at_most("x", float("nan"), 0).passed
-
-
-def test_top_k_agreement_counts_shared_items():
-    items = np.eye(4, dtype=np.float32)
-    one = np.array([[4, 3, 2, 1]], np.float32)
-    assert top_k_agreement(one, one, items, 2) == 1
-    assert top_k_agreement(one, np.array([[4, 1, 2, 3]], np.float32), items, 2) == 0.5
-    assert top_k_agreement(one, -one, items, 2) == 0
-    assert top_k_agreement(one, -one, items, 100) == 1  # all four items either way
-
-
-@given(st.integers(1, 600), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_top_k_agreement_equals_a_plain_count(texts, k, seed):
-    generator = np.random.default_rng(seed)
-    items, one, other = (generator.normal(size=(size, 5)).astype(np.float32) for size in (11, texts, texts))
-    plain = [
-        len(set(np.argsort(-items @ first)[:k]) & set(np.argsort(-items @ second)[:k])) / min(k, 11)
-        for first, second in zip(one, other, strict=True)
-    ]
-    assert top_k_agreement(one, other, items, k) == pytest.approx(np.mean(plain))
 
 
 def test_corrupted_codes_of_a_quantised_weight_are_found(model, int8, tmp_path):
