@@ -10,7 +10,8 @@ from typing import Any
 
 from .canary.ensemble import load_canaries
 from .embedded import Endpoints
-from .errors import ServerError
+from .errors import PublishError, ServerError
+from .feedback_model import repoint_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .liveness import ask_domain
@@ -88,6 +89,10 @@ def start_live(server: Server, endpoints: Endpoints) -> tuple[ServerState, list[
         ServingError: it does not get ready; what was started is left to the caller.
     """
     repository = LiveRepository(server.layout.live)
+    try:
+        repoint_feedback(server.layout)
+    except PublishError as error:  # recommendations do not wait for it
+        logger.warning("feedback goes where it went before: %s", error.message)
     try:
         state = _start(server, endpoints)
     except ServerError as error:
