@@ -20,10 +20,10 @@ from .admin import admin_client
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
-from .live_repository import CONFIG_NAME, FEEDBACK_MODEL, INCOMING, contents, format_config, parse_config, read_config
+from .live_repository import CONFIG_NAME, INCOMING, contents, format_config, parse_config, read_config
 from .step_configs import replace_if_changed
 
-MODEL = FEEDBACK_MODEL
+MODEL = "feedback"
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository" / MODEL
 FOLDER = "folder"
 """The parameter of its config that says where the store lies."""

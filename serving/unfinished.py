@@ -53,7 +53,7 @@ class Unfinished:
     intent: Intent | None = None
 
     def put_back(self, config: Path) -> None:
-        """Let a file be the config from before: by a link, for which a full disk has room; written where none can be."""
+        """Let a file be the config from before: by a link, for which a full disk has room; where none can be, anew."""
         spare = config.with_name(f".{config.name}.before.tmp")
         spare.unlink(missing_ok=True)
         os.utime(self.path)  # Triton reloads what looks newer
