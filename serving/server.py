@@ -27,6 +27,7 @@ from .files import write_atomically
 from .layout import Layout
 from .line_journal import now
 from .live_repository import LiveRepository
+from .lock_file import open_to_lock
 from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
@@ -72,11 +73,11 @@ class Server:
             patience_seconds: how long to wait for another holder.
 
         Raises:
+            PreflightError: its file cannot be written.
             ServerError: another command holds it.
         """
-        self.layout.var.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience_seconds
-        with self.layout.lock.open("w") as handle:
+        with open_to_lock(self.layout.lock) as handle:
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
