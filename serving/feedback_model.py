@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 import feedback
 
-from .admin import admin_client
+from .admin import admin_client, refusal
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
@@ -107,7 +107,7 @@ def publish_feedback(layout: Layout, url: str) -> None:
             if changed or not client.is_model_ready(MODEL, str(_pinned(layout.live / MODEL)), client_timeout=10):
                 client.load_model(MODEL, client_timeout=120)
     except InferenceServerException as error:
-        refused = f"Triton refuses {MODEL}: {error.message()}"
+        refused = refusal(MODEL, error)
         try:
             if changed and before is not None:
                 write_atomically(path, before)
