@@ -150,6 +150,7 @@ class Healer:
         self._silent = self._busy = 0
         self._without_feedback = False
         self._said: dict[str, str] = {}
+        self._seen: ServerState | None = None
 
     def look(self) -> list[str]:
         """Look once, and mend what is wrong.
@@ -164,6 +165,7 @@ class Healer:
         state = self.server.state()
         if state is None:
             return self._restart("tritonserver is gone") if self.layout.server_state.is_file() else []
+        self._seen = state
         done = self._end_killed_publishes()
         if done:
             return done
@@ -293,7 +295,9 @@ class Healer:
         with self._at_work() as allowed:
             if not allowed or not self.layout.server_state.is_file():
                 return []
-            endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
+            # Where what was written down of the server is damaged, nobody but who has seen it knows where it listened.
+            known = self.server.remembered() or self._seen
+            endpoints = known.endpoints if known is not None else self.server.last_endpoints()
             # A start moves the log away, and each further one that fails: said now, it is not lost.
             logger.warning("%s; the server's log says: %s", reason, self.server.first_error())
             began = time.monotonic()

@@ -190,8 +190,8 @@ class Server:
         except OSError as full:
             try:
                 with path.open("r+b") as stream:
-                    stream.write(content)
-                    stream.truncate()
+                    # In one piece: cut off between the two, what truncate would take away is no JSON.
+                    stream.write(content.ljust(path.stat().st_size))
             except OSError:
                 process_tree.sweep(self.layout.shared_memory_prefix)
                 raise PreflightError(f"cannot write {path}: {full.strerror or full}") from None

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
+from live_repository_helpers import full
 from serving_helpers import ROOT
 
 from serving import process_tree
@@ -334,9 +335,27 @@ def test_the_first_error_is_one_short_line_whatever_the_log_holds(layout):
     assert len(Server(layout).first_error()) <= 500
 
 
-def test_the_logs_of_the_servers_before_are_kept(layout, monkeypatch):
+@pytest.fixture
+def echoing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start runs another program than tritonserver."""
     for name in ("assemble_backends", "check_machine"):
         monkeypatch.setattr(f"serving.server.{name}", lambda *_: None)
+    monkeypatch.setattr("serving.server.server_command", lambda *_: ["echo"])
+
+
+@pytest.mark.usefixtures("echoing")
+@pytest.mark.parametrize("before", [b"", b" " * 5_000 + b"}"])
+def test_on_a_full_disk_the_state_is_written_over_the_one_before(layout, monkeypatch, before):
+    layout.var.mkdir()
+    layout.server_state.write_bytes(before)
+    monkeypatch.setattr("serving.server.write_atomically", full)
+    state = Server(layout).start(Endpoints(grpc_port=7001), [])
+    assert Server(layout).remembered() == state
+    assert layout.server_state.stat().st_size >= len(before), "written in one piece, and nothing cut off after it"
+
+
+@pytest.mark.usefixtures("echoing")
+def test_the_logs_of_the_servers_before_are_kept(layout, monkeypatch):
     starts = iter(range(8))
     monkeypatch.setattr("serving.server.server_command", lambda *_: ["echo", f"start {next(starts)}"])
     for _ in range(8):

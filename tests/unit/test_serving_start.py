@@ -149,6 +149,27 @@ def test_a_start_in_vain_is_forgotten(shop: Shop, monkeypatch: pytest.MonkeyPatc
     assert start(shop.layout, {}).endpoints == ENDPOINTS
 
 
+@pytest.mark.parametrize("content", ["", '{"pid": 7, "ident'])
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_watcher_starts_a_server_of_which_nothing_readable_is_written_down(
+    shop: Shop, content: str, seen: bool
+) -> None:
+    shop.deploy(1)
+    shop.crash(forget=True)
+    elsewhere = ENDPOINTS.model_copy(update={"grpc_port": 8801})
+    start(shop.layout, {"grpc_port": 8801})
+    healer = Healer(shop.layout)
+    if seen:
+        assert healer.look() == []
+    shop.layout.server_state.write_text(content)
+    [said] = healer.look()
+    assert said.startswith("tritonserver is gone: server started afresh")
+    state = shop.server.state()
+    assert state is not None
+    assert state.endpoints == (elsewhere if seen else ENDPOINTS), "else where the one before it listened"
+    assert healer.look() == []
+
+
 def test_a_release_that_is_silent_or_cannot_be_asked_is_told(shop: Shop) -> None:
     shop.deploy(1)
     shop.crash(forget=True)
