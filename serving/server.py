@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tritonclient import grpc
@@ -104,6 +105,15 @@ class Server:
         """Where the server of this `VAR` listens, or listened last, also if it was stopped since."""
         known = self.remembered() or _read_state(self.layout.stopped_server_state)
         return known.endpoints if known is not None else Endpoints()
+
+    def wanted_endpoints(self, told: Mapping[str, Any]) -> Endpoints:
+        """Where it listens or listened last, but for what is told.
+
+        Args:
+            told: those of the endpoints that are given; None stands for one that is not.
+        """
+        given = {name: value for name, value in told.items() if value is not None}
+        return Endpoints.model_validate(self.last_endpoints().model_dump() | given)
 
     def require_state(self) -> ServerState:
         """The running server's state.

@@ -47,7 +47,7 @@ def start(layout: Layout, wanted: Mapping[str, Any]) -> Start:
 
     Args:
         layout: where everything lies.
-        wanted: those of the endpoints that are not to be where the last server listened.
+        wanted: those of the endpoints that are not to be where the last server listened; None stands for one that is.
 
     Raises:
         PreflightError: the machine lacks something; said before anything is started.
@@ -59,7 +59,7 @@ def start(layout: Layout, wanted: Mapping[str, Any]) -> Start:
         recover(layout)
         if (state := server.state()) is not None:
             server.wait_until_up(state)
-        endpoints = Endpoints.model_validate(server.last_endpoints().model_dump() | dict(wanted))
+        endpoints = server.wanted_endpoints(wanted)
         live = _live(layout)
         if not live:
             raise ServerError(f"no release is live in {layout.var}, there is nothing to start; run `make deploy`")

@@ -118,6 +118,21 @@ def test_recommendations_come_back_where_feedback_cannot_be_led_to_its_store(
     assert "No space left on device" in caplog.text
 
 
+def test_the_server_is_asked_where_it_listens_unless_told_otherwise(shop: Shop) -> None:
+    def url(*told: str) -> str:
+        return run(shop, "url", *told).output
+
+    assert url() == "127.0.0.1:8001\n"
+    shop.deploy(1)
+    assert url() == "127.0.0.1:7001\n"
+    shop.crash(forget=True)
+    assert url() == "127.0.0.1:7001\n"
+    assert url("--grpc-port", "9001") == "127.0.0.1:9001\n"
+    assert url("--host", "10.0.0.7") == "10.0.0.7:7001\n"
+    start(shop.layout, {"host": "0.0.0.0"})  # noqa: S104 - nothing binds here
+    assert url() == "127.0.0.1:7001\n", "as a client on this machine reaches it"
+
+
 def test_where_nothing_is_live_a_deploy_is_due(shop: Shop) -> None:
     with pytest.raises(ServerError, match=r"no release is live in .*run `make deploy`"):
         start(shop.layout, {})
