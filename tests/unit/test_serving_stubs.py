@@ -109,7 +109,7 @@ def test_all_stopped_stubs_of_a_step_are_killed(layout: Layout, monkeypatch: pyt
 def test_the_stubs_of_a_server_that_was_started_under_another_path_are_left_alone(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The folder was moved under it: its processes carry the name of before."""
+    """Through a link, by older code, or the folder was moved and a link left: its processes carry another name."""
     state = ServerState(pid=1, identity="running", started="2026-01-01T00:00:00+00:00", endpoints=Endpoints())
     client = Triton({ENCODER: [{"count": 1}]})
     reloaded: list[str] = []
