@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tritonclient import grpc
@@ -27,6 +28,7 @@ from .files import write_atomically
 from .layout import Layout
 from .line_journal import now
 from .live_repository import LiveRepository
+from .lock_file import open_to_lock
 from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
@@ -72,11 +74,11 @@ class Server:
             patience_seconds: how long to wait for another holder.
 
         Raises:
+            PreflightError: its file cannot be written.
             ServerError: another command holds it.
         """
-        self.layout.var.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience_seconds
-        with self.layout.lock.open("w") as handle:
+        with open_to_lock(self.layout.lock) as handle:
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,6 +105,15 @@ class Server:
         """Where the server of this `VAR` listens, or listened last, also if it was stopped since."""
         known = self.remembered() or _read_state(self.layout.stopped_server_state)
         return known.endpoints if known is not None else Endpoints()
+
+    def wanted_endpoints(self, told: Mapping[str, Any]) -> Endpoints:
+        """Where it listens or listened last, but for what is told.
+
+        Args:
+            told: those of the endpoints that are given; None stands for one that is not.
+        """
+        given = {name: value for name, value in told.items() if value is not None}
+        return Endpoints.model_validate(self.last_endpoints().model_dump() | given)
 
     def require_state(self) -> ServerState:
         """The running server's state.
@@ -189,8 +200,8 @@ class Server:
         except OSError as full:
             try:
                 with path.open("r+b") as stream:
-                    stream.write(content)
-                    stream.truncate()
+                    # In one piece: cut off between the two, what truncate would take away is no JSON.
+                    stream.write(content.ljust(path.stat().st_size))
             except OSError:
                 process_tree.sweep(self.layout.shared_memory_prefix)
                 raise PreflightError(f"cannot write {path}: {full.strerror or full}") from None
