@@ -299,7 +299,8 @@ class Healer:
             known = self.server.remembered() or self._seen
             endpoints = known.endpoints if known is not None else self.server.last_endpoints()
             # A start moves the log away, and each further one that fails: said now, it is not lost.
-            logger.warning("%s; the server's log says: %s", reason, self.server.first_error())
+            said = self.server.last_error()
+            logger.warning("%s%s", reason, f"; the server's log says: {said}" if said else "")
             began = time.monotonic()
             self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again

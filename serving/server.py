@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
 """So long `make stop` and `make follow` wait for whoever is at work: the watcher mends most faults in half of it."""
+FAILURE_SIGNS = ("error:", "failed to load", "unrecognized option", "Signal (")
+"""What a line of the server's log holds that tells of a failure and does not begin with E."""
+HARMLESS = (
+    *("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version", "pinned"),  # said where there is no GPU
+    "model_config_content_name_ is empty",  # said around publishes
+)
+"""What a line of it holds that looks like a failure and is none."""
 KEPT_LOGS = 5
 """Of the servers before this one, `triton.log.1` the youngest: what ended one is still there after further starts."""
 CRIPPLED_DRAIN_SECONDS = 3.0
@@ -335,24 +342,38 @@ class Server:
             return 0
 
     def first_error(self, *, since: int = 0) -> str:
-        """The log's first line that tells of a failure, without its time stamp.
+        """The log's first line that tells of a failure, without its time stamp; its last line where none does.
 
         Args:
             since: bytes of the log to pass over: what it held before.
         """
+        if not self.layout.server_log.is_file():
+            return "there is no log"
+        lines = self._logged(since)
+        return next(iter(_failures(lines)), lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty")
+
+    def last_error(self) -> str | None:
+        """The log's last line that tells of a failure, without its time stamp; None where none does."""
+        failures = _failures(self._logged(0))
+        return failures[-1] if failures else None
+
+    def _logged(self, since: int) -> list[str]:
         try:
             content = self.layout.server_log.read_bytes()[since:]
         except FileNotFoundError:
-            return "there is no log"
-        harmless = ("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version", "pinned")  # said where there is no GPU
-        lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
-        for line in lines:
-            is_error = line.startswith("E") or any(
-                sign in line for sign in ("error:", "failed to load", "unrecognized option")
-            )
-            if is_error and not any(word in line for word in harmless):
-                return line.split("] ", 1)[-1].strip().strip('"')[:500]
-        return lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty"
+            return []
+        return [line for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _failures(lines: Sequence[str]) -> list[str]:
+    """What the lines of a log say that tell of a failure, without time stamps."""
+    found = [
+        line
+        for line in lines
+        if (line.startswith("E") or any(sign in line for sign in FAILURE_SIGNS))
+        and not any(word in line for word in HARMLESS)
+    ]
+    return [line.split("] ", 1)[-1].strip().strip('"')[:500] for line in found]
 
 
 def _read_state(path: Path) -> ServerState | None:

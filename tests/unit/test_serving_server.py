@@ -328,6 +328,18 @@ def test_the_first_error_of_a_log(layout, lines, expected):
     assert Server(layout).first_error() == expected
 
 
+def test_what_triton_says_around_every_publish_is_no_reason_of_a_crash(layout):
+    said = '"Failed to set config modification time: model_config_content_name_ is empty"'
+    lines = ["E1123 18:00:01.000000 7 model_lifecycle.cc:642] \"failed to load 'a'\"", INFO]
+    published = f"E1123 18:00:03.000000 7 model_repository_manager.cc:470] {said}"
+    layout.server_log.parent.mkdir(parents=True)
+    layout.server_log.write_text("\n".join([INFO, published]), encoding="utf-8")
+    assert Server(layout).last_error() is None
+    layout.server_log.write_text("\n".join([*lines, published, "Signal (11) received.", INFO]), encoding="utf-8")
+    assert Server(layout).last_error() == "Signal (11) received."
+    assert Server(layout).first_error() == "failed to load 'a'"
+
+
 def test_the_first_error_is_one_short_line_whatever_the_log_holds(layout):
     assert Server(layout).first_error() == "there is no log"
     layout.server_log.parent.mkdir(parents=True)
