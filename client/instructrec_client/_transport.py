@@ -44,9 +44,12 @@ CHANNEL_ARGS: dict[str, str | int] = {
     # tritonclient drops its own defaults, message sizes among them, as soon as channel_args are given: so all are here.
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-    # Finds a dead connection under traffic; no pings without calls, which a server may punish by closing.
+    # Finds a dead connection: gRPC pings along with calls, and after 20 s of silence while one is under way. It waits
+    # for either answer as long as the longer of the two timeouts says, a minute by default. No pings without calls,
+    # which a server may punish by closing.
     "grpc.keepalive_time_ms": 20_000,
     "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.ping_timeout_ms": 5_000,
     "grpc.keepalive_permit_without_calls": 0,
     # gRPC waits 1 s, then up to 120 s, between attempts to connect and fails every call meanwhile. A server that
     # restarts is found again sooner with these.

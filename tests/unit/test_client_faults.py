@@ -6,10 +6,12 @@ The server speaks the real protocol and plays no model: it exists to provoke wha
 import asyncio
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -294,6 +296,31 @@ def test_a_connected_client_finds_a_server_that_comes_back():
             assert not under_way.done()
             with serving(port=int(url.rpartition(":")[2])):
                 assert under_way.result()[0].title == "title"
+
+
+ANSWERING = """
+import time
+from client_helpers import serving
+
+with serving() as (_, url):
+    print(url, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_server_that_freezes_is_found_to_be_gone():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", ANSWERING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            with Client(server.stdout.readline().strip(), retries=0) as client:
+                client.recommend("a shirt", timeout=PATIENCE)
+                server.send_signal(signal.SIGSTOP)
+                # The deadline is past the longest that it may take to notice, and below the minute of gRPC's default.
+                with pytest.raises(ServerUnavailable, match="ping timeout"):
+                    client.recommend("a shirt", timeout=50)
+        finally:
+            server.kill()
 
 
 class Clock:
