@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -117,13 +118,21 @@ class Endpoint:
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of tritonclient's clients."""
-        merged = {**CHANNEL_ARGS, **dict(self.channel_args or ())}
+        proxy = {"grpc.enable_http_proxy": 0} if _is_loopback(self.url) else {}
+        merged = {**CHANNEL_ARGS, **proxy, **dict(self.channel_args or ())}
         options: dict[str, Any] = {"url": self.url, "channel_args": list(merged.items())}
         if self.pem is not None:
             options["creds"] = grpc.ssl_channel_credentials(**self.pem)
         elif self.tls:
             options["ssl"] = True
         return options
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether all of a URL's addresses are of this machine, which a proxy in the environment cannot reach."""
+    addresses = re.sub(r"^(ipv4:|ipv6:|dns:(//[^/]*/)?)", "", url).split(",")
+    hosts = [re.sub(r":\d+$", "", address).strip("[]") for address in addresses]
+    return all(re.fullmatch(r"localhost|127(\.\d+){3}|::1", host) for host in hosts)
 
 
 class Transport(Protocol):

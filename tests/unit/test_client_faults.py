@@ -48,6 +48,7 @@ from instructrec_client._retry import FIRST_PAUSE, LONGEST_PAUSE, Attempts
 from instructrec_client._timeout import Deadline
 from tritonclient.grpc import service_pb2
 
+NOBODY = "127.0.0.1:1"
 both = pytest.mark.parametrize("ask", [blocking, awaited])
 
 
@@ -149,6 +150,30 @@ def test_with_little_time_the_error_still_names_the_server(ask, timeout):
 def test_a_server_that_is_silent_after_it_was_unavailable_is_named(ask):
     with serving(UNAVAILABLE, HOLD) as (_, url), pytest.raises(DeadlineExceeded, match=f"{url} is unavailable"):
         ask(url, timeout=0.5)
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """The address of a proxy that the environment names, and that nobody runs."""
+    for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("grpc_proxy", f"http://{NOBODY}")
+    return NOBODY
+
+
+@both
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{}", "localhost:{}", "dns:///localhost:{}", "ipv4:127.0.0.1:{0},127.0.0.1:{0}"]
+)
+def test_a_server_of_this_machine_is_asked_without_the_environments_proxy(ask, address, proxy):
+    with serving() as (_, url):
+        assert ask(address.format(url.rpartition(":")[2]))[0].item_id == "item_id"
+
+
+@both
+def test_any_other_server_is_asked_through_the_environments_proxy(ask, proxy):
+    with pytest.raises(ServerUnavailable, match=proxy):
+        ask("192.0.2.1:8001", settings={"retries": 0}, timeout=PATIENCE)
 
 
 @both
