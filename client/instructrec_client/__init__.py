@@ -14,6 +14,7 @@ from ._canary_split import CanarySplit
 from ._client import Client
 from ._errors import (
     ClientClosed,
+    ClientMoved,
     DeadlineExceeded,
     InstructRecError,
     InvalidRequest,
@@ -37,6 +38,7 @@ __all__ = [
     "CanaryState",
     "Client",
     "ClientClosed",
+    "ClientMoved",
     "DeadlineExceeded",
     "Feedback",
     "InstructRecError",

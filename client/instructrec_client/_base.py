@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
-from ._errors import ClientClosed
+from ._errors import ClientClosed, ClientMoved
 from ._retry import Attempts
 from ._throttle import Throttle
 from ._timeout import Deadline, Timeout
@@ -62,6 +63,7 @@ class BaseClient:
         self._retries = retries
         self._throttle = Throttle()
         self._closed = False
+        self._process: int | None = None  # that connects, or has
         self._lock = threading.Lock()  # guards _closed and the connection
 
     @property
@@ -106,3 +108,19 @@ class BaseClient:
     def _require_open(self) -> None:
         if self._closed:
             raise ClientClosed("the client is closed: make a new one")
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether a fork brought the client here from a process that had used it.
+
+        Its connection is of no use then, and any lock of it may be held for ever: gRPC's too, so it is not even closed.
+        """
+        return self._process not in {None, os.getpid()}
+
+    def _require_own_process(self) -> None:
+        if self._is_inherited:
+            raise ClientMoved(
+                f"the client was used in process {self._process} before that forked: make one after the fork, or use "
+                "spawn to start processes"
+            )
+        self._process = os.getpid()

@@ -77,7 +77,7 @@ def test_every_error_is_an_instructrec_error():
         for value in vars(instructrec_client).values()
         if isinstance(value, type) and issubclass(value, Exception) and value is not InstructRecError
     ]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(issubclass(error, InstructRecError) for error in errors)
     assert issubclass(QueueFull, ServerUnavailable)
     assert issubclass(ModelUnloaded, ServerUnavailable)
