@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,7 +66,6 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
 
     A setting that is given as KEY=VALUE is kept as given, and written too: all else was measured with it.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as on ^C
     numbers = _numbers(in_flight)
     cores, asking = _cores(server_cores)
     settings_now = load_config(config, overrides)
