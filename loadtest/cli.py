@@ -52,6 +52,7 @@ option = functools.partial(click.option, show_default=True)
     default=None,
     help="Requests a second of open-loop load, which comes second.",
 )
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(  # noqa: PLR0913, PLR0917 - one an option
     url: str,
     domain: str,
@@ -64,13 +65,16 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
     spawn_rate: float,
     k: int,
     deadline: float,
+    overrides: tuple[str, ...],
 ) -> int:
     """Load a server with a domain's instructions and judge it by the domain's SLA.
+
+    A bar that is given as sla.KEY=VALUE counts instead of the YAML's.
 
     Exits with 0 when the SLA is met, 2 when it is missed, 1 after an error.
     """
     created = datetime.now(timezone.utc)
-    sla = read_sla(config)
+    sla = read_sla(config, overrides)
     queries, due = read_workload(instructions), items_due(instructions, k)
     settings = ClosedLoop(
         url=url,
