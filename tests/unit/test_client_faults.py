@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -206,6 +207,14 @@ def test_a_large_batch_travels_in_several_requests_under_one_deadline(ask):
         assert len(ask(url, "recommend_batch", ["a shirt"] * 70, timeout=30)) == 70
     assert playing.rows == [32, 32, 6]
     assert playing.server_timeouts[2] < playing.server_timeouts[0] - 0.4e6
+
+
+@both
+def test_any_sequence_is_sent_a_deque_too(ask):
+    with serving() as (playing, url):
+        histories = deque(deque(["sku-1"]) for _ in range(40))
+        assert len(ask(url, "recommend_batch", deque(["a shirt"] * 40), histories=histories)) == 40
+    assert playing.rows == [32, 8]
 
 
 @both
