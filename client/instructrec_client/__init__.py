@@ -29,7 +29,7 @@ from ._feedback import Feedback
 from ._models import Item, Reason, Recommendations
 from ._split import CanaryState, SplitCounts
 from ._timeout import Timeout
-from ._transport import Tls
+from ._tls import Tls
 
 __all__ = [
     "AsyncCanarySplit",

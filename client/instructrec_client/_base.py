@@ -12,7 +12,8 @@ from ._errors import ClientClosed, ClientMoved
 from ._retry import Attempts
 from ._throttle import Throttle
 from ._timeout import Deadline, Timeout
-from ._transport import ChannelArgs, Endpoint, Tls
+from ._tls import Tls
+from ._transport import ChannelArgs, Endpoint
 
 __all__ = ["BaseClient", "Traceback"]
 
@@ -57,6 +58,8 @@ class BaseClient:
             raise ValueError("domain is empty: give the name of the model to ask")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f"retries is a whole number from 0, got {retries!r}")
+        if not isinstance(tls, (Tls, bool, type(None))):
+            raise ValueError(f"tls is a Tls, True or None, got {type(tls).__name__}: name files by Tls(…)")
         self._endpoint = Endpoint(url, channel_args, tls, tls.read() if isinstance(tls, Tls) else None)
         self._domain = domain
         self._timeout = Timeout.of(timeout)
