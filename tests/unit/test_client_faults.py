@@ -332,6 +332,13 @@ def test_a_connected_client_finds_a_server_that_comes_back():
                 assert under_way.result()[0].title == "title"
 
 
+def test_the_command_lines_deadline_is_of_all_that_it_does():
+    with serving() as (playing, url):
+        playing.ready_after = 2.0
+        assert main(["a shirt", "--url", url, "--timeout", "60"]) == 0
+    assert playing.server_timeouts[0] <= 58e6
+
+
 ANSWERING = """
 import time
 from client_helpers import serving

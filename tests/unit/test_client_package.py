@@ -100,6 +100,7 @@ def test_errors_survive_pickling():
         {"timeout": -1.0},
         {"timeout": float("nan")},
         {"timeout": float("inf")},
+        {"timeout": 1e10},
         {"timeout": True},
         {"timeout": "5"},
         {"retries": -1},
