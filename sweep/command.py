@@ -101,6 +101,8 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
     )
     _keep(report, layout.var / FOLDER)
     _write(outcome.changes(written), config, write)
+    if given := outcome.not_compared(written):
+        click.echo(f"given, and not compared with what {config} had: {', '.join(given)}")
 
 
 def _release(layout: Layout, domain: str, number: int | None) -> Release:
@@ -161,4 +163,4 @@ def _write(changes: Mapping[str, Any], config: Path, write: bool) -> None:
         write_settings(config, changes)
         click.echo(f"{config} now has\n{fragment(changes)}\nput it live: make export deploy")
     else:
-        click.echo(f"better than {config}, which was left alone:\n{fragment(changes)}")
+        click.echo(f"for {config}, which was left alone:\n{fragment(changes)}")
