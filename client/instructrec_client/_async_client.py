@@ -120,11 +120,11 @@ class AsyncClient(BaseClient):
         self._require_own_process()
         with self._lock:
             self._require_open()
-            loop = asyncio.get_running_loop()
-            if self._transport is None:
-                self._transport, self._loop = self._connect(), loop
-            elif self._loop is not loop:
+            self._loop = self._loop or asyncio.get_running_loop()
+            if self._loop is not asyncio.get_running_loop():
                 raise ClientMoved("the client was used in another event loop: make an AsyncClient in each")
+            if self._transport is None:
+                self._transport = self._connect()
             return self._transport
 
     async def _send(
