@@ -44,9 +44,9 @@ CHANNEL_ARGS: dict[str, str | int] = {
     # tritonclient drops its own defaults, message sizes among them, as soon as channel_args are given: so all are here.
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-    # Finds a dead connection: gRPC pings along with calls, and after 20 s of silence while one is under way. It waits
-    # for either answer as long as the longer of the two timeouts says, a minute by default. No pings without calls,
-    # which a server may punish by closing.
+    # Finds a dead connection: gRPC pings after 20 s of silence if a call is under way then, and while answers come. It
+    # waits for a reply as long as the longer of the two timeouts says; the second is a minute by default. No pings
+    # without calls, which a server may punish by closing.
     "grpc.keepalive_time_ms": 20_000,
     "grpc.keepalive_timeout_ms": 5_000,
     "grpc.http2.ping_timeout_ms": 5_000,
