@@ -200,7 +200,7 @@ stop: setup  ## Stop the server once it has answered what is in flight
 
 loadtest: running  ## Load the live service with Locust (USERS, and DURATION seconds once all have started), then at RATE requests a second (open loop) if given, and hold it against the domain's SLA
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && url=$$($(SERVER_URL)) && $(PY) -m loadtest --url "$$url" --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) $(if $(RATE),--open-loop-rate $(RATE)) \
-		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
+		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest $(SET)
 
 bench: running  ## Measure the live service against its own encoder and a plain FastAPI service, as ratios of one run
 	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && url=$$($(SERVER_URL)) && $(PY) -m loadtest.benchmark --url "$$url" --domain $(DOMAIN) \

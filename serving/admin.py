@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from feedback.errors import StoreError
 from feedback.people import create_key, read_key
 
+from .channel import connect
 from .errors import PreflightError, ServerError, ServingError
 from .layout import Layout
 
@@ -71,7 +72,7 @@ def admin_client(layout: Layout, url: str) -> grpc.InferenceServerClient:
         ServerError: the key cannot be read.
     """
     plugin = _AdminKey(_read(layout, ServerError)) if layout.admin_key.exists() else None
-    client = grpc.InferenceServerClient(url)
+    client = connect(url)
     if plugin is not None:
         client.register_plugin(plugin)
     return client

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 import feedback
 
 from .admin import admin_client, refusal
+from .channel import connect
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
@@ -134,7 +135,7 @@ def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
         inputs.append(tensor)
     started = time.perf_counter()
     try:
-        with grpc.InferenceServerClient(url) as client:
+        with connect(url) as client:
             client.infer(MODEL, inputs, client_timeout=timeout_seconds)
     except InferenceServerException as error:
         raise ServerError(f"{MODEL} at {url} takes no events: {error.message()}") from None

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .admin import admin_client, ensure_key
+from .channel import connect
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
 from .engine_variants import take_out_misfits
 from .errors import PreflightError, PublishError, ServerError
@@ -220,7 +220,7 @@ class Server:
             ServerError: it runs and does not even say that it lives.
         """
         deadline = time.monotonic() + timeout_seconds
-        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+        with connect(state.endpoints.grpc_url) as client:
             while self.state() is not None:
                 with contextlib.suppress(InferenceServerException):
                     if client.is_server_live(client_timeout=5):
@@ -238,7 +238,7 @@ class Server:
             ServerError: it ended or took too long; the message carries the log's first error.
         """
         deadline = time.monotonic() + timeout_seconds
-        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+        with connect(state.endpoints.grpc_url) as client:
             while time.monotonic() < deadline:
                 self._reap(state.pid)
                 if self.state() is None:

@@ -319,7 +319,7 @@ def test_a_server_that_asks_for_a_key_that_is_lost_is_told_with_what_helps(
     shop.deploy(1)
     with monkeypatch.context() as patch:
         client = SimpleNamespace(load_model=refuse, unload_model=refuse, is_model_ready=lambda *_, **__: True)
-        patch.setattr(grpc, "InferenceServerClient", lambda _: nullcontext(client))
+        patch.setattr(grpc, "InferenceServerClient", lambda *_, **__: nullcontext(client))
         with pytest.raises(PublishError, match=r"restricted.*VAR/admin\.key is gone.*run `make stop start`.*1 still"):
             shop.deploy(2)
     assert shop.live() == 1

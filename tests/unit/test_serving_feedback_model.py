@@ -35,7 +35,7 @@ def refusing_server(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InferenceServerException("failed to load")
 
     client = SimpleNamespace(load_model=refuse, is_model_ready=lambda *_, **__: True)
-    monkeypatch.setattr(feedback_model.grpc, "InferenceServerClient", lambda _: nullcontext(client))
+    monkeypatch.setattr(feedback_model.grpc, "InferenceServerClient", lambda *_, **__: nullcontext(client))
 
 
 def other_instances(layout: Layout) -> bytes:
