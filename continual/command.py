@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from export.followed import Followed
 from serving.gates.settings import read_settings
 from serving.layout import Layout
 from serving.preconditions import refuse_to_undo_a_rollback
@@ -54,6 +55,7 @@ def tune(config: Path, var: Path, since: int | None, overrides: tuple[str, ...])
     started = time.monotonic()
     tuner = open_tuner(config, var, overrides, click.echo)
     with only_one(tuner):
+        followed = Followed.now(tuner.layout, tuner.config.domain)
         turn = tuner.turn(since)
     click.echo(turn.line)
     if turn.release is not None:
@@ -61,6 +63,8 @@ def tune(config: Path, var: Path, since: int | None, overrides: tuple[str, ...])
     else:
         waiting = None if turn.waiting is None else turn.waiting.number
         refuse_to_undo_a_rollback(tuner.layout, tuner.config.domain, waiting)
+    if made := turn.release or turn.waiting:
+        followed.check_before_deploy(made, "tune")
 
 
 @main.command()
