@@ -22,14 +22,14 @@ from serving.releases import Release, ReleaseStore
 from training.config import DomainConfig
 from training.derived_run import derive_run
 from training.run import Run
-from training.run_listing import derived_from
+from training.run_listing import derived_from, root_of
 
 from .errors import ContinualError, RefusedError
 from .evaluation import Comparison, Judgement, compare_heads
 from .feedback_examples import Batch, FeedbackExample, collect
 from .head_update import Examples, HeadWeights, choose_head, distance
-from .ledger import Attempt, Ledger, Outcome
-from .lineage import REASON, learned_until, lineage
+from .ledger import Attempt, Ledger, Outcome, gone_back_from
+from .lineage import REASON, learned_until, lineage, trained_run
 from .old_skill import OldSkill, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
@@ -111,9 +111,12 @@ class Tuner:
 
     def watermark(self, run: Run) -> int:
         """Up to where feedback counts as learned, if `run` is what is live."""
-        journal = Journal(self.layout.journal(self.config.domain))
-        went_live = {publication.release for publication in journal.publications()}
-        return self.ledger.watermark(learned_until(run), lineage(run), went_live)
+        publications = Journal(self.layout.journal(self.config.domain)).publications()
+        ids, root = lineage(run), root_of(run)
+        passed = gone_back_from(publications)
+        if root not in ids:  # a run between is gone: this one may have been derived of whatever went live
+            passed = {publication.release for publication in publications}
+        return self.ledger.watermark(learned_until(run), ids, root, passed)
 
     def prepare(self) -> None:
         """Load what a turn needs, before there is feedback.
@@ -186,6 +189,8 @@ class Tuner:
         def compared(before: Examples, after: Examples, old: HeadWeights = skill.head) -> Comparison:
             return compare_heads(old, head, before, settings.seed, after.vectors)
 
+        if trained_run(skill.run) is None:
+            self.say(f"nothing is held against drift_budget: the trained run {root_of(skill.run)} is gone")
         untaught = Comparison(0) if skill.trained is None else compared(skill.judged_on, new.judged_on, skill.trained)
 
         trial = Trial(
@@ -342,13 +347,12 @@ class Tuner:
         return since
 
     def _remember(self, outcome: Outcome, run: Run, since: int, until: int, **more: Any) -> None:
-        root = lineage(run)[-1]
         self.ledger.add(
             Attempt(
                 at=now(),
                 outcome=outcome,
                 base_run=run.run_id,
-                root=root,
+                root=root_of(run),
                 since=since,
                 until=until,
                 settings=self.settings.fingerprint,

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from run_helpers import HIDDEN_SIZE, items_of, made_run, vectors_of
 
+from continual.command import main
 from continual.head_update import Anchor, Examples, HeadWeights, update_head
 from continual.tuner import Tuner
 from feedback.events import Event
@@ -39,6 +41,10 @@ def words_as_vectors(texts: Sequence[str]) -> np.ndarray:
             if word in WORDS:
                 row[WORDS.index(word)] += 1
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+LENIENT = ("continual.budget=100", "continual.drift_budget=100")
+"""No head is refused for what it forgets."""
 
 
 class WordEncoder:
@@ -162,3 +168,10 @@ class Shop:
             )
         store.write(events)
         store.close()
+
+
+def tune(shop: Shop) -> Result:
+    """What `make tune` runs, on words that stand for directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("continual.command.open_tuner", lambda *_: shop.tuner())
+        return CliRunner().invoke(main, ["tune", "--config", str(shop.config), "--var", str(shop.var)])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from continual_helpers import Shop, WordEncoder, words_as_vectors
+from click.testing import CliRunner
+from continual_helpers import LENIENT, Shop, WordEncoder, tune, words_as_vectors
 
 from continual.command import main, only_one
 from continual.errors import ContinualError, LedgerError, RefusedError
@@ -20,8 +20,6 @@ from feedback.location import Location
 from serving.canary.journal import CanaryJournal
 from serving.releases import Release
 from training.run import Run
-
-LENIENT = ("continual.budget=100", "continual.drift_budget=100")
 
 STIFF = "continual.penalties=[0.003]"
 """Eight validation texts are too few to choose by how stiff a head has to be."""
@@ -266,13 +264,6 @@ def test_what_is_erased_after_it_was_learned_leaves_the_watermark_where_it_was(
     origin = Run.open(taught_shop.var / "runs" / "shop" / third.manifest.run_id).manifest.derived_from
     assert origin is not None
     assert (origin.details["since"], origin.details["until"]) == (30, 60)
-
-
-def tune(shop: Shop) -> Result:
-    """What `make tune` runs, on words that stand for directions."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("continual.command.open_tuner", lambda *_: shop.tuner())
-        return CliRunner().invoke(main, ["tune", "--config", str(shop.config), "--var", str(shop.var)])
 
 
 def test_nothing_new_after_a_rollback_stops_before_a_deploy_undoes_it(
