@@ -52,6 +52,7 @@ class Follower:
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _seen: int = 0
     _failed: int = 0
+    _unreadable: str | None = None
     _not_good_enough: set[int] = field(default_factory=set, repr=False)
 
     def run(self) -> None:
@@ -89,12 +90,19 @@ class Follower:
 
     def _new_events(self, enough: int) -> int:
         """How many events came since the last turn, counted no further than `enough`."""
+        found, why = 0, None
         try:
             with FeedbackReader(Location.below(self.tuner.layout.var)) as reader:
+                if reader.watermark() < self._seen:
+                    return enough  # another store: the turn says so
                 new = reader.events(self.tuner.config.domain, after=self._seen)
-                return sum(1 for _ in itertools.islice(new, enough))
-        except FeedbackError:
-            return 0  # there is none yet, or it cannot be read now: the next turn will say so
+                found = sum(1 for _ in itertools.islice(new, enough))
+        except FeedbackError as error:  # there is none yet, or it cannot be read now
+            why = str(error)
+        if why and why != self._unreadable:
+            logger.warning("%s", why)
+        self._unreadable = why
+        return found
 
     def _turn(self) -> bool:
         """Tune once, and make what comes of it live; False if something was in the way that may pass."""
@@ -115,7 +123,7 @@ class Follower:
             logger.error("the turn failed: %s", error)
             return False
         finally:
-            self._seen = max(self._seen, self.tuner.read_until)
+            self._seen = self.tuner.read_until
         return True
 
     def _make_live(self, release: Release, followed: Followed) -> bool:
