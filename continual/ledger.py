@@ -39,6 +39,7 @@ class Attempt(BaseModel):
         root: the trained run that this one was derived from, by way of others or not.
         since, until: the sequence numbers of the feedback, `since` excluded.
         settings: fingerprint of the section `continual`.
+        digest: of the events that were read; None where none were, or an older version read them.
         run_id, release: what was made, if anything.
         reason: why not, if nothing.
     """
@@ -52,6 +53,7 @@ class Attempt(BaseModel):
     since: int = Field(ge=0)
     until: int = Field(ge=0)
     settings: str
+    digest: str | None = None
     run_id: str | None = None
     release: int | None = None
     reason: str | None = None
@@ -123,11 +125,12 @@ class Ledger:
                 mark = max(mark, attempt.until)
         return mark
 
-    def same(self, base_run: str, since: int, until: int, settings: str) -> Attempt | None:
+    def same(self, base_run: str, since: int, until: int, settings: str, digest: str) -> Attempt | None:
         """The newest attempt with the very same head, feedback and settings, if any."""
+        wanted = (base_run, since, until, settings, digest)
         for attempt in reversed(self.attempts()):
-            inputs = (attempt.base_run, attempt.since, attempt.until, attempt.settings)
-            if attempt.outcome != "set" and inputs == (base_run, since, until, settings):
+            inputs = (attempt.base_run, attempt.since, attempt.until, attempt.settings, attempt.digest)
+            if attempt.outcome != "set" and inputs == wanted:
                 return attempt
         return None
 

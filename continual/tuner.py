@@ -153,10 +153,10 @@ class Tuner:
                 batch = collect(events, skill.label_of_item(), self.settings)
         except FeedbackError as error:
             raise ContinualError(str(error)) from None
+        self.read_until = batch.until or since
         if batch.until is None:
             return Turn(None, f"no feedback since event {since}: nothing to learn")
-        self.read_until = batch.until
-        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
+        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint, batch.digest)
         if known is not None and (turn := self._done_before(known, release, run, batch)):
             return turn
         unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
@@ -227,7 +227,7 @@ class Tuner:
         reason = trial.judgement.reason_against(settings.budget, settings.drift_budget)
         report = markdown(trial, settings, reason)
         if reason:
-            self._remember("refused", skill.run, trial.since, until, reason=reason)
+            self._remember("refused", skill.run, trial.since, until, digest=trial.batch.digest, reason=reason)
             kept_at = self._kept(report)
             if encoder is not None:
                 encoder.forget(vectors=True)
@@ -257,7 +257,15 @@ class Tuner:
         )
         release = self.export(run, skill.release)
         # Only now: whoever is killed before this repeats the turn, and makes the same of the same.
-        self._remember("released", skill.run, trial.since, until, run_id=run.run_id, release=release.number)
+        self._remember(
+            "released",
+            skill.run,
+            trial.since,
+            until,
+            digest=trial.batch.digest,
+            run_id=run.run_id,
+            release=release.number,
+        )
         if encoder is not None:
             encoder.forget(vectors=False)
         return Turn(release, f"release {release.number} has learned from {len(trial.batch.taught)} events")
@@ -276,7 +284,8 @@ class Tuner:
             origin = run.manifest.derived_from
             if origin is None or origin.run_id != skill.run.run_id or origin.reason != REASON:
                 continue
-            if origin.details.get("since") == trial.since and origin.details.get("until") == trial.until:
+            read = (trial.since, trial.until, trial.batch.digest)
+            if tuple(origin.details.get(name) for name in ("since", "until", "digest")) == read:
                 weight, bias = run.head()
                 encoder = skill.run.encoder if trial.encoder is None else trial.encoder.source
                 same_head = np.array_equal(weight, trial.head.weight) and np.array_equal(bias, trial.head.bias)
@@ -314,7 +323,7 @@ class Tuner:
         if self._is_full(batch):
             self._leave_behind(run, until, reasons)
             return Turn(None, f"nothing to learn in {batch.read} events ({reasons}); left behind")
-        self._remember("nothing usable", run, since, until, reason=reasons)
+        self._remember("nothing usable", run, since, until, digest=batch.digest, reason=reasons)
         return Turn(None, f"nothing to learn yet ({reasons}); kept for the next time")
 
     def _is_full(self, batch: Batch) -> bool:

@@ -45,6 +45,8 @@ def words_as_vectors(texts: Sequence[str]) -> np.ndarray:
 
 LENIENT = ("continual.budget=100", "continual.drift_budget=100")
 """No head is refused for what it forgets."""
+STUBBORN = ("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
+"""Learns whatever it is told, at the cost of what it knew."""
 
 
 class WordEncoder:

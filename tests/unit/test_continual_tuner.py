@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from continual_helpers import LENIENT, Shop, WordEncoder, tune, words_as_vectors
+from continual_helpers import LENIENT, STUBBORN, Shop, WordEncoder, tune, words_as_vectors
 
 from continual.command import main, only_one
 from continual.errors import ContinualError, LedgerError, RefusedError
@@ -195,10 +195,6 @@ def test_more_events_than_one_head_reads_are_read_one_after_the_other(
     release = taught_shop.tuner(few).turn().release
     assert release is not None
     assert best_label(taught_shop, release, "show me a drip") == "Hats"
-
-
-STUBBORN = ("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
-"""Learns whatever it is told, at the cost of what it knew."""
 
 
 def test_a_refused_batch_that_is_full_does_not_stand_in_the_way_for_ever(taught_shop: Shop) -> None:
