@@ -258,6 +258,27 @@ def test_a_store_that_is_busy_is_named_and_erased_later(location, monkeypatch):
     assert erase_older_than(location, 0) == 1
 
 
+def test_what_a_reader_holds_in_the_log_is_said_and_erased_later(location, monkeypatch):
+    monkeypatch.setattr("feedback.store.LOCK_SECONDS", 0.1)
+    FeedbackStore(location).write([an_event(f"{row}", user_id="anna", instruction="a secret wish") for row in range(9)])
+    with closing(sqlite3.connect(location.file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM feedback_events").fetchone()
+        with pytest.raises(StoreError, match=r"9 events are erased, but .* log, which somebody who reads holds"):
+            erase_people(location, ["anna"])
+    assert erase_people(location, ["anna"]) == 0, "none is left, but their words were"
+    assert not [path.name for path in location.folder.iterdir() if b"secret wish" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "1e12", "-1"])
+def test_a_number_of_days_that_is_none_is_refused_in_one_line(tmp_path, days):
+    FeedbackStore(Location.below(tmp_path)).write([an_event("a")])
+    said = CliRunner().invoke(main, ["--var", str(tmp_path), "erase", "--older-than-days", days])
+    assert said.exit_code == 2
+    assert said.output.splitlines()[-1].startswith("Error: Invalid value for '--older-than-days': ")
+    assert len(raw(Location.below(tmp_path))) == 1
+
+
 def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
     for name in (URL_VARIABLE, KEY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -273,7 +294,7 @@ def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
     store = FeedbackStore(Location.below(tmp_path))
     store.write([an_event(name, user_id=name) for name in ("anna", "bert", "carl", " dora")])
     ids = tmp_path / "ids"
-    ids.write_text("bert\r\n\n dora", encoding="utf-8")
+    ids.write_text("bert\r\n\n dora", encoding="utf-8-sig")  # as a spreadsheet saves it
     assert run("--user-ids", "-", said="anna\nnobody\n")[1].startswith("1 events of 2 people erased in sqlite")
     assert run("--user-ids", str(ids))[1].startswith("2 events of 2 people erased")
     assert run("--older-than-days", "90")[1].startswith("0 events older than 90 days")
