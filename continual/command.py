@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from export.followed import Followed
+from feedback.access import why
 from serving.gates.settings import read_settings
 from serving.layout import Layout
 from serving.preconditions import refuse_to_undo_a_rollback
@@ -103,11 +104,15 @@ def only_one(tuner: Tuner) -> Iterator[None]:
     """Hold the domain's lock, which the kernel drops when its holder dies.
 
     Raises:
-        ContinualError: another tuning of the domain runs.
+        ContinualError: another tuning of the domain runs, or the lock cannot be taken.
     """
     path = tuner.ledger.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise ContinualError(f"{path}: cannot be written: {why(error, path)}") from None
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

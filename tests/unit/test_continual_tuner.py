@@ -367,6 +367,17 @@ def test_two_tunings_at_once_are_refused(taught_shop: Shop) -> None:
         pass
 
 
+def test_another_users_folder_is_named_with_its_owner(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    tuner, folder = taught_shop.tuner(), taught_shop.var / "continual"
+    monkeypatch.setattr(Path, "open", denied)  # by mode alone nothing keeps root out
+    said = f"{folder}/shop.lock: cannot be written: Permission denied; {folder} belongs to the user"
+    with pytest.raises(ContinualError, match=f"{said} .*: run this as that user"), only_one(tuner):
+        pass
+
+
 def test_a_wrong_setting_is_one_line(taught_shop: Shop) -> None:
     arguments = ["tune", "--config", taught_shop.config, "--var", taught_shop.var, "continual.bugdet=3"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])

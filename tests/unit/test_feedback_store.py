@@ -270,6 +270,39 @@ def test_what_a_reader_holds_in_the_log_is_said_and_erased_later(location, monke
     assert not [path.name for path in location.folder.iterdir() if b"secret wish" in path.read_bytes()]
 
 
+@pytest.mark.parametrize("name", ["a%41b", "a#b", "a?b", "a b", "ä"])
+def test_a_store_may_lie_anywhere(tmp_path, name):
+    location = Location(tmp_path / name / "feedback", {})
+    FeedbackStore(location).write([an_event("a")])
+    with FeedbackReader(location) as reader:
+        assert [one.event_id for one in reader.events("shop")] == ["a"]
+    assert erase_older_than(location, 0) == 1
+
+
+def test_another_users_store_is_named_with_its_owner(tmp_path, monkeypatch):
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    FeedbackStore(Location.below(tmp_path)).write([an_event("a")])
+    folder, owner, stat_of = tmp_path / "feedback", tmp_path.owner(), Path.stat
+
+    def denied(path, **options):  # by mode alone nothing keeps root out
+        if path.name == "url":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat_of(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    said = CliRunner().invoke(main, ["--var", str(tmp_path)])
+    assert said.exit_code == 1
+    assert said.output == (
+        f"Error: {folder / 'url'} cannot be read: Permission denied; {folder} belongs to the user {owner}: "
+        "run this as that user\n"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "events.sqlite")
+    said = CliRunner().invoke(main, ["--var", str(tmp_path)])
+    assert said.exit_code == 1
+    assert said.output.endswith(f"events.sqlite belongs to the user {owner}: run this as that user\n")
+
+
 @pytest.mark.parametrize("days", ["nan", "inf", "1e12", "-1"])
 def test_a_number_of_days_that_is_none_is_refused_in_one_line(tmp_path, days):
     FeedbackStore(Location.below(tmp_path)).write([an_event("a")])
