@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from continual_helpers import LENIENT, Shop, tune
 
+from continual.errors import ContinualError
 from continual.ledger import Attempt, Ledger, Outcome, gone_back_from
 from continual.lineage import learned_until, trained_run
 from continual.old_skill import open_old_skill
 from continual.settings import ContinualSettings
+from feedback.location import Location
 from serving.journal import Publication
 from serving.releases import Release
 from training.derived_run import derive_run
@@ -166,3 +168,26 @@ def test_a_tuning_that_another_command_overtook_stops_before_a_deploy(
     monkeypatch.setattr(taught_shop, "export", export)
     again = tune(taught_shop)
     assert (again.exit_code, "release 4 has learned from" in again.output) == (0, True)
+
+
+def test_after_an_older_store_was_brought_back_what_comes_next_is_learned(
+    taught_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/feedback.md says: numbers are given once more, and without `SINCE` these events would be skipped."""
+    store = Location.below(taught_shop.var).file
+    taught_shop.send(30, "drip", "id-hat1")
+    backup = shutil.copy(store, taught_shop.var / "backup.sqlite")
+    taught_shop.send(40, "drip", "id-hat1")
+    second = taught_shop.tuner().turn().release
+    assert second is not None
+    taught_shop.make_live(second, monkeypatch)
+    shutil.copy(backup, store)
+    with pytest.raises(ContinualError, match="event 70 is learned, but the store ends with event 30"):
+        taught_shop.tuner().turn()
+    assert taught_shop.tuner().turn(since=30).line == "no feedback since event 30: nothing to learn"
+    taught_shop.send(50, "kicks", "id-shoe1")
+    third = taught_shop.tuner().turn().release
+    assert third is not None
+    origin = run_of(taught_shop, third).manifest.derived_from
+    assert origin is not None
+    assert (origin.details["since"], origin.details["until"]) == (30, 80)
