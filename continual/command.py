@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from export.followed import Followed
+from feedback.access import why
 from serving.gates.settings import read_settings
 from serving.layout import Layout
 from serving.preconditions import refuse_to_undo_a_rollback
@@ -54,6 +56,7 @@ def tune(config: Path, var: Path, since: int | None, overrides: tuple[str, ...])
     started = time.monotonic()
     tuner = open_tuner(config, var, overrides, click.echo)
     with only_one(tuner):
+        followed = Followed.now(tuner.layout, tuner.config.domain)
         turn = tuner.turn(since)
     click.echo(turn.line)
     if turn.release is not None:
@@ -61,6 +64,8 @@ def tune(config: Path, var: Path, since: int | None, overrides: tuple[str, ...])
     else:
         waiting = None if turn.waiting is None else turn.waiting.number
         refuse_to_undo_a_rollback(tuner.layout, tuner.config.domain, waiting)
+    if made := turn.release or turn.waiting:
+        followed.check_before_deploy(made, "tune")
 
 
 @main.command()
@@ -99,11 +104,15 @@ def only_one(tuner: Tuner) -> Iterator[None]:
     """Hold the domain's lock, which the kernel drops when its holder dies.
 
     Raises:
-        ContinualError: another tuning of the domain runs.
+        ContinualError: another tuning of the domain runs, or the lock cannot be taken.
     """
     path = tuner.ledger.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise ContinualError(f"{path}: cannot be written: {why(error, path)}") from None
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

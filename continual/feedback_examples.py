@@ -61,6 +61,7 @@ class Batch:
     Attributes:
         read: events in all.
         until: the sequence number of the last one; None if there was none.
+        digest: of all their sequence numbers: tells whether some were erased since.
         examples: what is learned from or measured on.
         unused: events by the reason why they are not used.
         labels: by label.
@@ -69,6 +70,7 @@ class Batch:
 
     read: int
     until: int | None
+    digest: str
     examples: tuple[FeedbackExample, ...]
     unused: Mapping[str, int]
     labels: Mapping[str, LabelCount]
@@ -95,9 +97,10 @@ def collect(events: Iterable[StoredEvent], label_of_item: Mapping[str, str], set
     """
     unused: Counter[str] = Counter()
     kept: dict[tuple[str, str, str], FeedbackExample] = {}
-    read, until = 0, None
+    read, until, digest = 0, None, hashlib.sha256()
     for event in events:
         read, until = read + 1, event.sequence
+        digest.update(f"{until} ".encode())
         reason = _reason_against(event, label_of_item, settings)
         if reason:
             unused[reason] += 1
@@ -123,6 +126,7 @@ def collect(events: Iterable[StoredEvent], label_of_item: Mapping[str, str], set
     return Batch(
         read=read,
         until=until,
+        digest=digest.hexdigest()[:16],
         examples=tuple(replace(one, held_out=_is_held_out(_identity(one), settings.held_out)) for one in examples),
         unused=dict(unused),
         labels=labels,

@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from export.followed import Followed
 from feedback.errors import FeedbackError
 from feedback.location import Location
 from feedback.reader import FeedbackReader
@@ -19,8 +20,6 @@ from serving.deploy import deploy
 from serving.errors import GateError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
-from serving.live_repository import LiveRepository
-from serving.preconditions import require_live
 from serving.releases import Release
 from serving.server import MENDING_SECONDS, Server
 
@@ -53,6 +52,7 @@ class Follower:
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _seen: int = 0
     _failed: int = 0
+    _unreadable: str | None = None
     _not_good_enough: set[int] = field(default_factory=set, repr=False)
 
     def run(self) -> None:
@@ -90,22 +90,29 @@ class Follower:
 
     def _new_events(self, enough: int) -> int:
         """How many events came since the last turn, counted no further than `enough`."""
+        found, why = 0, None
         try:
             with FeedbackReader(Location.below(self.tuner.layout.var)) as reader:
+                if reader.watermark() < self._seen:
+                    return enough  # another store: the turn says so
                 new = reader.events(self.tuner.config.domain, after=self._seen)
-                return sum(1 for _ in itertools.islice(new, enough))
-        except FeedbackError:
-            return 0  # there is none yet, or it cannot be read now: the next turn will say so
+                found = sum(1 for _ in itertools.islice(new, enough))
+        except FeedbackError as error:  # there is none yet, or it cannot be read now
+            why = str(error)
+        if why and why != self._unreadable:
+            logger.warning("%s", why)
+        self._unreadable = why
+        return found
 
     def _turn(self) -> bool:
         """Tune once, and make what comes of it live; False if something was in the way that may pass."""
         began = time.monotonic()
         try:
-            base = self._live()
+            followed = Followed.now(self.tuner.layout, self.tuner.config.domain)
             turn = self.tuner.turn()
             logger.info("%s (%.1f s)", turn.line, time.monotonic() - began)
             release = turn.release or turn.waiting
-            if release is not None and self._make_live(release, base):
+            if release is not None and self._make_live(release, followed):
                 self.tuner.prepare()  # now, so that the next feedback need not wait for it
         except RefusedError as error:
             logger.warning("%s", error.message)
@@ -116,24 +123,16 @@ class Follower:
             logger.error("the turn failed: %s", error)
             return False
         finally:
-            self._seen = max(self._seen, self.tuner.read_until)
+            self._seen = self.tuner.read_until
         return True
 
-    def _live(self) -> int | None:
-        live = LiveRepository(self.tuner.layout.live).live_release(self.tuner.config.domain)
-        return None if live is None else live.number
-
-    def _make_live(self, release: Release, base: int | None) -> bool:
+    def _make_live(self, release: Release, followed: Followed) -> bool:
         """Publish a release in place of the one it was derived from; False if it does not pass a gate."""
         if release.number in self._not_good_enough:
             return False
         state = Server(self.tuner.layout).state()
         if state is None:
             raise ServerError(f"no server runs: release {release.number} waits for one; run `make start`")
-
-        def check() -> None:  # a newer catalogue may have gone live meanwhile, or a rollback
-            if base is not None:
-                require_live(self.tuner.layout, self.tuner.config.domain, base)
 
         try:
             deployment = deploy(
@@ -142,7 +141,7 @@ class Follower:
                 state.endpoints,
                 gates=Gates(self.gates),
                 verb="follow",
-                check=check,
+                check=followed.check,  # a newer catalogue may have gone live meanwhile, or a rollback
                 patience_seconds=MENDING_SECONDS,  # nobody is there to try again
             )
         except GateError as error:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from training.errors import RunError
 from training.run import Run
+from training.run_listing import ancestry, root_of
 
 REASON = "continual tuning"
 """Why a run was derived, if feedback was."""
-
-
-def ancestry(run: Run) -> Iterator[Run]:
-    """A run, its parent and so on, as far as they are still there."""
-    while True:
-        yield run
-        origin = run.manifest.derived_from
-        if origin is None:
-            return
-        try:
-            run = Run.open(run.path.parent / origin.run_id)
-        except RunError:
-            return
 
 
 def lineage(run: Run) -> list[str]:
@@ -31,7 +17,17 @@ def lineage(run: Run) -> list[str]:
     return [one.run_id for one in runs] + ([origin.run_id] if origin else [])
 
 
+def trained_run(run: Run) -> Run | None:
+    """The run that was trained, which a run was derived from if it is not that one; None if it is gone."""
+    try:
+        return Run.open(run.path.parent / root_of(run))
+    except RunError:
+        return None
+
+
 def learned_until(run: Run) -> int:
     """The sequence number up to which a run, or what it was derived from, has learned feedback; 0 for none."""
     origins = (one.manifest.derived_from for one in ancestry(run))
-    return max((int(one.details["until"]) for one in origins if one and one.reason == REASON), default=0)
+    tuned = [int(one.details["until"]) for one in origins if one and one.reason == REASON]
+    # A derived run keeps its parent's metrics, also where the one that was tuned is gone by now.
+    return max([*tuned, int(run.manifest.metrics.get("continual", {}).get("until", 0))])

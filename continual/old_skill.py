@@ -16,7 +16,7 @@ from training.embedding_cache import Embedder, EmbeddingCache
 from training.run import Run
 
 from .head_update import Examples, HeadWeights, Vectors
-from .lineage import ancestry
+from .lineage import trained_run
 from .release_encoder import release_encoder
 from .remembered import Remembered, read_remembered
 from .settings import ContinualSettings
@@ -103,10 +103,10 @@ def open_old_skill(run: Run, release: Release, var: Path, settings: ContinualSet
 
 
 def _as_trained(run: Run) -> HeadWeights | None:
-    *_, oldest = ancestry(run)
-    if oldest.manifest.derived_from is not None or oldest.labels != run.labels:
+    trained = trained_run(run)
+    if trained is None or trained.labels != run.labels or trained.encoder.sha256 != run.encoder.sha256:
         return None
-    return HeadWeights(*oldest.head()) if oldest.encoder.sha256 == run.encoder.sha256 else None
+    return HeadWeights(*trained.head())
 
 
 def seen_by(skill: OldSkill, encoder: Embedder, cache: EmbeddingCache, settings: ContinualSettings) -> OldSkill:

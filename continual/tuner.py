@@ -22,14 +22,14 @@ from serving.releases import Release, ReleaseStore
 from training.config import DomainConfig
 from training.derived_run import derive_run
 from training.run import Run
-from training.run_listing import derived_from
+from training.run_listing import derived_from, root_of
 
 from .errors import ContinualError, RefusedError
 from .evaluation import Comparison, Judgement, compare_heads
 from .feedback_examples import Batch, FeedbackExample, collect
 from .head_update import Examples, HeadWeights, choose_head, distance
-from .ledger import Attempt, Ledger, Outcome
-from .lineage import REASON, learned_until, lineage
+from .ledger import Attempt, Ledger, Outcome, gone_back_from
+from .lineage import REASON, learned_until, lineage, trained_run
 from .old_skill import OldSkill, open_old_skill
 from .remembered import FILE, as_bytes, with_new
 from .report import REPORT, Trial, markdown
@@ -111,9 +111,12 @@ class Tuner:
 
     def watermark(self, run: Run) -> int:
         """Up to where feedback counts as learned, if `run` is what is live."""
-        journal = Journal(self.layout.journal(self.config.domain))
-        went_live = {publication.release for publication in journal.publications()}
-        return self.ledger.watermark(learned_until(run), lineage(run), went_live)
+        publications = Journal(self.layout.journal(self.config.domain)).publications()
+        ids, root = lineage(run), root_of(run)
+        passed = gone_back_from(publications)
+        if root not in ids:  # a run between is gone: this one may have been derived of whatever went live
+            passed = {publication.release for publication in publications}
+        return self.ledger.watermark(learned_until(run), ids, root, passed)
 
     def prepare(self) -> None:
         """Load what a turn needs, before there is feedback.
@@ -150,10 +153,10 @@ class Tuner:
                 batch = collect(events, skill.label_of_item(), self.settings)
         except FeedbackError as error:
             raise ContinualError(str(error)) from None
+        self.read_until = batch.until or since
         if batch.until is None:
             return Turn(None, f"no feedback since event {since}: nothing to learn")
-        self.read_until = batch.until
-        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint)
+        known = self.ledger.same(run.run_id, since, batch.until, self.settings.fingerprint, batch.digest)
         if known is not None and (turn := self._done_before(known, release, run, batch)):
             return turn
         unused = ", ".join(f"{count} {why}" for why, count in batch.unused.items())
@@ -186,6 +189,8 @@ class Tuner:
         def compared(before: Examples, after: Examples, old: HeadWeights = skill.head) -> Comparison:
             return compare_heads(old, head, before, settings.seed, after.vectors)
 
+        if trained_run(skill.run) is None:
+            self.say(f"nothing is held against drift_budget: the trained run {root_of(skill.run)} is gone")
         untaught = Comparison(0) if skill.trained is None else compared(skill.judged_on, new.judged_on, skill.trained)
 
         trial = Trial(
@@ -222,7 +227,7 @@ class Tuner:
         reason = trial.judgement.reason_against(settings.budget, settings.drift_budget)
         report = markdown(trial, settings, reason)
         if reason:
-            self._remember("refused", skill.run, trial.since, until, reason=reason)
+            self._remember("refused", skill.run, trial.since, until, digest=trial.batch.digest, reason=reason)
             kept_at = self._kept(report)
             if encoder is not None:
                 encoder.forget(vectors=True)
@@ -252,7 +257,15 @@ class Tuner:
         )
         release = self.export(run, skill.release)
         # Only now: whoever is killed before this repeats the turn, and makes the same of the same.
-        self._remember("released", skill.run, trial.since, until, run_id=run.run_id, release=release.number)
+        self._remember(
+            "released",
+            skill.run,
+            trial.since,
+            until,
+            digest=trial.batch.digest,
+            run_id=run.run_id,
+            release=release.number,
+        )
         if encoder is not None:
             encoder.forget(vectors=False)
         return Turn(release, f"release {release.number} has learned from {len(trial.batch.taught)} events")
@@ -271,7 +284,8 @@ class Tuner:
             origin = run.manifest.derived_from
             if origin is None or origin.run_id != skill.run.run_id or origin.reason != REASON:
                 continue
-            if origin.details.get("since") == trial.since and origin.details.get("until") == trial.until:
+            read = (trial.since, trial.until, trial.batch.digest)
+            if tuple(origin.details.get(name) for name in ("since", "until", "digest")) == read:
                 weight, bias = run.head()
                 encoder = skill.run.encoder if trial.encoder is None else trial.encoder.source
                 same_head = np.array_equal(weight, trial.head.weight) and np.array_equal(bias, trial.head.bias)
@@ -309,7 +323,7 @@ class Tuner:
         if self._is_full(batch):
             self._leave_behind(run, until, reasons)
             return Turn(None, f"nothing to learn in {batch.read} events ({reasons}); left behind")
-        self._remember("nothing usable", run, since, until, reason=reasons)
+        self._remember("nothing usable", run, since, until, digest=batch.digest, reason=reasons)
         return Turn(None, f"nothing to learn yet ({reasons}); kept for the next time")
 
     def _is_full(self, batch: Batch) -> bool:
@@ -342,13 +356,12 @@ class Tuner:
         return since
 
     def _remember(self, outcome: Outcome, run: Run, since: int, until: int, **more: Any) -> None:
-        root = lineage(run)[-1]
         self.ledger.add(
             Attempt(
                 at=now(),
                 outcome=outcome,
                 base_run=run.run_id,
-                root=root,
+                root=root_of(run),
                 since=since,
                 until=until,
                 settings=self.settings.fingerprint,

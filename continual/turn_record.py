@@ -42,6 +42,7 @@ def details_of(trial: Trial) -> dict[str, Any]:
         "base_release": trial.base_release,
         "encoder": "frozen" if trial.encoder is None else trial.encoder.record.method,
         "events": batch.read,
+        "digest": batch.digest,
         "learned_from": len(batch.taught),
         "held_out": len(batch.held_out),
         "unused": dict(batch.unused),

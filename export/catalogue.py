@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from export.errors import ExportError
+from export.followed import Followed
 from export.kept_settings import precision_of, served_as
 from export.release import export_release, read_settings
 from export.settings import PRECISIONS, Precision
@@ -56,7 +57,7 @@ def main(
     """Compare the catalogues, derive a run, export it."""
     started = time.monotonic()
     layout, domain = Layout(var), load_config(config).domain
-    before = release_before(layout, domain)
+    followed, before = Followed.now(layout, domain), release_before(layout, domain)
     kept = () if before is None else served_as(before).overrides
     settings = load_config(config, (*kept, *overrides))
     run = named_run(run_name, layout.var / "runs", domain) if run_name else _run_of(layout, domain, before)
@@ -85,10 +86,11 @@ def main(
         waiting = exported.release.number
         refuse_to_undo_a_rollback(layout, domain, None if _has_answered(layout, domain, waiting) else waiting)
         click.echo(f"release {waiting} is up to date: {exported.release.path}")
-        return
-    taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
-    click.echo(f"exported as {wanted}{taken} and verified in {time.monotonic() - exporting:.1f} s")
-    click.echo(f"release: {exported.release.path} ({time.monotonic() - started:.1f} s in all)")
+    else:
+        taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
+        click.echo(f"exported as {wanted}{taken} and verified in {time.monotonic() - exporting:.1f} s")
+        click.echo(f"release: {exported.release.path} ({time.monotonic() - started:.1f} s in all)")
+    followed.check_before_deploy(exported.release, "catalogue")
 
 
 def release_before(layout: Layout, domain: str) -> Release | None:

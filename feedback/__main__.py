@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +14,9 @@ from .erasure import erase_older_than, erase_people
 from .errors import FeedbackError
 from .location import Location
 from .reader import Count, FeedbackReader
+
+MOST_DAYS = 36_525
+"""That an event may be kept: a hundred years, which every database can reckon with."""
 
 
 @click.group(invoke_without_command=True)
@@ -43,13 +47,25 @@ def main(context: click.Context, var: Path) -> None:
     click.echo(f"{sum(count.events for count in counts)} events in {name}, the newest had sequence number {watermark}")
 
 
+def _a_number(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse what no range does: no comparison holds for "nan"."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number of days")
+    return value
+
+
 @main.command()
 @click.option(
     "--user-ids",
-    type=click.File(encoding="utf-8"),
+    type=click.File(encoding="utf-8-sig"),
     help="A file with the ids of people, one a line, or - for standard input: all their events go.",
 )
-@click.option("--older-than-days", type=click.FloatRange(0), help="Events that came in before that go.")
+@click.option(
+    "--older-than-days",
+    type=click.FloatRange(0, MOST_DAYS),
+    callback=_a_number,
+    help="Events that came in before that go.",
+)
 @click.pass_obj
 def erase(location: Location, user_ids: TextIO | None, older_than_days: float | None) -> None:
     """Erase the events of people, or those that came in too long ago. The server may run."""

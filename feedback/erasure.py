@@ -35,8 +35,8 @@ def erase_people(location: Location, user_ids: Iterable[str]) -> int:
         How many events there were.
 
     Raises:
-        StoreError: there is no store, its key is not there or another one, or it cannot be written. What was erased by
-            then stays erased; erasing again takes the rest.
+        StoreError: there is no store, its key is not there or another one, it cannot be written, or a reader keeps what
+            was erased in SQLite's log. What was erased by then stays erased; erasing again takes the rest.
     """
     hasher = UserHasher(read_key(location.key_file))
     hashes = sorted({found for one in user_ids if (found := hasher.hash(one))})
@@ -66,17 +66,19 @@ def _erase(location: Location, conditions: Sequence[ColumnElement[bool]], hasher
         with transaction(engine) as connection:
             if hasher is not None:
                 check_key(connection, hasher)
-            lowest = connection.execute(select(func.min(events.c.sequence))).scalar()
-            highest = connection.execute(select(func.max(events.c.sequence))).scalar()
-            if lowest is None or highest is None:
-                return 0
+            lowest = connection.execute(select(func.min(events.c.sequence))).scalar() or 0
+            highest = connection.execute(select(func.max(events.c.sequence))).scalar() or 0
             # Before anything is gone: readers go on from the newest number that ever was (`FeedbackReader.watermark`).
             _remember(connection, highest)
         erased = sum(
             _erase_between(engine, first, first + SEQUENCES_AT_ONCE - 1, conditions)
             for first in range(lowest, highest + 1, SEQUENCES_AT_ONCE)
         )
-        _leave_no_trace(engine)
+        if not _leave_no_trace(engine):
+            raise StoreError(
+                f"feedback store {location.name}: {erased} events are erased, but what they held still stands in its "
+                "log, which somebody who reads holds (a backup, say); erase again once they are done"
+            )
         return erased
     except DBAPIError as error:
         said = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
@@ -103,8 +105,16 @@ def _overwrite_what_is_erased(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA secure_delete=ON")
 
 
-def _leave_no_trace(engine: Engine) -> None:
-    """Bring what was overwritten from SQLite's log into its file, and empty the log; PostgreSQL has its vacuum."""
-    if engine.dialect.name == "sqlite":
-        with closing(engine.raw_connection()) as connection:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+def _leave_no_trace(engine: Engine) -> bool:
+    """Bring what was overwritten from SQLite's log into its file, and empty the log; PostgreSQL has its vacuum.
+
+    Returns:
+        False if somebody else's transaction holds the log.
+    """
+    if engine.dialect.name != "sqlite":
+        return True
+    with closing(engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        [(busy, *_)] = cursor.fetchall()
+        return not busy

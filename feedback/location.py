@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .access import is_there, why
 from .errors import StoreError
 from .people import create_key, read_key
 
@@ -56,7 +57,7 @@ class Location:
         Raises:
             StoreError: it cannot be read or made.
         """
-        if not self.environment.get(KEY_VARIABLE) and not self.key_file.exists():
+        if not self.environment.get(KEY_VARIABLE) and not is_there(self.key_file):
             create_key(self.key_file)
         return read_key(self.key_file)
 
@@ -67,7 +68,7 @@ class Location:
             StoreError: it is no URL, or of a database that is not supported.
         """
         text, source = self.environment.get(URL_VARIABLE, "").strip(), f"the environment's {URL_VARIABLE}"
-        if not text and self.url_file.exists():
+        if not text and is_there(self.url_file):
             text, source = self._content(self.url_file), str(self.url_file)
         if not text:
             return URL.create("sqlite+pysqlite", database=str(self.file))
@@ -97,5 +98,7 @@ class Location:
     def _content(path: Path) -> str:
         try:
             return path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {why(error, path)}") from None
+        except UnicodeDecodeError as error:
             raise StoreError(f"{path} cannot be read: {error}") from None

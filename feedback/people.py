@@ -8,6 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
+from .access import why
 from .errors import StoreError
 
 SHORTEST_KEY = 32
@@ -44,7 +45,7 @@ def read_key(path: Path, name: str = "the key of user ids") -> bytes:
     try:
         key = path.read_bytes().strip()
     except OSError as error:
-        raise StoreError(f"{name}, {path}, cannot be read: {error.strerror}") from None
+        raise StoreError(f"{name}, {path}, cannot be read: {why(error, path)}") from None
     if len(key) < SHORTEST_KEY:
         raise StoreError(f"{name}, {path}, has {len(key)} bytes, at least {SHORTEST_KEY} are needed")
     return key
@@ -78,7 +79,7 @@ def create_key(path: Path, name: str = "the key of user ids") -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"{name}, {path}, cannot be written: {error.strerror}") from None
+        raise StoreError(f"{name}, {path}, cannot be written: {why(error, path)}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
+from .access import is_there, why
 from .errors import StoreError
 from .location import Location
 from .schema import ERASED, SCHEMA_VERSION, events, meta
@@ -78,13 +82,16 @@ class FeedbackReader:
             StoreError: there is none yet, or it cannot be read, or not by this version.
         """
         url = location.url()
+        self._name = location.name
         is_file = url.get_backend_name() == "sqlite"
         if is_file:
             path = Path(str(url.database)).absolute()
-            if not path.exists():
+            if not is_there(path):
                 raise StoreError(f"there is no feedback yet in {path}; `client.feedback(…)` sends it to a server")
-            url = url.set(database=f"file:{path}", query={"mode": "ro", "uri": "true"})
-        self._name = url.render_as_string(hide_password=True)
+            if not os.access(path, os.R_OK):
+                denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                raise StoreError(f"feedback store {path} cannot be read: {why(denied, path)}")
+            url = url.set(database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
         try:
             options: dict[str, Any] = {} if is_file else {"execution_options": {"postgresql_readonly": True}}
             self._engine: Engine = create_engine(url, hide_parameters=True, **options)

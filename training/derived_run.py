@@ -26,6 +26,7 @@ from training.run import (
     row_bytes,
     run_name,
 )
+from training.run_listing import root_of
 from training.score import ScoreWeights, Vectors
 
 __all__ = ["derive_run"]
@@ -107,7 +108,9 @@ def derive_run(  # noqa: PLR0913 - what may change, by name
             "encoder": record if encoder is None else record.model_copy(update={"sha256": encoder.sha256}),
             "score_weights": weights,
             "metrics": parent.manifest.metrics if metrics is None else dict(metrics),
-            "derived_from": DerivedFrom(run_id=parent.run_id, reason=reason, details=dict(details or {})),
+            "derived_from": DerivedFrom(
+                run_id=parent.run_id, reason=reason, details=dict(details or {}), root=root_of(parent)
+            ),
         }
     )
     changed |= extra_files or {}  # no part of what the run is: they may hold its numbers in words

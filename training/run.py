@@ -73,11 +73,15 @@ class EncoderRecord(_Part):
 
 
 class DerivedFrom(_Part):
-    """The run that a run was made of without training afresh, why, and how (training/derived_run.py)."""
+    """The run that a run was made of without training afresh, why, and how (training/derived_run.py).
+
+    `root` is the trained run that all began with; those between may be removed. Older versions wrote none.
+    """
 
     run_id: str
     reason: str
     details: dict[str, Any] = {}
+    root: str | None = None
 
 
 class RunManifest(_Part):

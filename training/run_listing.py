@@ -9,7 +9,33 @@ from typing import Any
 from training.errors import RunError
 from training.run import Run
 
-__all__ = ["derived_from", "equal_run", "newest_run", "run_manifests"]
+__all__ = ["ancestry", "derived_from", "equal_run", "newest_run", "root_of", "run_manifests"]
+
+
+def ancestry(run: Run) -> Iterator[Run]:
+    """A run, its parent and so on, as far as they are still there."""
+    while True:
+        yield run
+        origin = run.manifest.derived_from
+        if origin is None:
+            return
+        try:
+            run = Run.open(run.path.parent / origin.run_id)
+        except RunError:
+            return
+
+
+def root_of(run: Run) -> str:
+    """The id of the trained run that a run was derived from, by way of others or not; a trained run's own."""
+    root = run.run_id
+    for one in ancestry(run):
+        origin = one.manifest.derived_from
+        if origin is None:
+            return one.run_id
+        root = origin.root or origin.run_id
+        if origin.root:
+            break
+    return root
 
 
 def derived_from(run: Run, runs: Path) -> list[Run]:

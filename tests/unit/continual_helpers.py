@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from run_helpers import HIDDEN_SIZE, items_of, made_run, vectors_of
 
+from continual.command import main
 from continual.head_update import Anchor, Examples, HeadWeights, update_head
 from continual.tuner import Tuner
 from feedback.events import Event
@@ -39,6 +41,12 @@ def words_as_vectors(texts: Sequence[str]) -> np.ndarray:
             if word in WORDS:
                 row[WORDS.index(word)] += 1
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+LENIENT = ("continual.budget=100", "continual.drift_budget=100")
+"""No head is refused for what it forgets."""
+STUBBORN = ("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
+"""Learns whatever it is told, at the cost of what it knew."""
 
 
 class WordEncoder:
@@ -162,3 +170,10 @@ class Shop:
             )
         store.write(events)
         store.close()
+
+
+def tune(shop: Shop) -> Result:
+    """What `make tune` runs, on words that stand for directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("continual.command.open_tuner", lambda *_: shop.tuner())
+        return CliRunner().invoke(main, ["tune", "--config", str(shop.config), "--var", str(shop.var)])

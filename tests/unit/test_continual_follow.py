@@ -14,6 +14,7 @@ from continual_helpers import Shop
 
 from continual import follow as follow_module
 from continual.follow import Follower
+from feedback.location import Location
 from serving.errors import GateError, PublishError, ServerError
 from serving.gates.gates import Gates
 from serving.gates.settings import GateSettings
@@ -203,3 +204,54 @@ def test_a_refusal_is_logged(taught_shop: Shop, published: list[int], caplog: py
 def test_without_a_server_there_is_nothing_to_follow(taught_shop: Shop) -> None:
     with pytest.raises(ServerError, match="no server runs"):
         Follower(taught_shop.tuner(), 1, None, GateSettings()).run()
+
+
+def test_a_store_that_cannot_be_read_is_said_once(
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = Location.below(taught_shop.var).url_file
+    url.write_text("mysql://shop", encoding="utf-8")
+    began = time.monotonic()
+
+    def said_and_changed() -> bool:
+        if "names mysql" in caplog.text and time.monotonic() > began + 0.5:
+            url.write_text("no address", encoding="utf-8")
+        return "is no database URL" in caplog.text
+
+    follow(taught_shop, said_and_changed, events=30)
+    assert caplog.text.count("names mysql") == 1
+    assert caplog.text.count("is no database URL") == 1
+
+
+def test_a_store_that_was_replaced_is_said(
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught_shop.send(40, "drip", "id-shoe1")
+    release = taught_shop.tuner().turn().release
+    assert release is not None
+    taught_shop.make_live(release, monkeypatch)
+    for path in Location.below(taught_shop.var).folder.glob("events.sqlite*"):
+        path.unlink()
+    taught_shop.send(35, "kicks", "id-shoe1")
+    follow(taught_shop, lambda: "was it replaced?" in caplog.text, events=30)
+    assert "feedback up to event 40 is learned, but the store ends with event 35: was it replaced?" in caplog.text
+
+
+def test_another_store_that_nothing_was_learned_from_makes_one_turn(
+    taught_shop: Shop, published: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    taught_shop.send(20, "drip", "no such item")
+    folder = Location.below(taught_shop.var).folder
+    replaced: list[float] = []
+
+    def replaced_and_read() -> bool:
+        if not replaced and "20 of items that the catalogue lacks" in caplog.text:
+            for path in folder.glob("events.sqlite*"):
+                path.unlink()
+            taught_shop.send(10, "drip", "no such item")
+            replaced.append(time.monotonic())
+        return bool(replaced) and time.monotonic() > replaced[0] + 2
+
+    follow(taught_shop, replaced_and_read, events=20)
+    assert caplog.text.count("nothing to learn yet (10 of items that the catalogue lacks)") == 1
+    assert "up to which nothing came of it" not in caplog.text

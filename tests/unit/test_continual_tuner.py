@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from continual_helpers import Shop, WordEncoder, words_as_vectors
+from click.testing import CliRunner
+from continual_helpers import LENIENT, STUBBORN, Shop, WordEncoder, tune, words_as_vectors
 
 from continual.command import main, only_one
 from continual.errors import ContinualError, LedgerError, RefusedError
@@ -20,8 +20,6 @@ from feedback.location import Location
 from serving.canary.journal import CanaryJournal
 from serving.releases import Release
 from training.run import Run
-
-LENIENT = ("continual.budget=100", "continual.drift_budget=100")
 
 STIFF = "continual.penalties=[0.003]"
 """Eight validation texts are too few to choose by how stiff a head has to be."""
@@ -199,10 +197,6 @@ def test_more_events_than_one_head_reads_are_read_one_after_the_other(
     assert best_label(taught_shop, release, "show me a drip") == "Hats"
 
 
-STUBBORN = ("continual.replay_ratio=0.01", "continual.replay=0", "continual.replay_items=0")
-"""Learns whatever it is told, at the cost of what it knew."""
-
-
 def test_a_refused_batch_that_is_full_does_not_stand_in_the_way_for_ever(taught_shop: Shop) -> None:
     for word in ("hat", "shirt"):
         taught_shop.send(60, word, "id-shoe1", person=lambda number: f"person {number}")
@@ -266,13 +260,6 @@ def test_what_is_erased_after_it_was_learned_leaves_the_watermark_where_it_was(
     origin = Run.open(taught_shop.var / "runs" / "shop" / third.manifest.run_id).manifest.derived_from
     assert origin is not None
     assert (origin.details["since"], origin.details["until"]) == (30, 60)
-
-
-def tune(shop: Shop) -> Result:
-    """What `make tune` runs, on words that stand for directions."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("continual.command.open_tuner", lambda *_: shop.tuner())
-        return CliRunner().invoke(main, ["tune", "--config", str(shop.config), "--var", str(shop.var)])
 
 
 def test_nothing_new_after_a_rollback_stops_before_a_deploy_undoes_it(
@@ -377,6 +364,17 @@ def test_two_tunings_at_once_are_refused(taught_shop: Shop) -> None:
         pytest.raises(ContinualError, match="another tuning of shop runs"),
         only_one(taught_shop.tuner()),
     ):
+        pass
+
+
+def test_another_users_folder_is_named_with_its_owner(taught_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    tuner, folder = taught_shop.tuner(), taught_shop.var / "continual"
+    monkeypatch.setattr(Path, "open", denied)  # by mode alone nothing keeps root out
+    said = f"{folder}/shop.lock: cannot be written: Permission denied; {folder} belongs to the user"
+    with pytest.raises(ContinualError, match=f"{said} .*: run this as that user"), only_one(tuner):
         pass
 
 

@@ -359,3 +359,25 @@ def test_a_failed_export_of_a_catalogue_leaves_no_run(
     assert "the disk is full" in refused.output
     assert [path.name for path in (shop.var / "runs/shop").iterdir()] == [shop.run.run_id]
     monkeypatch.undo()
+
+
+def test_a_catalogue_that_another_command_overtook_stops_before_a_deploy(
+    shop: Shop, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`deploy` would publish it over what a tuning taught meanwhile."""
+    live = SimpleNamespace(number=1)
+    monkeypatch.setattr(LiveRepository, "live_release", lambda *_: live)
+
+    def export(run: Run, *_: object, **__: object) -> SimpleNamespace:
+        live.number = 2
+        return SimpleNamespace(release=SimpleNamespace(number=3, path=run.path), taken_from=None, is_new=True)
+
+    monkeypatch.setattr("export.catalogue.export_release", export)
+    arguments = ["--config", str(shop.config), "--data", str(tiny_data), "--var", str(shop.var), "--shrink"]
+    stopped = CliRunner().invoke(update_catalogue, arguments)
+    assert stopped.exit_code == 1
+    assert stopped.output.splitlines()[-1] == (
+        "Error: release 3: it was made to follow release 1, but release 2 is live by now: it was left alone; "
+        "run `make catalogue` again, which starts from what answers"
+    )
+    assert len(list((shop.var / "runs/shop").iterdir())) == 2, "release and run stay"

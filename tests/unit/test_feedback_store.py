@@ -258,6 +258,60 @@ def test_a_store_that_is_busy_is_named_and_erased_later(location, monkeypatch):
     assert erase_older_than(location, 0) == 1
 
 
+def test_what_a_reader_holds_in_the_log_is_said_and_erased_later(location, monkeypatch):
+    monkeypatch.setattr("feedback.store.LOCK_SECONDS", 0.1)
+    FeedbackStore(location).write([an_event(f"{row}", user_id="anna", instruction="a secret wish") for row in range(9)])
+    with closing(sqlite3.connect(location.file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM feedback_events").fetchone()
+        with pytest.raises(StoreError, match=r"9 events are erased, but .* log, which somebody who reads holds"):
+            erase_people(location, ["anna"])
+    assert erase_people(location, ["anna"]) == 0, "none is left, but their words were"
+    assert not [path.name for path in location.folder.iterdir() if b"secret wish" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("name", ["a%41b", "a#b", "a?b", "a b", "ä"])
+def test_a_store_may_lie_anywhere(tmp_path, name):
+    location = Location(tmp_path / name / "feedback", {})
+    FeedbackStore(location).write([an_event("a")])
+    with FeedbackReader(location) as reader:
+        assert [one.event_id for one in reader.events("shop")] == ["a"]
+    assert erase_older_than(location, 0) == 1
+
+
+def test_another_users_store_is_named_with_its_owner(tmp_path, monkeypatch):
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    FeedbackStore(Location.below(tmp_path)).write([an_event("a")])
+    folder, owner, stat_of = tmp_path / "feedback", tmp_path.owner(), Path.stat
+
+    def denied(path, **options):  # by mode alone nothing keeps root out
+        if path.name == "url":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat_of(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    said = CliRunner().invoke(main, ["--var", str(tmp_path)])
+    assert said.exit_code == 1
+    assert said.output == (
+        f"Error: {folder / 'url'} cannot be read: Permission denied; {folder} belongs to the user {owner}: "
+        "run this as that user\n"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "events.sqlite")
+    said = CliRunner().invoke(main, ["--var", str(tmp_path)])
+    assert said.exit_code == 1
+    assert said.output.endswith(f"events.sqlite belongs to the user {owner}: run this as that user\n")
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "1e12", "-1"])
+def test_a_number_of_days_that_is_none_is_refused_in_one_line(tmp_path, days):
+    FeedbackStore(Location.below(tmp_path)).write([an_event("a")])
+    said = CliRunner().invoke(main, ["--var", str(tmp_path), "erase", "--older-than-days", days])
+    assert said.exit_code == 2
+    assert said.output.splitlines()[-1].startswith("Error: Invalid value for '--older-than-days': ")
+    assert len(raw(Location.below(tmp_path))) == 1
+
+
 def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
     for name in (URL_VARIABLE, KEY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -273,7 +327,7 @@ def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
     store = FeedbackStore(Location.below(tmp_path))
     store.write([an_event(name, user_id=name) for name in ("anna", "bert", "carl", " dora")])
     ids = tmp_path / "ids"
-    ids.write_text("bert\r\n\n dora", encoding="utf-8")
+    ids.write_text("bert\r\n\n dora", encoding="utf-8-sig")  # as a spreadsheet saves it
     assert run("--user-ids", "-", said="anna\nnobody\n")[1].startswith("1 events of 2 people erased in sqlite")
     assert run("--user-ids", str(ids))[1].startswith("2 events of 2 people erased")
     assert run("--older-than-days", "90")[1].startswith("0 events older than 90 days")

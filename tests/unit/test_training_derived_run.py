@@ -18,7 +18,7 @@ from training.derived_run import derive_run
 from training.errors import RunError
 from training.plan import existing_run, make_plan
 from training.run import Run
-from training.run_listing import derived_from, newest_run
+from training.run_listing import derived_from, newest_run, root_of
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_a_new_head_leaves_all_else_as_it_was(parent: Run, tmp_path: Path) -> No
         "run_id": parent.run_id,
         "reason": "feedback",
         "details": {"events": 200},
+        "root": parent.run_id,
     }
+    assert root_of(run) == root_of(parent) == parent.run_id
     np.testing.assert_array_equal(run.head()[0], parent.head()[0] + 1)
     assert run.score_weights.beta == 7.0
     assert run.manifest.metrics == json.loads((run.path / "metrics.json").read_text()) == {"weak_labels": True}
