@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from .erasure import erase_older_than, erase_people
+from .erasure import erase_older_than, erase_people, people_with_events
 from .errors import FeedbackError
 from .location import Location
 from .reader import Count, FeedbackReader
@@ -74,7 +74,14 @@ def erase(location: Location, user_ids: TextIO | None, older_than_days: float | 
     try:
         if user_ids is not None:
             people = {line.rstrip("\r\n") for line in user_ids} - {""}
-            click.echo(f"{erase_people(location, people)} events of {len(people)} people erased in {location.name}")
+            known = people_with_events(location, people)
+            click.echo(f"{erase_people(location, people)} events of {known} people erased in {location.name}")
+            if known < len(people):
+                click.echo(
+                    f"{len(people) - known} of {len(people)} ids have no events here; an id counts as it was sent, "
+                    "with its capitals and blanks",
+                    err=True,
+                )
         elif older_than_days is not None:
             erased = erase_older_than(location, older_than_days)
             click.echo(f"{erased} events older than {older_than_days:g} days erased in {location.name}")

@@ -39,9 +39,36 @@ def erase_people(location: Location, user_ids: Iterable[str]) -> int:
             was erased in SQLite's log. What was erased by then stays erased; erasing again takes the rest.
     """
     hasher = UserHasher(read_key(location.key_file))
+    return _erase(location, _of_people(hasher, user_ids), hasher)
+
+
+def people_with_events(location: Location, user_ids: Iterable[str]) -> int:
+    """How many of some people have events, so that an id that nobody has is not taken for one that was erased.
+
+    Raises:
+        StoreError: as for `erase_people`.
+    """
+    hasher = UserHasher(read_key(location.key_file))
+    with FeedbackReader(location):
+        pass
+    engine = make_engine(location.url())
+    try:
+        with transaction(engine) as connection:
+            return sum(
+                connection.execute(select(func.count(events.c.user_hash.distinct())).where(group)).scalar_one()
+                for group in _of_people(hasher, user_ids)
+            )
+    except DBAPIError as error:
+        said = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+        raise StoreError(f"feedback store {location.name} cannot be read: {said}") from None
+    finally:
+        engine.dispose()
+
+
+def _of_people(hasher: UserHasher, user_ids: Iterable[str]) -> list[ColumnElement[bool]]:
     hashes = sorted({found for one in user_ids if (found := hasher.hash(one))})
     groups = [hashes[start : start + PEOPLE_AT_ONCE] for start in range(0, len(hashes), PEOPLE_AT_ONCE)]
-    return _erase(location, [events.c.user_hash.in_(group) for group in groups], hasher)
+    return [events.c.user_hash.in_(group) for group in groups]
 
 
 def erase_older_than(location: Location, days: float) -> int:

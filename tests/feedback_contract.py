@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from sqlalchemy import create_engine, select, update
 
-from feedback.erasure import erase_older_than, erase_people
+from feedback.erasure import erase_older_than, erase_people, people_with_events
 from feedback.errors import StoreError
 from feedback.events import Event
 from feedback.location import Location
@@ -168,7 +168,9 @@ def test_a_store_of_another_version_or_key_is_refused(location, name, message):
 def test_a_persons_events_are_erased_and_nobody_elses(location):
     store = FeedbackStore(location)
     store.write([an_event(f"{row}", user_id=("anna", "bert", "")[row % 3], domain="ab"[row % 2]) for row in range(12)])
+    assert people_with_events(location, ["anna", "bert", "carl", ""]) == 2
     assert erase_people(location, ["anna", "carl", ""]) == 4
+    assert people_with_events(location, ["anna", "bert"]) == 1
     assert erase_people(location, ["anna"]) == 0
     left = [row["event_id"] for row in raw(location)]
     assert left == [f"{row}" for row in range(12) if row % 3], "nobody in particular is nobody to erase"

@@ -328,7 +328,9 @@ def test_the_command_erases_people_whom_it_never_names(tmp_path, monkeypatch):
     store.write([an_event(name, user_id=name) for name in ("anna", "bert", "carl", " dora")])
     ids = tmp_path / "ids"
     ids.write_text("bert\r\n\n dora", encoding="utf-8-sig")  # as a spreadsheet saves it
-    assert run("--user-ids", "-", said="anna\nnobody\n")[1].startswith("1 events of 2 people erased in sqlite")
+    output = run("--user-ids", "-", said="anna\nnobody\n")[1]
+    assert output.startswith("1 events of 1 people erased in sqlite")
+    assert "1 of 2 ids have no events here" in output
     assert run("--user-ids", str(ids))[1].startswith("2 events of 2 people erased")
     assert run("--older-than-days", "90")[1].startswith("0 events older than 90 days")
     assert [row["event_id"] for row in raw(Location.below(tmp_path))] == ["carl"]
