@@ -84,6 +84,8 @@ def test_an_override_of_a_list_changes_the_entry_of_its_index(tiny_config: Path)
         (b"- 1", "mapping"),
         (b"\xff", "UTF-8"),
         (b"a: 2024-13-01", r"not valid YAML: month must be in 1\.\.12; put a text .* in quotes"),
+        (b"a: 1\nb: {}\na: 2", "line 3: the key 'a' stands twice"),
+        (b"a:\n  b: 1\n  b: 1", "line 3: the key 'b' stands twice"),
     ],
 )
 def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -93,6 +95,15 @@ def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: 
         load_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_copied_config_whose_domain_is_still_the_other_one_is_refused(tiny_config: Path) -> None:
+    copied = tiny_config.rename(tiny_config.with_name("films.yaml"))
+    with pytest.raises(
+        ConfigError, match=r"films\.yaml: domain: is 'shop'.* write domain: films, or name .* shop\.yaml"
+    ):
+        load_config(copied)
+    assert load_config(copied, ["domain=films"]).domain == "films"
 
 
 # --- encoder --------------------------------------------------------------------------------------------------------
