@@ -10,8 +10,8 @@ import click
 
 from export.errors import ExportError
 from export.kept_settings import precision_of, served_as
-from export.release import export_release, read_settings
-from export.settings import PRECISIONS, Precision
+from export.release import export_release
+from export.settings import PRECISIONS, Precision, read_settings
 from export.tensorrt.module import require_gpu_build
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
