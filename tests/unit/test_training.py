@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from serving.gates.settings import GateSettings
 from training.cli import main
 from training.config import EncoderConfig
 from training.config_loading import load_config
@@ -149,6 +150,17 @@ def test_a_failed_write_leaves_nothing(
     result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
     assert result.exit_code == 1
     assert list((tmp_path / "var/runs/shop").iterdir()) == []
+
+
+def test_too_few_test_instructions_to_compare_releases_are_noted(
+    tiny_config: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    common = ("data", "--config", tiny_config, "--data", tiny_data)
+    note = "16 test instructions: a release that replaces a live one is compared with it on {} (gates.min_instructions)"
+    assert note.format(GateSettings().min_instructions) in invoke(*common).output
+    assert note.format(17) in invoke(*common, "gates.min_instructions=17").output
+    assert "FORCE" not in invoke(*common, "gates.min_instructions=16").output
 
 
 def test_data_shows_what_a_dataset_holds(tiny_config: Path, tiny_data: Path) -> None:
