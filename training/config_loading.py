@@ -89,7 +89,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give an existing file (--config; DOMAIN= of make)"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.YAMLError as error:

@@ -229,7 +229,7 @@ def test_a_command_is_told_its_run_by_folder_or_id(other: Run) -> None:
         assert named_run(name, runs, other.domain).path == other.path
     with pytest.raises(RunError, match="is a run of music, the config is of shop; name its own config"):
         named_run(other.run_id, runs, "shop")
-    with pytest.raises(RunError, match="--run: nobody is neither the folder of a run nor the id of one"):
+    with pytest.raises(RunError, match="--run, RUN=: nobody is neither the folder of a run nor the id of one"):
         named_run("nobody", runs, "music")
 
 
@@ -270,7 +270,7 @@ def test_a_study_measures_on_what_no_head_was_stopped_on(invoke: Any) -> None:
     assert [one["instructions"] for one in study["measurements"]] == [[4]] * 4  # 16 less 3 of each of the 4 labels
     nothing_left = invoke("shots", "--shots", "9", "--draws", "1")
     assert nothing_left.exit_code == 1
-    assert "early stopping takes all at 9 shots, try --split test" in nothing_left.output
+    assert "early stopping takes all at 9 shots, try --split test (SPLIT=test)" in nothing_left.output
 
 
 @pytest.mark.parametrize("counts", ["", "a", "1,,2", "-1"])
