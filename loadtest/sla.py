@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from loadtest.errors import LoadTestError
 from loadtest.summary import Summary
 
-__all__ = ["Criterion", "Sla", "Verdict", "parse_sla", "read_sla"]
+__all__ = ["Criterion", "Sla", "Verdict", "read_sla"]
 
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -105,21 +105,12 @@ def read_sla(path: Path) -> Sla:
     section = content.get("sla") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise LoadTestError(f"{path}: no `sla:` section: add one with at least one of {', '.join(Sla.model_fields)}")
-    return parse_sla(section, where=str(path))
-
-
-def parse_sla(section: dict[str, Any], *, where: str) -> Sla:
-    """Validate an `sla:` section; `where` names in an error what it stands in.
-
-    Raises:
-        LoadTestError: It is wrong; the message names the key.
-    """
     try:
         return Sla.model_validate(section)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(["sla", *map(str, first["loc"])])
-        raise LoadTestError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+        where = ".".join(["sla", *map(str, first["loc"])])
+        raise LoadTestError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _at_most(name: str, bar: float | None, measured: float | None) -> Criterion | None:
