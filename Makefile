@@ -69,11 +69,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFIG := configs/$(DOMAIN).yaml
-SERVER := $(if $(filter 0.0.0.0,$(HOST)),127.0.0.1,$(HOST)):$(GRPC_PORT)
 ENDPOINTS := --host $(HOST) --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 # Those that were given: a server that is started again listens where it did, unless told otherwise.
 told = $(if $(filter file,$(origin $(1))),,$(2) $($(1)))
 TOLD_ENDPOINTS = $(call told,HOST,--host) $(call told,GRPC_PORT,--grpc-port) $(call told,HTTP_PORT,--http-port) $(call told,METRICS_PORT,--metrics-port)
+# Where to ask: where this VAR's server listens, or listened last, unless told otherwise.
+SERVER_URL = $(PY) -m serving url --var $(VAR) $(call told,HOST,--host) $(call told,GRPC_PORT,--grpc-port)
 # People's words reach a command through the environment, unexpanded: no quote or dollar sign of theirs is read by make or by the shell.
 override export TEXT := $(value TEXT)
 override export HISTORY := $(value HISTORY)
@@ -181,7 +182,7 @@ running: setup
 	@if test -e $(VAR)/live/$(DOMAIN)/config.pbtxt; then $(MAKE) --no-print-directory start; else $(MAKE) --no-print-directory deploy; fi
 
 recommend: setup  ## Ask for a recommendation: TEXT="…" HISTORY="id,id" K=5
-	@$(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url $(SERVER) --domain $(DOMAIN) -- "$$TEXT"
+	@url=$$($(SERVER_URL)) && $(PY) -m instructrec_client --history "$$HISTORY" --k $(K) --url "$$url" --domain $(DOMAIN) -- "$$TEXT"
 
 feedback: setup  ## Show how much feedback came in, by domain and event
 	@$(PY) -m feedback --var $(VAR)
@@ -202,11 +203,11 @@ stop: setup  ## Stop the server once it has answered what is in flight
 	@$(PY) -m serving stop --var $(VAR)
 
 loadtest: running  ## Load the live service with Locust (USERS, and DURATION seconds once all have started), then at RATE requests a second (open loop) if given, and hold it against the domain's SLA
-	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest --url $(SERVER) --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) $(if $(RATE),--open-loop-rate $(RATE)) \
-		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && url=$$($(SERVER_URL)) && $(PY) -m loadtest --url "$$url" --domain $(DOMAIN) --config $(CONFIG) --users $(USERS) --duration $(DURATION) $(if $(RATE),--open-loop-rate $(RATE)) \
+		--instructions "$$release/instructions.jsonl" --output-dir $(VAR)/loadtest $(SET)
 
 bench: running  ## Measure the live service against its own encoder and a plain FastAPI service, as ratios of one run
-	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && $(PY) -m loadtest.benchmark --url $(SERVER) --domain $(DOMAIN) \
+	@release=$$($(PY) -m serving live --domain $(DOMAIN) --var $(VAR)) && url=$$($(SERVER_URL)) && $(PY) -m loadtest.benchmark --url "$$url" --domain $(DOMAIN) \
 		--release "$$release" --rounds $(ROUNDS) --seconds $(BENCH_SECONDS) --output-dir $(VAR)/bench
 
 tune-serving: setup  ## Measure how a release is served best on this machine, and write that into the domain's YAML (RELEASE, ROUNDS, WRITE=no)

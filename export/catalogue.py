@@ -13,6 +13,8 @@ from export.kept_settings import precision_of, served_as
 from export.release import export_release
 from export.settings import PRECISIONS, Precision, read_settings
 from export.tensorrt.module import require_gpu_build
+from serving.canary.journal import CanaryJournal
+from serving.journal import Journal
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.preconditions import refuse_to_undo_a_rollback
@@ -22,7 +24,7 @@ from training.config_loading import load_config
 from training.options import config_option, data_option, overrides_argument, var_option
 from training.run import Run
 from training.run_encoder import named_run
-from training.run_listing import newest_run
+from training.run_listing import equal_run, newest_run
 
 
 @click.command(help=__doc__)
@@ -66,12 +68,24 @@ def main(
     if derived is None:
         refuse_to_undo_a_rollback(layout, domain)
         return
+    # Repeated before a deploy, it would make another release of the same.
+    before_it = equal_run(derived, layout.var / "runs" / domain)
+    if before_it is not None:
+        shutil.rmtree(derived.path, ignore_errors=True)
+    made = before_it or derived
+    click.echo(f"run: {made.path}")
     exporting = time.monotonic()
     try:
-        exported = export_release(derived, settings, layout, wanted, say=_warn)
+        exported = export_release(made, settings, layout, wanted, say=_warn)
     except BaseException:
-        shutil.rmtree(derived.path, ignore_errors=True)  # the next try derives it again
+        if before_it is None:
+            shutil.rmtree(derived.path, ignore_errors=True)  # the next try derives it again
         raise
+    if not exported.is_new:
+        waiting = exported.release.number
+        refuse_to_undo_a_rollback(layout, domain, None if _has_answered(layout, domain, waiting) else waiting)
+        click.echo(f"release {waiting} is up to date: {exported.release.path}")
+        return
     taken = f", encoder of release {exported.taken_from}" if exported.taken_from else ""
     click.echo(f"exported as {wanted}{taken} and verified in {time.monotonic() - exporting:.1f} s")
     click.echo(f"release: {exported.release.path} ({time.monotonic() - started:.1f} s in all)")
@@ -88,6 +102,12 @@ def release_before(layout: Layout, domain: str) -> Release | None:
     if live is not None and live.number in numbers:
         return store.open(live.number)
     return store.open(numbers[-1]) if numbers else None
+
+
+def _has_answered(layout: Layout, domain: str, number: int) -> bool:
+    """Whether a release was live or a canary once: that it is not live now is meant so."""
+    journals = (Journal(layout.journal(domain)).publications(), CanaryJournal(layout.canary_journal(domain)).events())
+    return any(one.release == number for journal in journals for one in journal)
 
 
 def _run_of(layout: Layout, domain: str, release: Release | None) -> Run:

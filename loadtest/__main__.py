@@ -3,8 +3,8 @@
 import sys
 
 from loadtest.cli import main
-from loadtest.ending import exit_on_sigterm
+from loadtest.ending import exit_when_told
 
 if __name__ == "__main__":
-    exit_on_sigterm()
+    exit_when_told()
     sys.exit(main())

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from loadtest.closed_loop import ClosedLoop, run_closed_loop
 from loadtest.errors import LoadTestError
 from loadtest.open_loop import arrivals, ask_server, run_open_loop
-from loadtest.report import Report, criteria_table, report_folder, warnings, write_report
+from loadtest.report import Report, criteria_table, failures, report_folder, warnings, write_report
 from loadtest.sla import read_sla
 from loadtest.summary import OpenLoopSummary
-from loadtest.workload import Query, items_due, read_workload
+from loadtest.workload import Query, expected_release, items_due, read_workload
 
 __all__ = ["SLA_MISSED", "command", "main"]
 
@@ -52,6 +52,7 @@ option = functools.partial(click.option, show_default=True)
     default=None,
     help="Requests a second of open-loop load, which comes second.",
 )
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(  # noqa: PLR0913, PLR0917 - one an option
     url: str,
     domain: str,
@@ -64,14 +65,18 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
     spawn_rate: float,
     k: int,
     deadline: float,
+    overrides: tuple[str, ...],
 ) -> int:
     """Load a server with a domain's instructions and judge it by the domain's SLA.
+
+    A bar that is given as sla.KEY=VALUE counts instead of the YAML's.
 
     Exits with 0 when the SLA is met, 2 when it is missed, 1 after an error.
     """
     created = datetime.now(timezone.utc)
-    sla = read_sla(config)
+    sla = read_sla(config, overrides)
     queries, due = read_workload(instructions), items_due(instructions, k)
+    expected = expected_release(instructions)
     settings = ClosedLoop(
         url=url,
         domain=domain,
@@ -95,6 +100,7 @@ def command(  # noqa: PLR0913, PLR0917 - one an option
         report = Report(
             created=created,
             settings=settings,
+            expected_release=expected,
             sla=sla,
             closed_loop=closed,
             closed_loop_verdict=closed_verdict,
@@ -161,9 +167,8 @@ def _show(report: Report, folder: Path) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
-        for reason, count in summary.errors.items() if summary else ():
-            click.echo(f"{load}: {count} failed with {reason}")
+    for load, reason, count in failures(report):
+        click.echo(f"{load}: {count} failed with {reason}")
     for warning in warnings(report):
         click.echo(warning)
     requests = report.closed_loop.requests + (report.open_loop.requests if report.open_loop else 0)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 import sys
 
-__all__ = ["exit_on_sigterm"]
+__all__ = ["exit_when_told"]
 
 
-def exit_on_sigterm() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, so that what it started and changed is ended and put back.
+def exit_when_told() -> None:
+    """Have SIGTERM, and SIGHUP of a terminal that closes, end this process as Ctrl-C does.
 
-    Its exit code is 143 then, as a shell's.
+    So what it started and changed is ended and put back. Its exit code is 143 then, or 129, as a shell's. Under `nohup`
+    the terminal may close.
     """
 
     def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # another one would cut off the cleaning up
+        for other in told:
+            signal.signal(other, signal.SIG_IGN)  # another one would cut off the cleaning up
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    told = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in told:
+        signal.signal(number, end)

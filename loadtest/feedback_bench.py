@@ -107,7 +107,7 @@ async def _serialised_sender(url: str, domain: str, queries: list[Query], size: 
     run = secrets.token_hex(8).encode()  # the events of earlier runs are in the store still
     placeholder = b"#" * (len(run) + 8)
     content = _serialised(domain, [_event(queries[row % len(queries)]) for row in range(size)], placeholder)
-    async with grpc.aio.insecure_channel(url) as channel:
+    async with grpc.aio.insecure_channel(url, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
         async def send(number: int) -> None:

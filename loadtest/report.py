@@ -15,10 +15,12 @@ from loadtest.errors import LoadTestError
 from loadtest.sla import Sla, Verdict
 from loadtest.summary import OpenLoopSummary, Summary
 
-__all__ = ["Report", "criteria_table", "report_folder", "warnings", "write_report"]
+__all__ = ["Report", "criteria_table", "failures", "report_folder", "warnings", "write_report"]
 
 BUSY = 0.9
 """Of a core; Locust calls its own process overloaded from there on, too."""
+FAILURES_SHOWN = 5
+"""Of each load, the most frequent; messages may differ in a number alone."""
 
 
 class Report(BaseModel):
@@ -28,6 +30,7 @@ class Report(BaseModel):
         schema_version: Of this layout.
         created: When the run began, with its time zone.
         settings: The closed-loop load.
+        expected_release: The release whose instructions were asked; None where they are of no release.
         sla: The bars.
         closed_loop: What the closed loop measured.
         closed_loop_verdict: The bars against that.
@@ -41,6 +44,7 @@ class Report(BaseModel):
     schema_version: int = 1
     created: datetime
     settings: ClosedLoop
+    expected_release: str | None = None
     sla: Sla
     closed_loop: Summary
     closed_loop_verdict: Verdict
@@ -103,12 +107,39 @@ def criteria_table(report: Report) -> list[tuple[str, str, str, str, str]]:
 
 def warnings(report: Report) -> list[str]:
     """Return what makes a run's figures doubtful, one line each."""
-    return [
-        f"{load}: the load test itself was busy for {summary.asking:.0%} of a core: it may be what was measured, "
-        "not the server"
-        for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop))
-        if summary and summary.asking > BUSY
-    ]
+    found = []
+    for load, summary in _loads(report):
+        if summary.asking > BUSY:
+            found.append(
+                f"{load}: the load test itself was busy for {summary.asking:.0%} of a core: it may be what was "
+                "measured, not the server"
+            )
+        answered = ", ".join(f"{release} ({count} times)" for release, count in sorted(summary.releases.items()))
+        if report.expected_release is not None and summary.releases.keys() - {report.expected_release}:
+            found.append(
+                f"{load}: answered by release {answered}, where release {report.expected_release} was to be measured: "
+                "look which one is live"
+            )
+        elif len(summary.releases) > 1:
+            found.append(f"{load}: answered by releases {answered}: the figures are of all of them together")
+    return found
+
+
+def failures(report: Report) -> list[tuple[str, str, int]]:
+    """Return what went wrong most often: load, reason, and how many requests; the rest of a load as one reason."""
+    found = []
+    for load, summary in _loads(report):
+        reasons = sorted(summary.errors.items(), key=lambda reason: -reason[1])
+        found += [(load, reason, count) for reason, count in reasons[:FAILURES_SHOWN]]
+        rest = reasons[FAILURES_SHOWN:]
+        if rest:
+            found.append((load, f"{len(rest)} other reasons, in report.json", sum(count for _, count in rest)))
+    return found
+
+
+def _loads(report: Report) -> list[tuple[str, Summary]]:
+    opened = [("open loop", report.open_loop)] if report.open_loop else []
+    return [("closed loop", report.closed_loop), *opened]
 
 
 def _markdown(report: Report) -> str:
@@ -129,13 +160,9 @@ def _markdown(report: Report) -> str:
         "",
         f"Latencies are of right answers. [Locust's report]({HTML_FILE}) has the course of the closed loop.",
     ]
-    failures = [
-        (load, reason, str(count))
-        for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop))
-        for reason, count in (summary.errors.items() if summary else ())
-    ]
-    if failures:
-        lines += ["", "## Failures", "", *_markdown_table([("load", "what went wrong", "requests"), *failures])]
+    failed = [(load, reason, str(count)) for load, reason, count in failures(report)]
+    if failed:
+        lines += ["", "## Failures", "", *_markdown_table([("load", "what went wrong", "requests"), *failed])]
     return "\n".join(lines) + "\n"
 
 
@@ -143,9 +170,7 @@ def _measured_table(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("load", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "asking core", "release")
     ]
-    for load, summary in (("closed loop", report.closed_loop), ("open loop", report.open_loop)):
-        if summary is None:
-            continue
+    for load, summary in _loads(report):
         quantiles = (summary.p50_ms, summary.p95_ms, summary.p99_ms, summary.max_ms)
         rows.append(
             (

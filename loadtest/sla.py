@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,11 +91,16 @@ class Sla(BaseModel):
         return Verdict(criteria=judged, met=all(criterion.met for criterion in judged))
 
 
-def read_sla(path: Path) -> Sla:
+def read_sla(path: Path, overrides: Iterable[str] = ()) -> Sla:
     """Read the `sla:` section of a domain's YAML.
 
+    Args:
+        path: The YAML.
+        overrides: `sla.p99_ms=50`; those of other sections are left to the rooms that read them.
+
     Raises:
-        LoadTestError: The file cannot be read, or the section is missing or wrong; the message names the key.
+        LoadTestError: The file cannot be read, or the section or an override is missing or wrong; the message names the
+            key.
     """
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -103,14 +109,33 @@ def read_sla(path: Path) -> Sla:
     except (yaml.YAMLError, ValueError) as error:  # what looks like a date is made one: 2024-13-01 is none
         raise LoadTestError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     section = content.get("sla") if isinstance(content, dict) else None
+    changes = dict(_changes(overrides))
+    if changes and section is None:
+        section = {}
     if not isinstance(section, dict):
         raise LoadTestError(f"{path}: no `sla:` section: add one with at least one of {', '.join(Sla.model_fields)}")
     try:
-        return Sla.model_validate(section)
+        return Sla.model_validate(section | changes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["sla", *map(str, first["loc"])])
         raise LoadTestError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _changes(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        section, _, key = name.partition(".")
+        if section != "sla":
+            continue
+        if not separator or key not in Sla.model_fields:
+            raise LoadTestError(
+                f"override {override!r}: write it as sla.KEY=VALUE, KEY of {', '.join(Sla.model_fields)}"
+            )
+        try:
+            yield key, yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise LoadTestError(f"override {override!r}: the value is not valid YAML: write a number") from None
 
 
 def _at_most(name: str, bar: float | None, measured: float | None) -> Criterion | None:

@@ -81,8 +81,8 @@ class Recorder:
         self._releases[release] += 1
 
     def failed(self, reason: str) -> None:
-        """Take down a request without a right answer."""
-        self._errors[reason] += 1
+        """Take down a request without a right answer; a reason of several lines becomes one."""
+        self._errors[" ".join(reason.split())] += 1
 
     def summary(self, duration_s: float) -> Summary:
         """Return what was taken down in so many seconds."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.errors import LoadTestError
 
-__all__ = ["Query", "WrongAnswer", "check_answer", "items_due", "read_workload", "shuffled"]
+__all__ = ["Query", "WrongAnswer", "check_answer", "expected_release", "items_due", "read_workload", "shuffled"]
 
 MANIFEST = "manifest.json"
 """Beside a release's own instructions."""
@@ -85,13 +85,28 @@ def items_due(instructions: Path, k: int) -> int:
     Raises:
         LoadTestError: The manifest does not say so.
     """
+    items = _in_manifest(instructions, "items", "how many items there are")
+    return k if items is None else min(k, items)
+
+
+def expected_release(instructions: Path) -> str | None:
+    """The release whose own instructions these are, as its answers call it; None where they are of no release.
+
+    Raises:
+        LoadTestError: The manifest beside them does not say so.
+    """
+    release = _in_manifest(instructions, "release", "which release this is")
+    return None if release is None else str(release)
+
+
+def _in_manifest(instructions: Path, key: str, what: str) -> int | None:
     path = instructions.parent / MANIFEST
     if not path.is_file():
-        return k
+        return None
     try:
-        return min(k, int(json.loads(path.read_bytes())["items"]))
+        return int(json.loads(path.read_bytes())[key])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LoadTestError(f"{path}: does not say how many items there are: export the release again") from error
+        raise LoadTestError(f"{path}: does not say {what}: export the release again") from error
 
 
 def check_answer(answer: Recommendations, due: int) -> None:

@@ -1,6 +1,6 @@
 """Command line of the serving room.
 
-`python -m serving deploy|start|rollback|canary|releases|diff|watch|status|live|logs|stop`
+`python -m serving deploy|start|rollback|canary|releases|diff|watch|status|live|url|logs|stop`
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def deploy(
 def start(var: Path, watched: bool, **endpoints: Any) -> None:
     """Start the server again with what is live, canaries included; nothing is published, and a running one is left."""
     layout = Layout(var)
-    done = start_server(layout, {name: value for name, value in endpoints.items() if value is not None})
+    done = start_server(layout, endpoints)
     url = done.endpoints.grpc_url
     if not done.is_new:
         if watched and not watcher.is_watching(layout):
@@ -190,6 +190,15 @@ def live(var: Path, domain: str) -> None:
     if found is None:
         raise ServerError(f"no release of {domain} is live in {layout.var}; run `make deploy`")
     click.echo(ReleaseStore(layout.releases(domain)).open(found.number).path)
+
+
+@main.command()
+@var_option
+@click.option("--host", help="Address; where the server listens or listened last, as the port, if left out.")
+@click.option("--grpc-port", type=PORT)
+def url(var: Path, **endpoints: Any) -> None:
+    """Print where a client on this machine reaches the server: host:port of its gRPC service."""
+    click.echo(Server(Layout(var)).wanted_endpoints(endpoints).grpc_url)
 
 
 @main.command()

@@ -11,10 +11,12 @@ from typing import Any
 
 from tritonclient import grpc
 from tritonclient.grpc import InferenceServerClientPlugin
+from tritonclient.utils import InferenceServerException
 
 from feedback.errors import StoreError
 from feedback.people import create_key, read_key
 
+from .channel import connect
 from .errors import PreflightError, ServerError, ServingError
 from .layout import Layout
 
@@ -70,10 +72,22 @@ def admin_client(layout: Layout, url: str) -> grpc.InferenceServerClient:
         ServerError: the key cannot be read.
     """
     plugin = _AdminKey(_read(layout, ServerError)) if layout.admin_key.exists() else None
-    client = grpc.InferenceServerClient(url)
+    client = connect(url)
     if plugin is not None:
         client.register_plugin(plugin)
     return client
+
+
+def refusal(model: str, error: InferenceServerException) -> str:
+    """Why Triton refuses to load a model, in one line; and what helps where it asks for another key than it got."""
+    reason = " ".join(error.message().split())  # a line a version, where several do not load
+    remedy = ""
+    if "protocol is restricted" in reason:
+        remedy = (
+            "; VAR/admin.key is gone, or not the one that the server was started with: "
+            "run `make stop start`, which makes one where there is none, and try again"
+        )
+    return f"Triton refuses {model}: {reason}{remedy}"
 
 
 def _read(layout: Layout, failure: type[ServingError]) -> str:

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .admin import refusal
 from .errors import PublishError, ServerError
 from .live_repository import CONFIG_NAME, parse_config
 from .probe import ask, patiently
@@ -48,7 +49,7 @@ def candidate(client: grpc.InferenceServerClient, release: Release) -> Iterator[
         )
         yield config.name
     except InferenceServerException as error:
-        raise PublishError(f"Triton refuses {config.name}: {error.message()}") from None
+        raise PublishError(refusal(config.name, error)) from None
     finally:
         with suppress(InferenceServerException):
             client.unload_model(config.name, client_timeout=10)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from .admin import admin_client
+from .admin import admin_client, refusal
 from .canary.ensemble import leave_to_live, load_canaries
 from .candidate import answer_beforehand
 from .embedded import Endpoints
@@ -366,8 +366,7 @@ def _load(client: grpc.InferenceServerClient, model: str) -> None:
     try:
         client.load_model(model, client_timeout=120)
     except InferenceServerException as error:
-        reason = " ".join(error.message().split())  # a line a version, where several do not load
-        raise PublishError(f"Triton refuses {model}: {reason}") from None
+        raise PublishError(refusal(model, error)) from None
 
 
 def _first_answer(state: ServerState, release: Release) -> ProbeAnswer:

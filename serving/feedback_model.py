@@ -16,14 +16,18 @@ from tritonclient.utils import InferenceServerException
 
 import feedback
 
-from .admin import admin_client
+from .admin import admin_client, refusal
+from .channel import connect
 from .errors import PublishError, ServerError
 from .files import remove, rename_into_place, write_atomically
 from .layout import Layout
-from .live_repository import CONFIG_NAME, FEEDBACK_MODEL, INCOMING, contents, format_config, parse_config, read_config
+from .live_repository import CONFIG_NAME, INCOMING, contents, format_config, parse_config, read_config
+from .step_configs import replace_if_changed
 
-MODEL = FEEDBACK_MODEL
+MODEL = "feedback"
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository" / MODEL
+FOLDER = "folder"
+"""The parameter of its config that says where the store lies."""
 STEPS_CODE = Path(__file__).resolve().parent / "steps"
 STEPS_USED = ("__init__.py", "batching.py", "invalid_request.py", "string_tensors.py", "unavailable.py")
 """Of `serving/steps/`: a change to the others is no reason to reload this model."""
@@ -67,6 +71,25 @@ def stage_feedback(layout: Layout) -> bool:
         raise PublishError(f"cannot write the live repository {folder}: {error.strerror or error}") from None
 
 
+def repoint_feedback(layout: Layout) -> None:
+    """Have the model that is there write where its `VAR` lies now: it may have been moved or copied since the deploy.
+
+    Nothing else of it is brought up to date: what is started is what has answered.
+
+    Raises:
+        PublishError: its config is damaged or cannot be written.
+    """
+    path = layout.live / MODEL / CONFIG_NAME
+    try:
+        if _pinned(path.parent) is None:
+            return
+        config = read_config(path)
+        config.parameters[FOLDER].string_value = str(layout.feedback)
+        replace_if_changed(path, format_config(config).encode())
+    except OSError as error:
+        raise PublishError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def publish_feedback(layout: Layout, url: str) -> None:
     """Have a running server serve the model as it is now; nothing happens where it does already.
 
@@ -85,7 +108,7 @@ def publish_feedback(layout: Layout, url: str) -> None:
             if changed or not client.is_model_ready(MODEL, str(_pinned(layout.live / MODEL)), client_timeout=10):
                 client.load_model(MODEL, client_timeout=120)
     except InferenceServerException as error:
-        refused = f"Triton refuses {MODEL}: {error.message()}"
+        refused = refusal(MODEL, error)
         try:
             if changed and before is not None:
                 write_atomically(path, before)
@@ -112,7 +135,7 @@ def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
         inputs.append(tensor)
     started = time.perf_counter()
     try:
-        with grpc.InferenceServerClient(url) as client:
+        with connect(url) as client:
             client.infer(MODEL, inputs, client_timeout=timeout_seconds)
     except InferenceServerException as error:
         raise ServerError(f"{MODEL} at {url} takes no events: {error.message()}") from None
@@ -121,6 +144,8 @@ def probe_feedback(url: str, *, timeout_seconds: float = 5.0) -> float:
 
 def store_in_use(layout: Layout, pid: int) -> str:
     """The store that a server writes to, without a password; and the one that commands read here, if it is another.
+
+    The server's is where its model's config says, which is below another folder where `VAR` was moved since.
 
     Args:
         layout: of the server.
@@ -131,14 +156,20 @@ def store_in_use(layout: Layout, pid: int) -> str:
     from feedback.location import URL_VARIABLE, Location  # noqa: PLC0415
 
     try:
-        servers, ours = Location(layout.feedback, psutil.Process(pid).environ()), Location(layout.feedback)
+        config = read_config(layout.live / MODEL / CONFIG_NAME)
+        folder = Path(config.parameters[FOLDER].string_value).resolve()
+        servers, ours = Location(folder, psutil.Process(pid).environ()), Location(layout.feedback)
         if servers.url() == ours.url():
             return servers.name
-        return (
-            f"{servers.name}; COMMANDS HERE READ {ours.name}: {URL_VARIABLE} differs between the server's environment "
-            f"and this one, so put the URL into {ours.url_file} instead"
-        )
-    except (FeedbackError, psutil.Error) as error:
+        if folder != layout.feedback:
+            why = f"the server goes by {folder}, where VAR was when it was started; run `make stop start`"
+        else:
+            why = (
+                f"{URL_VARIABLE} differs between the server's environment and this one, "
+                f"so put the URL into {ours.url_file} instead"
+            )
+        return f"{servers.name}; COMMANDS HERE READ {ours.name}: {why}"
+    except (FeedbackError, OSError, PublishError, psutil.Error) as error:
         return f"a store that cannot be named ({error})"
 
 
@@ -164,5 +195,5 @@ def _assemble(folder: Path) -> None:
 def _config(layout: Layout, version: int) -> bytes:
     config = parse_config((SOURCE / CONFIG_NAME).read_text(encoding="utf-8"))
     config.version_policy.specific.versions.append(version)
-    config.parameters["folder"].string_value = str(layout.feedback)
+    config.parameters[FOLDER].string_value = str(layout.feedback)
     return format_config(config).encode()

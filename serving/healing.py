@@ -149,7 +149,8 @@ class Healer:
         self._patience = patience
         self._silent = self._busy = 0
         self._without_feedback = False
-        self._unasked: dict[str, str] = {}
+        self._said: dict[str, str] = {}
+        self._seen: ServerState | None = None
 
     def look(self) -> list[str]:
         """Look once, and mend what is wrong.
@@ -164,6 +165,7 @@ class Healer:
         state = self.server.state()
         if state is None:
             return self._restart("tritonserver is gone") if self.layout.server_state.is_file() else []
+        self._seen = state
         done = self._end_killed_publishes()
         if done:
             return done
@@ -211,6 +213,13 @@ class Healer:
         with self._at_work() as allowed:
             if not allowed:
                 return []
+            if not process_tree.processes(self.layout.shared_memory_prefix):
+                self._say_once(
+                    "server",
+                    f"the server was started under another path than {self.layout.var}, so that its stubs cannot be "
+                    "told from others' and are left alone; run `make stop start`",
+                )
+                return []
             # Somebody may have loaded or unloaded a step between the two looks.
             stubs = find_stubs(self.layout)
             dead = stubs.dead(loaded_steps(client, self.layout))
@@ -248,15 +257,15 @@ class Healer:
             except ServerError as error:
                 return error.message
             except ServingError as error:  # its files are gone from the store; that is no fault of the server
-                self._say_once(domain, error.message)
+                self._say_once(domain, f"nobody can tell whether {domain} answers: {error.message}")
             else:
-                self._unasked.pop(domain, None)
+                self._said.pop(domain, None)
         return None
 
-    def _say_once(self, domain: str, reason: str) -> None:
-        if self._unasked.get(domain) != reason:
-            self._unasked[domain] = reason
-            logger.warning("nobody can tell whether %s answers: %s", domain, reason)
+    def _say_once(self, about: str, message: str) -> None:
+        if self._said.get(about) != message:
+            self._said[about] = message
+            logger.warning("%s", message)
 
     def _look_at_feedback(self, state: ServerState) -> list[str]:
         """Say when events cannot be stored, and when they can again.
@@ -286,9 +295,12 @@ class Healer:
         with self._at_work() as allowed:
             if not allowed or not self.layout.server_state.is_file():
                 return []
-            endpoints = ServerState.model_validate_json(self.layout.server_state.read_bytes()).endpoints
+            # Where what was written down of the server is damaged, nobody but who has seen it knows where it listened.
+            known = self.server.remembered() or self._seen
+            endpoints = known.endpoints if known is not None else self.server.last_endpoints()
             # A start moves the log away, and each further one that fails: said now, it is not lost.
-            logger.warning("%s; the server's log says: %s", reason, self.server.first_error())
+            said = self.server.last_error()
+            logger.warning("%s%s", reason, f"; the server's log says: {said}" if said else "")
             began = time.monotonic()
             self._busy = 0
             self.server.stop(drain_seconds=1, forget=False)  # should the start fail, the next look tries again

@@ -18,8 +18,11 @@ class Layout:
     var: Path
 
     def __post_init__(self) -> None:
-        """Make the folder absolute: the server outlives the command that started it, and its working folder."""
-        object.__setattr__(self, "var", self.var.absolute())
+        """Name the folder in one way, however it was reached: absolute, without `..`, and past every link.
+
+        The server outlives the command that started it, and its working folder; and its processes are told by the name.
+        """
+        object.__setattr__(self, "var", self.var.resolve())
 
     def releases(self, domain: str) -> Path:
         """A domain's numbered releases."""

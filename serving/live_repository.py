@@ -7,6 +7,7 @@ point leaves the old release or the new one, and the server can be restarted fro
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,6 @@ from .unfinished import Marks
 __all__ = [
     "CANARY_OF",
     "CONFIG_NAME",
-    "FEEDBACK_MODEL",
     "INCOMING",
     "RETIRED",
     "LiveRelease",
@@ -47,8 +47,10 @@ INCOMING = ".incoming-"
 RETIRED = ".retired-"
 CANARY_OF = "canary_of"
 """The parameter by which an ensemble is known to be a canary; its value is the domain."""
-FEEDBACK_MODEL = "feedback"
-"""Serves all domains and belongs to no release: no publish takes it out."""
+PARTS = frozenset({"tokenizer", "encoder", "head", "topk", "fused", "canary"})
+"""What a `<domain>_<part>` is called that releases and canaries bring."""
+SHARED_STEP = re.compile(r"(tokenizer|encoder)_[0-9a-f]{12}")
+"""The names of the steps that domains share."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,8 @@ class LiveRepository:
     def retire(self, domain: str, keep: Iterable[LiveRelease], *, others: Iterable[LiveRelease] = ()) -> list[str]:
         """Remove the version folders that no release to keep, no live ensemble and no step's config names.
 
+        Folders that no release of ours brought are passed over: models of others, and what a volume keeps for itself.
+
         Args:
             domain: whose release was published.
             keep: of this domain.
@@ -327,8 +331,12 @@ class LiveRepository:
                     for path in (self.folder / model).iterdir():
                         if path.name.isdecimal() and int(path.name) not in versions | listed:
                             self._retire_folder(path)
-            kept_models = {*needed, FEEDBACK_MODEL}
-            orphans = [path for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in kept_models]
+            own = {f"{one}_{part}" for one in {domain, *self.domains()} for part in PARTS}
+            orphans = [
+                path
+                for path in sorted(self.folder.iterdir())
+                if path.name not in needed and (path.name in own or SHARED_STEP.fullmatch(path.name)) and path.is_dir()
+            ]
             for path in orphans:
                 (path / CONFIG_NAME).unlink(missing_ok=True)  # first: without it, the rest is no model
                 self._retire_folder(path)

@@ -7,6 +7,7 @@ import functools
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .channel import connect
 from .errors import BusyError, LateError, ServerError
 from .probe import ProbeAnswer, patiently, probe_release
 from .releases import Release
@@ -31,7 +32,7 @@ def ask_domain(url: str, release: Release, *, timeout_seconds: float = 5.0) -> P
         ReleaseError: the release lacks what it could be asked.
         ServerError: it is silent or not loaded; see `probe_release`.
     """
-    with grpc.InferenceServerClient(url) as client:
+    with connect(url) as client:
         before = count_answers(client, release)
         try:
             once = functools.partial(probe_release, url, release, timeout_seconds=timeout_seconds)

@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from .channel import connect
 from .errors import BusyError, LateError, ReleaseError, ServerError
 from .releases import Release
 from .steps.limits import QUEUE_FULL
@@ -52,7 +53,7 @@ def probe(url: str, domain: str, text: str, *, timeout_seconds: float = 5.0) -> 
         ServerError: an error, or an answer that breaks the wire contract.
     """
     try:
-        with grpc.InferenceServerClient(url) as client:
+        with connect(url) as client:
             return ask(client, domain, text, timeout_seconds=timeout_seconds)
     except ServerError as error:
         raise type(error)(f"{domain} at {url} {error.message}") from None

@@ -10,15 +10,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from . import process_tree
 from .admin import admin_client, ensure_key
+from .channel import connect
 from .embedded import EXIT_TIMEOUT_SECONDS, Endpoints, Installation, assemble_backends, check_machine, server_command
 from .engine_variants import take_out_misfits
 from .errors import PreflightError, PublishError, ServerError
@@ -27,10 +28,18 @@ from .files import write_atomically
 from .layout import Layout
 from .line_journal import now
 from .live_repository import LiveRepository
+from .lock_file import open_to_lock
 from .steps.limits import METRICS_VARIABLE
 
 MENDING_SECONDS = 10.0
 """So long `make stop` and `make follow` wait for whoever is at work: the watcher mends most faults in half of it."""
+FAILURE_SIGNS = ("error:", "failed to load", "unrecognized option", "Signal (")
+"""What a line of the server's log holds that tells of a failure and does not begin with E."""
+HARMLESS = (
+    *("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version", "pinned"),  # said where there is no GPU
+    "model_config_content_name_ is empty",  # said around publishes
+)
+"""What a line of it holds that looks like a failure and is none."""
 KEPT_LOGS = 5
 """Of the servers before this one, `triton.log.1` the youngest: what ended one is still there after further starts."""
 CRIPPLED_DRAIN_SECONDS = 3.0
@@ -72,11 +81,11 @@ class Server:
             patience_seconds: how long to wait for another holder.
 
         Raises:
+            PreflightError: its file cannot be written.
             ServerError: another command holds it.
         """
-        self.layout.var.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience_seconds
-        with self.layout.lock.open("w") as handle:
+        with open_to_lock(self.layout.lock) as handle:
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,6 +112,15 @@ class Server:
         """Where the server of this `VAR` listens, or listened last, also if it was stopped since."""
         known = self.remembered() or _read_state(self.layout.stopped_server_state)
         return known.endpoints if known is not None else Endpoints()
+
+    def wanted_endpoints(self, told: Mapping[str, Any]) -> Endpoints:
+        """Where it listens or listened last, but for what is told.
+
+        Args:
+            told: those of the endpoints that are given; None stands for one that is not.
+        """
+        given = {name: value for name, value in told.items() if value is not None}
+        return Endpoints.model_validate(self.last_endpoints().model_dump() | given)
 
     def require_state(self) -> ServerState:
         """The running server's state.
@@ -189,8 +207,8 @@ class Server:
         except OSError as full:
             try:
                 with path.open("r+b") as stream:
-                    stream.write(content)
-                    stream.truncate()
+                    # In one piece: cut off between the two, what truncate would take away is no JSON.
+                    stream.write(content.ljust(path.stat().st_size))
             except OSError:
                 process_tree.sweep(self.layout.shared_memory_prefix)
                 raise PreflightError(f"cannot write {path}: {full.strerror or full}") from None
@@ -202,7 +220,7 @@ class Server:
             ServerError: it runs and does not even say that it lives.
         """
         deadline = time.monotonic() + timeout_seconds
-        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+        with connect(state.endpoints.grpc_url) as client:
             while self.state() is not None:
                 with contextlib.suppress(InferenceServerException):
                     if client.is_server_live(client_timeout=5):
@@ -220,7 +238,7 @@ class Server:
             ServerError: it ended or took too long; the message carries the log's first error.
         """
         deadline = time.monotonic() + timeout_seconds
-        with grpc.InferenceServerClient(state.endpoints.grpc_url) as client:
+        with connect(state.endpoints.grpc_url) as client:
             while time.monotonic() < deadline:
                 self._reap(state.pid)
                 if self.state() is None:
@@ -324,24 +342,38 @@ class Server:
             return 0
 
     def first_error(self, *, since: int = 0) -> str:
-        """The log's first line that tells of a failure, without its time stamp.
+        """The log's first line that tells of a failure, without its time stamp; its last line where none does.
 
         Args:
             since: bytes of the log to pass over: what it held before.
         """
+        if not self.layout.server_log.is_file():
+            return "there is no log"
+        lines = self._logged(since)
+        return next(iter(_failures(lines)), lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty")
+
+    def last_error(self) -> str | None:
+        """The log's last line that tells of a failure, without its time stamp; None where none does."""
+        failures = _failures(self._logged(0))
+        return failures[-1] if failures else None
+
+    def _logged(self, since: int) -> list[str]:
         try:
             content = self.layout.server_log.read_bytes()[since:]
         except FileNotFoundError:
-            return "there is no log"
-        harmless = ("NVML", "CudaDriverHelper", "DCGM", "CUDA driver version", "pinned")  # said where there is no GPU
-        lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
-        for line in lines:
-            is_error = line.startswith("E") or any(
-                sign in line for sign in ("error:", "failed to load", "unrecognized option")
-            )
-            if is_error and not any(word in line for word in harmless):
-                return line.split("] ", 1)[-1].strip().strip('"')[:500]
-        return lines[-1].split("] ", 1)[-1].strip()[:500] if lines else "the log is empty"
+            return []
+        return [line for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _failures(lines: Sequence[str]) -> list[str]:
+    """What the lines of a log say that tell of a failure, without time stamps."""
+    found = [
+        line
+        for line in lines
+        if (line.startswith("E") or any(sign in line for sign in FAILURE_SIGNS))
+        and not any(word in line for word in HARMLESS)
+    ]
+    return [line.split("] ", 1)[-1].strip().strip('"')[:500] for line in found]
 
 
 def _read_state(path: Path) -> ServerState | None:

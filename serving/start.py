@@ -10,7 +10,8 @@ from typing import Any
 
 from .canary.ensemble import load_canaries
 from .embedded import Endpoints
-from .errors import ServerError
+from .errors import PublishError, ServerError
+from .feedback_model import repoint_feedback
 from .layout import Layout
 from .live_repository import LiveRepository
 from .liveness import ask_domain
@@ -46,7 +47,7 @@ def start(layout: Layout, wanted: Mapping[str, Any]) -> Start:
 
     Args:
         layout: where everything lies.
-        wanted: those of the endpoints that are not to be where the last server listened.
+        wanted: those of the endpoints that are not to be where the last server listened; None stands for one that is.
 
     Raises:
         PreflightError: the machine lacks something; said before anything is started.
@@ -58,7 +59,7 @@ def start(layout: Layout, wanted: Mapping[str, Any]) -> Start:
         recover(layout)
         if (state := server.state()) is not None:
             server.wait_until_up(state)
-        endpoints = Endpoints.model_validate(server.last_endpoints().model_dump() | dict(wanted))
+        endpoints = server.wanted_endpoints(wanted)
         live = _live(layout)
         if not live:
             raise ServerError(f"no release is live in {layout.var}, there is nothing to start; run `make deploy`")
@@ -88,6 +89,10 @@ def start_live(server: Server, endpoints: Endpoints) -> tuple[ServerState, list[
         ServingError: it does not get ready; what was started is left to the caller.
     """
     repository = LiveRepository(server.layout.live)
+    try:
+        repoint_feedback(server.layout)
+    except PublishError as error:  # recommendations do not wait for it
+        logger.warning("feedback goes where it went before: %s", error.message)
     try:
         state = _start(server, endpoints)
     except ServerError as error:

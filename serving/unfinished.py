@@ -53,11 +53,15 @@ class Unfinished:
     intent: Intent | None = None
 
     def put_back(self, config: Path) -> None:
-        """Let a file be the config from before: by a link, for which a full disk has room."""
+        """Let a file be the config from before: by a link, for which a full disk has room; where none can be, anew."""
         spare = config.with_name(f".{config.name}.before.tmp")
         spare.unlink(missing_ok=True)
         os.utime(self.path)  # Triton reloads what looks newer
-        spare.hardlink_to(self.path)
+        try:
+            spare.hardlink_to(self.path)
+        except OSError:  # not every volume has hard links
+            write_atomically(config, self.path.read_bytes())
+            return
         spare.replace(config)
         sync_folder(config.parent)
 

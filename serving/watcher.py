@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from .errors import ServingError
 from .healing import Healer
 from .layout import Layout
+from .lock_file import open_to_lock
 
 INTERVAL_SECONDS = 2.0
 LINES_KEPT_BYTES = 1 << 20
@@ -39,7 +40,11 @@ def start(layout: Layout) -> None:
 
 
 def is_watching(layout: Layout) -> bool:
-    """Whether a watcher looks after the server of a `VAR`."""
+    """Whether a watcher looks after the server of a `VAR`.
+
+    Raises:
+        PreflightError: the file of its lock cannot be written.
+    """
     with _only_one(layout) as first:
         return not first
 
@@ -48,6 +53,9 @@ def watch(layout: Layout, *, interval_seconds: float = INTERVAL_SECONDS) -> None
     """Look after the server until it is stopped on purpose; one watcher a `VAR`, a second one returns at once.
 
     What it does and why goes to the log.
+
+    Raises:
+        PreflightError: the file of its lock cannot be written.
     """
     with _only_one(layout) as first:
         if not first:
@@ -69,8 +77,7 @@ def watch(layout: Layout, *, interval_seconds: float = INTERVAL_SECONDS) -> None
 @contextlib.contextmanager
 def _only_one(layout: Layout) -> Iterator[bool]:
     """True for the first watcher; the kernel drops the lock when it dies."""
-    layout.var.mkdir(parents=True, exist_ok=True)
-    with layout.watcher_lock.open("w") as handle:
+    with open_to_lock(layout.watcher_lock) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

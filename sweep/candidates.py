@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any
 
 from export.settings import Engine, ServingSettings
@@ -63,9 +64,8 @@ def _buckets(settings: ServingSettings, _cores: int) -> Answers:
     if settings.mode == "fused":
         return []
     longest = settings.length_buckets[-1]
-    doubled, fine = [16], [length for length in FINE_BUCKETS if length < longest]
-    while doubled[-1] * 2 < longest:
-        doubled.append(doubled[-1] * 2)
+    doubled = list(takewhile(lambda length: length < longest, (16 * 2**step for step in count())))
+    fine = [length for length in FINE_BUCKETS if length < longest]
     fine += [length for length in doubled if length > FINE_BUCKETS[-1]]
     return [{"length_buckets": (*lengths, longest)} for lengths in (doubled, fine)]
 

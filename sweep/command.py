@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,7 +66,6 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
 
     A setting that is given as KEY=VALUE is kept as given, and written too: all else was measured with it.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as on ^C
     numbers = _numbers(in_flight)
     cores, asking = _cores(server_cores)
     settings_now = load_config(config, overrides)
@@ -104,6 +101,8 @@ def main(  # noqa: PLR0913, PLR0917 - one an option
     )
     _keep(report, layout.var / FOLDER)
     _write(outcome.changes(written), config, write)
+    if given := outcome.not_compared(written):
+        click.echo(f"given, and not compared with what {config} had: {', '.join(given)}")
 
 
 def _release(layout: Layout, domain: str, number: int | None) -> Release:
@@ -164,4 +163,4 @@ def _write(changes: Mapping[str, Any], config: Path, write: bool) -> None:
         write_settings(config, changes)
         click.echo(f"{config} now has\n{fragment(changes)}\nput it live: make export deploy")
     else:
-        click.echo(f"better than {config}, which was left alone:\n{fragment(changes)}")
+        click.echo(f"for {config}, which was left alone:\n{fragment(changes)}")

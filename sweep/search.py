@@ -88,6 +88,11 @@ class Outcome(BaseModel):
         now = written.model_dump()
         return {key: value for key, value in self.after.model_dump().items() if value != now[key]}
 
+    def not_compared(self, written: ServingSettings) -> list[str]:
+        """Those of `changes` that this sweep did not find: it started from them, and measured all else with them."""
+        found = self.changes(self.before)
+        return [key for key in self.changes(written) if key not in found]
+
 
 def search(
     settings: ServingSettings,
@@ -159,10 +164,13 @@ def _trial(question: str, candidates: Sequence[Candidate], measure: Measure) -> 
 
 
 def _with_queue(measured: Measured) -> ServingSettings:
-    """The settings with the longest queue that the measured rate works off in `WAIT_SECONDS`."""
+    """The settings with the longest queue that the measured rate works off in `WAIT_SECONDS`.
+
+    Who lets any number wait, by 0, has chosen so.
+    """
     rate = float(np.median(measured.per_second[max(measured.per_second)]))
     longest = max(2 * measured.settings.max_batch_size, round(rate * WAIT_SECONDS / QUEUE_STEP) * QUEUE_STEP)
     now = measured.settings.max_queue_size
-    if abs(longest - now) <= QUEUE_DIFFERENCE * now:
+    if now == 0 or abs(longest - now) <= QUEUE_DIFFERENCE * now:
         return measured.settings
     return changed(measured.settings, {"max_queue_size": longest})

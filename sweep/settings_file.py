@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ def fragment(settings: Mapping[str, Any]) -> str:
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Change these keys of the section; the file has its old content, or all of the new one.
+    """Change these keys of the section; the file has its old content, or all of the new one, and the mode that it had.
+
+    A link to a file stays one.
 
     Raises:
         SweepError: the file cannot be read or written, or is laid out so that no line can be changed safely (a value
             over several lines, a section in braces); it is left alone, and the message has what to write by hand.
     """
+    path = path.resolve()
     by_hand = f"put this into it:\n{fragment(settings)}"
     try:
         text = path.read_bytes().decode("utf-8")  # line ends as they are
@@ -45,7 +49,9 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     if after != _plain(expected):
         raise SweepError(f"{path}: its `{SECTION}:` section cannot be changed line by line; {by_hand}")
     try:
+        mode = path.stat().st_mode
         write_atomically(path, edited.encode("utf-8"))
+        path.chmod(stat.S_IMODE(mode))
     except OSError as error:
         raise SweepError(f"{path} cannot be written ({error.strerror}); {by_hand}") from None
 

@@ -140,7 +140,7 @@ def update_catalogue(
         with_priors, history_vectors = histories.with_priors(dataset).items, histories.vectors
     newer = "the catalogue or its events are" if learns else "the catalogue is"
     notes = [note for note in run.manifest.metrics.get("notes", []) if NOTE not in note]
-    derived = derive_run(
+    return derive_run(
         run,
         var,
         reason=REASON,
@@ -158,8 +158,6 @@ def update_catalogue(
             "removed": len(change.removed),
         },
     )
-    say(f"run: {derived.path}")
-    return derived
 
 
 def updated_vectors(before: Sequence[Item], vectors: Vectors, after: Sequence[Item], embed: Embed) -> Vectors:

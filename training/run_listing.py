@@ -9,7 +9,7 @@ from typing import Any
 from training.errors import RunError
 from training.run import Run
 
-__all__ = ["derived_from", "newest_run", "run_manifests"]
+__all__ = ["derived_from", "equal_run", "newest_run", "run_manifests"]
 
 
 def derived_from(run: Run, runs: Path) -> list[Run]:
@@ -23,6 +23,17 @@ def derived_from(run: Run, runs: Path) -> list[Run]:
                 found.append(Run.open(path))
                 parents.add(found[-1].run_id)
     return found[::-1]
+
+
+def equal_run(run: Run, runs: Path) -> Run | None:
+    """The newest other run below `runs` of the same content, made of the same files; None if there is none."""
+    for path, manifest in run_manifests(runs):
+        if path.name != run.run_id and manifest.get("fingerprint") == run.manifest.fingerprint:
+            with contextlib.suppress(RunError):
+                found = Run.open(path)
+                if found.manifest.dataset == run.manifest.dataset:
+                    return found
+    return None
 
 
 def newest_run(runs: Path) -> Run | None:

@@ -14,6 +14,7 @@ from ._canary_split import CanarySplit
 from ._client import Client
 from ._errors import (
     ClientClosed,
+    ClientMoved,
     DeadlineExceeded,
     InstructRecError,
     InvalidRequest,
@@ -28,7 +29,7 @@ from ._feedback import Feedback
 from ._models import Item, Reason, Recommendations
 from ._split import CanaryState, SplitCounts
 from ._timeout import Timeout
-from ._transport import Tls
+from ._tls import Tls
 
 __all__ = [
     "AsyncCanarySplit",
@@ -37,6 +38,7 @@ __all__ = [
     "CanaryState",
     "Client",
     "ClientClosed",
+    "ClientMoved",
     "DeadlineExceeded",
     "Feedback",
     "InstructRecError",

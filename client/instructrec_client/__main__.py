@@ -15,7 +15,7 @@ from ._client import Client
 from ._errors import InstructRecError
 from ._models import Recommendations
 from ._table import table
-from ._timeout import Timeout
+from ._timeout import Deadline, Timeout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal has no letters for, as stderr shows it
     history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
     try:
-        with Client(options.url, domain=options.domain, timeout=options.timeout) as client:
-            client.ready()  # connects, so that the latency below is that of the answer alone
+        deadline = Deadline(Timeout(options.timeout))
+        with Client(options.url, domain=options.domain) as client:
+            # Connects, so that the latency below is that of the answer alone.
+            client.ready(timeout=deadline.remaining())
             start = time.perf_counter()
-            answer = client.recommend(options.instruction, history=history, k=options.k)
+            answer = client.recommend(options.instruction, history=history, k=options.k, timeout=deadline.remaining())
             latency_ms = (time.perf_counter() - start) * 1000
     except (InstructRecError, ValueError) as error:
         sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")  # a server's words may have several lines

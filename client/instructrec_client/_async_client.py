@@ -10,7 +10,7 @@ from typing import TypeVar
 from tritonclient.grpc import InferInput, InferResult
 
 from ._base import BaseClient, Traceback
-from ._errors import DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
+from ._errors import ClientMoved, DeadlineExceeded, InstructRecError, ModelNotFound, ServerUnavailable
 from ._feedback import FEEDBACK_MODEL, Feedback, check_feedback, decode_feedback, encode_feedback
 from ._models import Recommendations
 from ._timeout import Deadline, Timeout
@@ -32,6 +32,7 @@ class AsyncClient(BaseClient):
     """
 
     _transport: AsyncTransport | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
 
     async def recommend(
         self,
@@ -89,6 +90,9 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """See `Client.close`."""
+        if self._is_inherited:
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             transport, self._transport = self._transport, None
@@ -113,8 +117,12 @@ class AsyncClient(BaseClient):
         return AsyncGrpcTransport(self._endpoint)
 
     def _connected(self) -> AsyncTransport:
+        self._require_own_process()
         with self._lock:
             self._require_open()
+            self._loop = self._loop or asyncio.get_running_loop()
+            if self._loop is not asyncio.get_running_loop():
+                raise ClientMoved("the client was used in another event loop: make an AsyncClient in each")
             if self._transport is None:
                 self._transport = self._connect()
             return self._transport

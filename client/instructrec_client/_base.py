@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
-from ._errors import ClientClosed
+from ._errors import ClientClosed, ClientMoved
 from ._retry import Attempts
 from ._throttle import Throttle
 from ._timeout import Deadline, Timeout
-from ._transport import ChannelArgs, Endpoint, Tls
+from ._tls import Tls
+from ._transport import ChannelArgs, Endpoint
 
 __all__ = ["BaseClient", "Traceback"]
 
@@ -56,12 +58,15 @@ class BaseClient:
             raise ValueError("domain is empty: give the name of the model to ask")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f"retries is a whole number from 0, got {retries!r}")
+        if not isinstance(tls, (Tls, bool, type(None))):
+            raise ValueError(f"tls is a Tls, True or None, got {type(tls).__name__}: name files by Tls(…)")
         self._endpoint = Endpoint(url, channel_args, tls, tls.read() if isinstance(tls, Tls) else None)
         self._domain = domain
         self._timeout = Timeout.of(timeout)
         self._retries = retries
         self._throttle = Throttle()
         self._closed = False
+        self._process: int | None = None  # that connects, or has
         self._lock = threading.Lock()  # guards _closed and the connection
 
     @property
@@ -106,3 +111,19 @@ class BaseClient:
     def _require_open(self) -> None:
         if self._closed:
             raise ClientClosed("the client is closed: make a new one")
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether a fork brought the client here from a process that had used it.
+
+        Its connection is of no use then, and any lock of it may be held for ever: gRPC's too, so it is not even closed.
+        """
+        return self._process not in {None, os.getpid()}
+
+    def _require_own_process(self) -> None:
+        if self._is_inherited:
+            raise ClientMoved(
+                f"the client was used in process {self._process} before that forked: make one after the fork, or use "
+                "spawn to start processes"
+            )
+        self._process = os.getpid()

@@ -96,6 +96,7 @@ class CanarySplit:
         Raises:
             InstructRecError: As for `Client.recommend`.
         """
+        self._live._require_own_process()
         deadline = self._live._deadline(timeout)
         check_text(user_id, "the user_id")
         patience = min(ASKING_SECONDS, ASKING_SHARE * deadline.remaining())

@@ -26,8 +26,10 @@ __all__ = ["Client"]
 class Client(BaseClient):
     """Asks one domain of an InstructRec server. Threads may share one client.
 
-    It connects with the first call, so it may be made before a process forks. gRPC keeps one connection for each
-    client: one client talks to one server, unless `channel_args` say otherwise (`grpc.lb_policy_name`). Logs nothing.
+    It connects with the first call, so it may be made before a process forks, but not used: a child in which its
+    parent's calls had begun makes one of its own. The clients of one address and the same options share one connection,
+    to one server, unless `channel_args` say otherwise (`grpc.use_local_subchannel_pool`, `grpc.lb_policy_name`). Logs
+    nothing.
 
     Example:
         with Client("127.0.0.1:8001", domain="ecommerce") as client:
@@ -62,6 +64,7 @@ class Client(BaseClient):
             ServerError: The server failed.
             ProtocolError: The answer is not what the contract says.
             ClientClosed: The client is closed.
+            ClientMoved: The client was used in another process, which forked then.
         """
         return self.recommend_batch([instruction], histories=[history], k=k, timeout=timeout)[0]
 
@@ -152,6 +155,9 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Close the connection. Calls that are under way end with `ClientClosed`."""
+        if self._is_inherited:
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             transport, self._transport = self._transport, None
@@ -174,6 +180,7 @@ class Client(BaseClient):
         return GrpcTransport(self._endpoint)
 
     def _connected(self) -> Transport:
+        self._require_own_process()
         with self._lock:
             self._require_open()
             if self._transport is None:

@@ -9,13 +9,15 @@ InstructRecError
 ├── ModelNotFound         the server does not have this domain
 ├── ServerError           the server failed
 ├── ProtocolError         the answer is not what the contract says
-└── ClientClosed          the client was used after close()
+├── ClientClosed          the client was used after close()
+└── ClientMoved           the client was used in another process or event loop than the one it connected in
 """
 
 # ruff: noqa: N818
 
 __all__ = [
     "ClientClosed",
+    "ClientMoved",
     "DeadlineExceeded",
     "InstructRecError",
     "InvalidRequest",
@@ -72,3 +74,7 @@ class ProtocolError(InstructRecError):
 
 class ClientClosed(InstructRecError):
     """The client was used after it was closed."""
+
+
+class ClientMoved(InstructRecError):
+    """The client was used in another process, or another event loop, than the one it connected in: make one there."""

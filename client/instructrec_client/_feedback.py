@@ -132,6 +132,7 @@ def encode_feedback(domain: str, events: Sequence[Feedback]) -> Iterator[Feedbac
     What is optional and in no event of a request is left out of it: every tensor costs the server and this client some
     20 microseconds.
     """
+    events = tuple(events)  # a deque, say, has no slices
     for start in range(0, len(events), MAX_FEEDBACK_ROWS):
         rows = events[start : start + MAX_FEEDBACK_ROWS]
         cells: dict[str, list[Any]] = {name: [getattr(one, name).encode() for one in rows] for name in TEXTS}

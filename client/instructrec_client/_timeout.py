@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ __all__ = ["MORE_TIME", "Deadline", "Timeout"]
 
 MORE_TIME = "give timeout=… more seconds, or ask for less at once"
 """What to do about a server that answers too late."""
+LONGEST = 1e9
+"""Seconds, some thirty years; gRPC's own clock ends at nine times that, and fails at once there."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Timeout:
     """The time a whole call may take, all its retries included.
 
     Attributes:
-        total: Seconds, above zero.
+        total: Seconds, above zero, at most `LONGEST`.
 
     Raises:
-        ValueError: `total` is not a finite number above zero.
+        ValueError: `total` is no such number.
     """
 
     total: float = 5.0
@@ -31,8 +32,8 @@ class Timeout:
     def __post_init__(self) -> None:
         """Check the value."""
         number = isinstance(self.total, (int, float)) and not isinstance(self.total, bool)
-        if not number or not math.isfinite(self.total) or self.total <= 0:
-            raise ValueError(f"a timeout is a number of seconds above 0, got {self.total!r}")
+        if not number or not 0 < self.total <= LONGEST:
+            raise ValueError(f"a timeout is a number of seconds above 0 and at most {LONGEST:g}, got {self.total!r}")
 
     @classmethod
     def of(cls, value: Timeout | float) -> Timeout:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -30,8 +29,9 @@ from ._errors import (
     ServerUnavailable,
 )
 from ._timeout import MORE_TIME
+from ._tls import Tls
 
-__all__ = ["AsyncGrpcTransport", "AsyncTransport", "ChannelArgs", "Endpoint", "GrpcTransport", "Tls", "Transport"]
+__all__ = ["AsyncGrpcTransport", "AsyncTransport", "ChannelArgs", "Endpoint", "GrpcTransport", "Transport"]
 
 Result = TypeVar("Result")
 
@@ -44,9 +44,12 @@ CHANNEL_ARGS: dict[str, str | int] = {
     # tritonclient drops its own defaults, message sizes among them, as soon as channel_args are given: so all are here.
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-    # Finds a dead connection under traffic; no pings without calls, which a server may punish by closing.
+    # Finds a dead connection: gRPC pings after 20 s of silence if a call is under way then, and while answers come. It
+    # waits for a reply as long as the longer of the two timeouts says; the second is a minute by default. No pings
+    # without calls, which a server may punish by closing.
     "grpc.keepalive_time_ms": 20_000,
     "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.ping_timeout_ms": 5_000,
     "grpc.keepalive_permit_without_calls": 0,
     # gRPC waits 1 s, then up to 120 s, between attempts to connect and fails every call meanwhile. A server that
     # restarts is found again sooner with these.
@@ -62,47 +65,6 @@ CLOSED_IN_USE = "the client was closed while it was in use"
 
 
 @dataclass(frozen=True)
-class Tls:
-    """An encrypted connection: PEM files, read once, when a client is made with them.
-
-    Attributes:
-        root_certificates: Whom to trust; the system's roots where None.
-        private_key: The client's own key, for mutual TLS.
-        certificate_chain: The client's own certificates, for mutual TLS.
-
-    Raises:
-        ValueError: Only one of the key and its certificates is given.
-    """
-
-    root_certificates: str | os.PathLike[str] | None = None
-    private_key: str | os.PathLike[str] | None = None
-    certificate_chain: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Check that key and certificates come together."""
-        if (self.private_key is None) != (self.certificate_chain is None):
-            raise ValueError("mutual TLS needs both private_key and certificate_chain")
-
-    def read(self) -> dict[str, bytes | None]:
-        """Return each file's content by the attribute that names it; None where none is named.
-
-        Raises:
-            ValueError: A file cannot be read, or is not PEM.
-        """
-        return {name: None if path is None else _read_pem(name, path) for name, path in vars(self).items()}
-
-
-def _read_pem(name: str, path: str | os.PathLike[str]) -> bytes:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"tls: {name} {os.fspath(path)} cannot be read: {error.strerror or error}") from None
-    if b"-----BEGIN " not in content:
-        raise ValueError(f"tls: {name} {os.fspath(path)} is not PEM (it has no line that begins with -----BEGIN)")
-    return content
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """Where and how to connect."""
 
@@ -114,13 +76,21 @@ class Endpoint:
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of tritonclient's clients."""
-        merged = {**CHANNEL_ARGS, **dict(self.channel_args or ())}
+        proxy = {"grpc.enable_http_proxy": 0} if _is_loopback(self.url) else {}
+        merged = {**CHANNEL_ARGS, **proxy, **dict(self.channel_args or ())}
         options: dict[str, Any] = {"url": self.url, "channel_args": list(merged.items())}
         if self.pem is not None:
             options["creds"] = grpc.ssl_channel_credentials(**self.pem)
         elif self.tls:
             options["ssl"] = True
         return options
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether all of a URL's addresses are of this machine, which a proxy in the environment cannot reach."""
+    addresses = re.sub(r"^(ipv4:|ipv6:|dns:(//[^/]*/)?)", "", url).split(",")
+    hosts = [re.sub(r":\d+$", "", address).strip("[]") for address in addresses]
+    return all(re.fullmatch(r"localhost|127(\.\d+){3}|::1", host) for host in hosts)
 
 
 class Transport(Protocol):
@@ -293,6 +263,11 @@ def _error_of(error: InferenceServerException, url: str, model: str) -> Instruct
         return QueueFull(f"the queue of {url} is full: send less at once, or add servers")
     if status == "UNAVAILABLE" and STORE_FAILS in details:
         return ServerUnavailable(f"{url} answers that {details}: keep the events, and send the same ones again later")
+    if status == "UNAVAILABLE" and "handshake" in details:
+        return ServerUnavailable(
+            f"{url} and this client do not agree on TLS ({details}): check that the server speaks TLS, that tls=… "
+            "trusts its certificate, and that it trusts this client's"
+        )
     if status in {"UNAVAILABLE", "CANCELLED"}:  # a server that ends cancels what it has not answered
         return ServerUnavailable(f"{url} is unavailable ({details}): check the address and that the server is running")
     if status == "NOT_FOUND" and UNLOADED in details:

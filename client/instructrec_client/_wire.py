@@ -47,6 +47,8 @@ def encode(instructions: Sequence[str], histories: Sequence[Sequence[str]] | Non
 
     Shorter histories of a request are padded with `""`, which the contract ignores.
     """
+    instructions = tuple(instructions)  # a deque, say, has no slices
+    histories = None if histories is None else tuple(histories)
     for start in range(0, len(instructions), MAX_BATCH_SIZE):
         texts = instructions[start : start + MAX_BATCH_SIZE]
         chosen: Sequence[Sequence[str]] = (

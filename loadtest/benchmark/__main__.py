@@ -32,7 +32,7 @@ from loadtest.benchmark.cores import Cores, listener, pin
 from loadtest.benchmark.lean_caller import LeanCaller
 from loadtest.benchmark.plot import draw
 from loadtest.benchmark.release_files import ReleaseFiles
-from loadtest.ending import exit_on_sigterm
+from loadtest.ending import exit_when_told
 from loadtest.workload import Query, read_workload
 
 BATCHES = (1, 8, 16, 32)
@@ -191,5 +191,5 @@ def main(url: str, domain: str, release: Path, output_dir: Path, rounds: int, se
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
+    exit_when_told()
     main()

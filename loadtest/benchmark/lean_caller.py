@@ -18,6 +18,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from loadtest.errors import LoadTestError, queue_too_short
 from loadtest.workload import Query, shuffled
+from serving.channel import WITHOUT_PROXY
 from serving.steps.limits import QUEUE_FULL
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -57,7 +58,7 @@ class LeanCaller:
                 said = f"{self._url}: {error.code().name}: {error.details()}"
                 failures.append(queue_too_short(self._url, in_flight) if QUEUE_FULL in said else LoadTestError(said))
 
-        with grpc.insecure_channel(self._url) as channel:
+        with grpc.insecure_channel(self._url, options=[WITHOUT_PROXY]) as channel:
             call = channel.unary_unary(METHOD)
             ask(call, time.perf_counter() + min(0.1, seconds))  # connects, and fills the caches
             times.clear()

@@ -11,9 +11,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ..channel import connect
 from ..embedded import Endpoints
 from ..errors import ServerError
 from ..steps.limits import REFUSED_METRIC
@@ -180,7 +180,7 @@ def count_requests(endpoints: Endpoints, model: str, release: int) -> Requests:
     """
     url = endpoints.grpc_url
     try:
-        with grpc.InferenceServerClient(url) as client:
+        with connect(url) as client:
             config = client.get_model_config(model, str(release), client_timeout=10).config
             first = config.ensemble_scheduling.step[0]
             # Before the failures, so that none is refused that has not failed.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from ..admin import admin_client
+from ..admin import admin_client, refusal
 from ..deploy import load_steps
 from ..engine_variants import engine_waits, engine_warning, take_out, uses_engine
 from ..errors import BusyError, GateError, PublishError, ReleaseError, ServerError, ServingError
@@ -176,7 +176,7 @@ def _first_answer(
     try:
         client.load_model(canary.model, client_timeout=60)
     except InferenceServerException as error:
-        raise PublishError(f"Triton refuses {canary.model}: {error.message()}") from None
+        raise PublishError(refusal(canary.model, error)) from None
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tritonclient import grpc
 
 from ..candidate import WARM_UPS
+from ..channel import connect
 from ..errors import BusyError, LateError, ServerError
 from ..probe import REFUSED_PAUSE_SECONDS, ask
 
@@ -107,7 +108,7 @@ def compare_latency(
     answered: list[tuple[float, float]] = []  # the first are warm-ups
     missed: _MissedError | None = None
     first = began = clock()
-    with grpc.InferenceServerClient(url) as client:
+    with connect(url) as client:
         for turn in range(begun or WARM_UPS + pairs):
             measured = len(answered) - WARM_UPS
             if measured == pairs or (measured >= FEWEST and clock() - began > PATIENCE_SECONDS):

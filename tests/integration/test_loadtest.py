@@ -60,9 +60,13 @@ def test_a_lax_sla_is_met(load):
 def test_make_adds_open_loop_load_at_a_rate(server, tmp_path):
     config = tmp_path / "lax.yaml"
     config.write_text("sla: {p99_ms: 5000}")
-    printed = server.make("loadtest", "USERS=2", "DURATION=2", "RATE=20", f"CONFIG={config}").stdout
+    printed = server.make(
+        "loadtest", "USERS=2", "DURATION=2", "RATE=20", f"CONFIG={config}", "SET=sla.p95_ms=4000"
+    ).stdout
     assert "SLA met" in printed
     assert [line.split()[0] for line in printed.splitlines() if "p99_ms" in line] == ["closed", "open"]
+    bars = [line.split()[2:6] for line in printed.splitlines() if "p95_ms" in line]
+    assert bars == [["p95_ms", "at", "most", "4000"]] * 2
     page = Path(printed.rpartition("Report: ")[2].strip())
     opened = json.loads(page.with_suffix(".json").read_text())["open_loop"]
     assert opened["rate"] == 20

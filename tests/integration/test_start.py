@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 from instructrec_client import Client
 from project import ROOT, Project
 
@@ -31,6 +32,10 @@ def test_what_was_live_is_live_again(own_two_releases: Project) -> None:
     assert answers(project, 1)
     assert "runs already" in project.make("start").stdout
 
+    asked = ["make", "--no-print-directory", "recommend", f"VAR={project.var}"]
+    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "sku-" in told, "no port was given, and the server is asked where it listens"
+
     project.make("canary", "RELEASE=2", "SHARE=0.5")
     project.make("stop", "start")
     status = project.make("status").stdout
@@ -47,9 +52,10 @@ def test_what_was_live_is_live_again(own_two_releases: Project) -> None:
     assert answers(project, 1)
 
 
-def test_make_hands_on_only_the_endpoints_that_were_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["start", "recommend"])
+def test_make_hands_on_only_the_endpoints_that_were_given(tmp_path: Path, verb: str) -> None:
     def printed(*given: str) -> str:
-        command = ["make", "-n", "start", f"VAR={tmp_path}", *given]
+        command = ["make", "-n", verb, f"VAR={tmp_path}", *given]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert not any(option in printed() for option in ("--host", "--grpc-port", "--http-port", "--metrics-port"))

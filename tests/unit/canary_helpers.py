@@ -55,7 +55,7 @@ class FakeTriton:
         self.refused: Counter[tuple[str, int]] = Counter()
         self.hides_metrics = False
 
-    def __call__(self, _url: str) -> FakeTriton:
+    def __call__(self, _url: str, **_settings: object) -> FakeTriton:
         return self
 
     def __enter__(self) -> FakeTriton:

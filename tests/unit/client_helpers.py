@@ -45,7 +45,7 @@ class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.script = list(script)
         self.seconds_left, self.server_timeouts, self.rows = [], [], []
         self.entered, self.over = threading.Event(), threading.Event()
-        self.ready = True
+        self.ready, self.ready_after = True, 0.0
 
     def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
         self.seconds_left.append(context.time_remaining())
@@ -64,6 +64,7 @@ class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return one_item(self.rows[-1])
 
     def ModelReady(self, request, context):  # noqa: N802
+        time.sleep(self.ready_after)
         if isinstance(self.ready, tuple):
             context.abort(*self.ready)
         return service_pb2.ModelReadyResponse(ready=self.ready)

@@ -52,7 +52,7 @@ class Shop:
             get_model_repository_index=lambda **_: SimpleNamespace(models=[]),
             get_inference_statistics=self.statistics,
         )
-        monkeypatch.setattr(grpc, "InferenceServerClient", lambda _: nullcontext(client))
+        monkeypatch.setattr(grpc, "InferenceServerClient", lambda *_, **__: nullcontext(client))
         monkeypatch.setattr(Server, "start", lambda _, endpoints, __: self.say_it_runs(endpoints))
         monkeypatch.setattr(Server, "stop", lambda _, forget=True, **__: self.crash(forget=forget))
         for name in ("wait_until_up", "wait_until_ready"):

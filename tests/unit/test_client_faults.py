@@ -8,7 +8,7 @@ import inspect
 import os
 import subprocess
 import sys
-import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -182,6 +182,14 @@ def test_a_large_batch_travels_in_several_requests_under_one_deadline(ask):
 
 
 @both
+def test_any_sequence_is_sent_a_deque_too(ask):
+    with serving() as (playing, url):
+        histories = deque(deque(["sku-1"]) for _ in range(40))
+        assert len(ask(url, "recommend_batch", deque(["a shirt"] * 40), histories=histories)) == 40
+    assert playing.rows == [32, 8]
+
+
+@both
 def test_each_request_of_a_batch_has_retries_of_its_own(ask):
     with serving(UNAVAILABLE, 0, UNAVAILABLE) as (playing, url):
         assert len(ask(url, "recommend_batch", ["a shirt"] * 64, settings={"retries": 1})) == 64
@@ -283,17 +291,11 @@ def test_an_error_of_several_lines_is_shown_in_one(capsys):
     assert shown.count("\n") == 1
 
 
-def test_a_connected_client_finds_a_server_that_comes_back():
-    with ThreadPoolExecutor(1) as pool:
-        with serving() as (_, url):
-            client = Client(url, retries=1_000, timeout=PATIENCE)
-            client.recommend("a shirt")
-        with client:
-            under_way = pool.submit(client.recommend, "a shirt")
-            time.sleep(0.3)
-            assert not under_way.done()
-            with serving(port=int(url.rpartition(":")[2])):
-                assert under_way.result()[0].title == "title"
+def test_the_command_lines_deadline_is_of_all_that_it_does():
+    with serving() as (playing, url):
+        playing.ready_after = 2.0
+        assert main(["a shirt", "--url", url, "--timeout", "60"]) == 0
+    assert playing.server_timeouts[0] <= 58e6
 
 
 class Clock:

@@ -77,7 +77,7 @@ def test_every_error_is_an_instructrec_error():
         for value in vars(instructrec_client).values()
         if isinstance(value, type) and issubclass(value, Exception) and value is not InstructRecError
     ]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(issubclass(error, InstructRecError) for error in errors)
     assert issubclass(QueueFull, ServerUnavailable)
     assert issubclass(ModelUnloaded, ServerUnavailable)
@@ -100,6 +100,7 @@ def test_errors_survive_pickling():
         {"timeout": -1.0},
         {"timeout": float("nan")},
         {"timeout": float("inf")},
+        {"timeout": 1e10},
         {"timeout": True},
         {"timeout": "5"},
         {"retries": -1},

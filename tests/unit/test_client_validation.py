@@ -106,7 +106,7 @@ def test_no_instructions_no_request():
         assert client.recommend_batch([]) == []
 
 
-@pytest.mark.parametrize("timeout", [0, -3, float("nan"), "1"])
+@pytest.mark.parametrize("timeout", [0, -3, float("nan"), "1", 9e9, 1e13, 10**400])
 def test_a_deadline_is_above_zero(timeout):
     with Client(NOBODY) as client, pytest.raises(ValueError, match="seconds above 0"):
         client.recommend("a shirt", timeout=timeout)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from run_helpers import made_run
 from tokenizers import Tokenizer
 
@@ -299,6 +299,42 @@ def test_where_the_live_releases_folder_is_gone_the_newest_goes_before(
     assert found is not None
     assert found.number == 1
     assert release_before(Layout(shop.var / "elsewhere"), "shop") is None
+
+
+def test_a_catalogue_that_waits_for_a_deploy_is_not_made_again(
+    shop: Shop, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def catalogue() -> Result:
+        arguments = ["--config", str(shop.config), "--data", str(tiny_data), "--var", str(shop.var), "--shrink"]
+        return CliRunner().invoke(update_catalogue, arguments)
+
+    def made() -> list[str]:
+        folders = (shop.releases, shop.var / "runs/shop")
+        return sorted(path.name for folder in folders for path in folder.iterdir() if not path.name.startswith("."))
+
+    live = SimpleNamespace(number=1, versions={})
+    monkeypatch.setattr(LiveRepository, "live_release", lambda *_: live)
+    first = catalogue()
+    assert first.exit_code == 0, first.output
+    there = made()
+    assert len(there) == 4
+    again = catalogue()
+    assert again.exit_code == 0, again.output
+    assert "release 2 is up to date" in again.output
+    assert made() == there
+
+    Journal(shop.layout.journal("shop")).write(2, 1, "deploy", ())
+    Journal(shop.layout.journal("shop")).write(1, 2, "rollback", ())
+    gone_back = catalogue()
+    assert gone_back.exit_code == 1
+    assert "so that no `deploy` makes that one live by the way" in gone_back.output
+    assert made() == there
+
+    items = tiny_data / "shop" / "items.csv"
+    items.write_text(items.read_text().replace("plain", "dotted"))
+    newer = catalogue()
+    assert newer.exit_code == 0, newer.output
+    assert (shop.releases / "3").is_dir()
 
 
 @pytest.mark.parametrize("asked", ["serving.mode=fused", "export.calibration_texts=none"])

@@ -8,10 +8,11 @@ import pytest
 from serving_helpers import build_release
 
 from export.errors import ExportError
-from export.shared_steps import borrowed_encoder, name_by_content
+from export.model_config import FUSED, STEPS
+from export.shared_steps import SHARED, borrowed_encoder, name_by_content
 from serving.errors import ReleaseError
 from serving.layout import Layout
-from serving.live_repository import parse_config
+from serving.live_repository import PARTS, SHARED_STEP, parse_config
 
 
 def step_folder(root: Path, domain: str, content: str = "weights", config: str = "") -> Path:
@@ -37,10 +38,16 @@ def test_the_name_follows_the_content_and_not_the_domain(tmp_path):
     assert made[0] == made[1]
     assert len({step.model for step in made}) == 3
     assert {step.version for step in made} == {1}
+    assert all(SHARED_STEP.fullmatch(step.model) for step in made), "publishing removes those that nobody pins any more"
     folder = tmp_path / "0" / made[0].model
     assert parse_config((folder / "config.pbtxt").read_text()).name == made[0].model
     assert sorted(path.name for path in folder.iterdir()) == ["1", "config.pbtxt"]
     assert (folder / "1" / "model.onnx").read_text() == "weights"
+
+
+def test_publishing_knows_every_step_that_export_makes():
+    assert {*STEPS, FUSED} < PARTS
+    assert all(SHARED_STEP.fullmatch(f"{step}_0123456789ab") for step in SHARED)
 
 
 def encoder_release(layout: Layout, number: int) -> Path:

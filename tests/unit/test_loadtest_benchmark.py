@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -111,13 +112,14 @@ def test_a_core_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> Non
         Cores.here()
 
 
-def test_a_benchmark_that_is_terminated_puts_a_servers_cores_back() -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_a_benchmark_that_is_told_to_end_puts_a_servers_cores_back(told: signal.Signals) -> None:
     """What its __main__ does, without a server."""
     code = """if True:
         import sys, time
         from loadtest.benchmark.cores import Cores
-        from loadtest.ending import exit_on_sigterm
-        exit_on_sigterm()
+        from loadtest.ending import exit_when_told
+        exit_when_told()
         cores = Cores.here()
         with cores.working_on(frozenset({cores.measured}), int(sys.argv[1])):
             print("pinned", flush=True)
@@ -131,10 +133,22 @@ def test_a_benchmark_that_is_terminated_puts_a_servers_cores_back() -> None:
             assert benchmark.stdout is not None
             assert benchmark.stdout.readline() == b"pinned\n"
             assert os.sched_getaffinity(other.pid) != before
-            benchmark.terminate()
-        assert benchmark.returncode == 143
+            benchmark.send_signal(told)
+        assert benchmark.returncode == 128 + told
         assert os.sched_getaffinity(other.pid) == before
         other.kill()
+
+
+def test_under_nohup_a_benchmark_outlives_its_terminal() -> None:
+    code = """if True:
+        import os, signal
+        from loadtest.ending import exit_when_told
+        exit_when_told()
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("goes on")
+    """
+    done = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"goes on\n")
 
 
 def answer(items: list[bytes], scores: list[float]) -> bytes:

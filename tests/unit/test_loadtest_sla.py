@@ -127,6 +127,33 @@ def test_the_section_of_a_domain_is_read(tmp_path):
     assert read_sla(path) == Sla(p50_ms=60, max_error_rate=0.0)
 
 
+def test_bars_are_changed_for_once(tmp_path):
+    path = tmp_path / "ecommerce.yaml"
+    path.write_text("sla: {p50_ms: 60, p99_ms: 200}")
+    assert read_sla(path, ["sla.p99_ms=1", "training.seed=7", "sla.p50_ms=null"]) == Sla(p99_ms=1)
+    path.write_text("domain: ecommerce")
+    assert read_sla(path, ["sla.p95_ms=100"]) == Sla(p95_ms=100)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sla.p90_ms=1", "override 'sla.p90_ms=1': write it as sla.KEY=VALUE, KEY of p50_ms, p95_ms"),
+        ("sla.p99_ms", "override 'sla.p99_ms': write it as"),
+        ("sla=1", "override 'sla=1': write it as"),
+        ("sla.p99_ms=[", "the value is not valid YAML"),
+        ("sla.p99_ms=fast", "sla.p99_ms: "),
+    ],
+)
+def test_a_wrong_change_is_one_clear_line(tmp_path, override, said):
+    path = tmp_path / "ecommerce.yaml"
+    path.write_text("sla: {p50_ms: 60}")
+    with pytest.raises(LoadTestError) as raised:
+        read_sla(path, [override])
+    assert said in raised.value.message
+    assert "\n" not in raised.value.message
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

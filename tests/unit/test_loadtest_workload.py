@@ -10,7 +10,7 @@ from instructrec_client import Item, Reason, Recommendations
 
 from loadtest.errors import LoadTestError
 from loadtest.report import report_folder
-from loadtest.workload import Query, WrongAnswer, check_answer, items_due, read_workload
+from loadtest.workload import Query, WrongAnswer, check_answer, expected_release, items_due, read_workload
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -106,6 +106,16 @@ def test_an_answer_has_to_be_as_long_as_the_releases_catalogue_lets_it_be(tmp_pa
         with pytest.raises(LoadTestError, match="how many items") as raised:
             items_due(instructions, 10)
         assert "\n" not in raised.value.message
+
+
+def test_a_releases_own_instructions_name_the_release_that_is_to_answer(tmp_path):
+    instructions = tmp_path / "instructions.jsonl"
+    assert expected_release(instructions) is None
+    (tmp_path / "manifest.json").write_text(json.dumps({"items": 7, "release": 12}))
+    assert expected_release(instructions) == "12"
+    (tmp_path / "manifest.json").write_text(json.dumps({"items": 7}))
+    with pytest.raises(LoadTestError, match="does not say which release this is"):
+        expected_release(instructions)
 
 
 def test_a_report_folder_appears_whole_or_not_at_all(tmp_path):

@@ -8,7 +8,9 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 from deploy_helpers import ENDPOINTS, Shop
 from live_repository_helpers import Crash, listed
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from serving import files
 from serving.__main__ import main
@@ -300,6 +304,24 @@ def test_a_server_that_a_publish_ends_is_not_said_to_answer(shop: Shop, monkeypa
         "release 2 is not live: tritonserver ended: out of memory; release 1 answers again when the watcher or "
         "`make start` starts the server"
     )
+    assert shop.live() == 1
+
+
+def test_a_server_that_asks_for_a_key_that_is_lost_is_told_with_what_helps(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InferenceServerException(
+            "This protocol is restricted, expecting header 'triton-grpc-protocol-admin-key'",
+            status="StatusCode.UNAVAILABLE",
+        )
+
+    shop.deploy(1)
+    with monkeypatch.context() as patch:
+        client = SimpleNamespace(load_model=refuse, unload_model=refuse, is_model_ready=lambda *_, **__: True)
+        patch.setattr(grpc, "InferenceServerClient", lambda *_, **__: nullcontext(client))
+        with pytest.raises(PublishError, match=r"restricted.*VAR/admin\.key is gone.*run `make stop start`.*1 still"):
+            shop.deploy(2)
     assert shop.live() == 1
 
 

@@ -217,6 +217,15 @@ def test_two_layouts_do_not_share_a_shared_memory_prefix(tmp_path, monkeypatch):
     assert Layout(Path("var")).shared_memory_prefix != Layout(Path("var2")).shared_memory_prefix
 
 
+def test_a_var_is_the_same_however_it_is_reached(tmp_path):
+    """The server's processes are told by a name that is made of the path."""
+    (tmp_path / "disk" / "var").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for path in (tmp_path / "link" / "var", tmp_path / "disk" / ".." / "disk" / "var"):
+        assert Layout(path) == Layout(tmp_path / "disk" / "var")
+        assert Layout(path).shared_memory_prefix == Layout(tmp_path / "disk" / "var").shared_memory_prefix
+
+
 def test_backends_are_laid_out_as_triton_wants_them(installation, tmp_path):
     folder = tmp_path / "cache" / "backends"
     folder.mkdir(parents=True)

@@ -35,7 +35,7 @@ def refusing_server(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InferenceServerException("failed to load")
 
     client = SimpleNamespace(load_model=refuse, is_model_ready=lambda *_, **__: True)
-    monkeypatch.setattr(feedback_model.grpc, "InferenceServerClient", lambda _: nullcontext(client))
+    monkeypatch.setattr(feedback_model.grpc, "InferenceServerClient", lambda *_, **__: nullcontext(client))
 
 
 def other_instances(layout: Layout) -> bytes:
@@ -94,9 +94,9 @@ def a_server(**environment: str) -> Iterator[int]:
 
 
 def test_the_servers_store_is_named_and_another_one_that_commands_read_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    staged: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout, url = Layout(tmp_path / "var"), "postgresql://me:secret-word@db/shop?sslpassword=secret-word"
+    layout, url = staged, "postgresql://me:secret-word@db/shop?sslpassword=secret-word"
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     file, database = f"sqlite+pysqlite:///{layout.feedback}/events.sqlite", "postgresql+psycopg://me:***@db/shop"
     with a_server() as pid:
@@ -113,3 +113,17 @@ def test_the_servers_store_is_named_and_another_one_that_commands_read_beside_it
     (layout.feedback / "url").write_text("secret-word")
     with a_server() as pid:
         assert "secret-word" not in store_in_use(layout, pid)
+
+
+def test_the_store_of_a_var_that_was_moved_under_its_server_is_the_one_that_the_server_goes_by(
+    staged: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    moved = Layout(staged.var.rename(staged.var.with_name("moved")))
+    with a_server() as pid:
+        said = store_in_use(moved, pid)
+        assert said.startswith(f"sqlite+pysqlite:///{staged.feedback}/events.sqlite; COMMANDS HERE READ sqlite")
+        assert f"{moved.feedback}/events.sqlite: the server goes by {staged.feedback}" in said
+        assert said.endswith("run `make stop start`")
+        shutil.rmtree(moved.live / MODEL)
+        assert "cannot be named" in store_in_use(moved, pid)

@@ -26,7 +26,7 @@ Server = Callable[[str, int], float]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Server], dict[str, int]]]:
     """Let a server answer; returns how often each model was asked."""
-    monkeypatch.setattr(latency.grpc, "InferenceServerClient", lambda _: nullcontext())
+    monkeypatch.setattr(latency.grpc, "InferenceServerClient", lambda *_, **__: nullcontext())
     monkeypatch.setattr(latency, "REFUSED_PAUSE_SECONDS", 0.0)
 
     def serve(server: Server) -> dict[str, int]:

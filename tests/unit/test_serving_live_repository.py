@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_repository_helpers import ENCODER_KEPT, Crash, check_whole, crash_at, full, listed, publish
-from serving_helpers import build_release
+from serving_helpers import build_release, content_of
 
 from serving.errors import PublishError
 from serving.live_repository import LiveRelease, LiveRepository
@@ -268,6 +268,20 @@ def test_steps_that_no_release_has_any_more_go_when_they_are_two_steps_away(tmp_
     }
     check_whole(repository, {1: other}, "news")
     check_whole(repository, {3: made[2]})
+
+
+def test_what_no_release_brought_is_passed_over_and_a_step_that_was_shared_is_not(tmp_path, repository):
+    """VAR/live may be a mount of its own, with models of the operator's."""
+    others = ("lost+found", "fraud_head", "shop_reranker", "encoder_large", "translator/1", "elsewhere/configs")
+    for name in (*others, "encoder_0123456789ab/1", "shop_canary/2"):
+        (repository.folder / name).mkdir(parents=True)
+        (repository.folder / name / "model.py").write_text("of others")
+    kept = {name: content_of(repository.folder / name) for name in others}
+    for number, release in build_all(tmp_path / "releases", ENCODER_KEPT).items():
+        publish(repository, release)
+        assert {name: content_of(repository.folder / name) for name in others} == kept, number
+    left = {path.name for path in repository.folder.iterdir()}
+    assert left == {*(name.partition("/")[0] for name in others), "shop", "shop_encoder", "shop_topk"}
 
 
 def test_nothing_is_retired_that_a_release_to_keep_pins(repository, releases):

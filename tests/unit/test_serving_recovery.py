@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,25 @@ def test_going_back_needs_no_room_on_the_disk(layout, monkeypatch):
         patch.setattr("serving.unfinished.write_atomically", full)
         repository.restore("shop", before)
     assert check_whole(repository, releases) == 1
+    assert config.stat().st_mtime_ns > age, "Triton takes what does not look newer for unchanged"
+
+
+def test_going_back_needs_no_hard_links(layout, monkeypatch):
+    """VAR/live may be a mount of its own, of a kind that has none."""
+    releases, repository = releases_of(layout), LiveRepository(layout.live)
+    deploy(layout, releases[1])
+    config = repository.folder / "shop" / "config.pbtxt"
+    age = config.stat().st_mtime_ns
+    repository.stage(releases[3])
+    repository.switch(releases[3])
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    recover(layout)
+    assert check_whole(repository, releases) == 1
+    assert repository.marks.all() == []
     assert config.stat().st_mtime_ns > age, "Triton takes what does not look newer for unchanged"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -13,14 +15,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from live_repository_helpers import full
 from serving_helpers import ROOT
 
 from serving import process_tree
+from serving.__main__ import main
 from serving.embedded import Endpoints
-from serving.errors import ServerError
+from serving.errors import PreflightError, ServerError
 from serving.layout import Layout
 from serving.server import Server, ServerState, tail
 
@@ -244,6 +250,46 @@ def test_the_lock_is_not_handed_down_to_what_is_started_under_it(layout, start):
         pass
 
 
+def locked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is there can be opened for writing, as in a `VAR` of another user; root can open anything."""
+    real = Path.open
+
+    def refuse(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "w" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("verb", ["stop", "start", "rollback", "watch"])
+@pytest.mark.parametrize("made", [True, False])
+def test_a_var_of_another_user_is_one_line_that_names_the_user(layout, monkeypatch, verb, made):
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    layout.var.mkdir()
+    lock = layout.watcher_lock if verb == "watch" else layout.lock
+    if made:
+        lock.touch()
+    locked_out(monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    done = CliRunner().invoke(main, [verb, "--var", str(layout.var)])
+    assert (done.exit_code, done.output) == (
+        1,
+        f"Error: cannot write {lock} (Permission denied): {lock if made else layout.var} belongs to {owner}; "
+        f"run this as {owner}, or choose another VAR\n",
+    )
+
+
+def test_a_lock_that_its_own_user_cannot_write_is_told(layout, monkeypatch):
+    locked_out(monkeypatch)
+    with pytest.raises(PreflightError, match="make it writable for yourself"), Server(layout).lock():
+        pytest.fail("held a lock that cannot be opened")
+    layout.var.rmdir()
+    layout.var.touch()
+    with pytest.raises(PreflightError, match=r"cannot write .*: File exists"), Server(layout).lock():
+        pytest.fail("held a lock that cannot be opened")
+
+
 INFO = 'I1123 18:00:00.000001 7 server.cc:676] "loading: ecommerce_encoder:1"'
 HARMLESS = [
     INFO,
@@ -282,6 +328,18 @@ def test_the_first_error_of_a_log(layout, lines, expected):
     assert Server(layout).first_error() == expected
 
 
+def test_what_triton_says_around_every_publish_is_no_reason_of_a_crash(layout):
+    said = '"Failed to set config modification time: model_config_content_name_ is empty"'
+    lines = ["E1123 18:00:01.000000 7 model_lifecycle.cc:642] \"failed to load 'a'\"", INFO]
+    published = f"E1123 18:00:03.000000 7 model_repository_manager.cc:470] {said}"
+    layout.server_log.parent.mkdir(parents=True)
+    layout.server_log.write_text("\n".join([INFO, published]), encoding="utf-8")
+    assert Server(layout).last_error() is None
+    layout.server_log.write_text("\n".join([*lines, published, "Signal (11) received.", INFO]), encoding="utf-8")
+    assert Server(layout).last_error() == "Signal (11) received."
+    assert Server(layout).first_error() == "failed to load 'a'"
+
+
 def test_the_first_error_is_one_short_line_whatever_the_log_holds(layout):
     assert Server(layout).first_error() == "there is no log"
     layout.server_log.parent.mkdir(parents=True)
@@ -289,9 +347,27 @@ def test_the_first_error_is_one_short_line_whatever_the_log_holds(layout):
     assert len(Server(layout).first_error()) <= 500
 
 
-def test_the_logs_of_the_servers_before_are_kept(layout, monkeypatch):
+@pytest.fixture
+def echoing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start runs another program than tritonserver."""
     for name in ("assemble_backends", "check_machine"):
         monkeypatch.setattr(f"serving.server.{name}", lambda *_: None)
+    monkeypatch.setattr("serving.server.server_command", lambda *_: ["echo"])
+
+
+@pytest.mark.usefixtures("echoing")
+@pytest.mark.parametrize("before", [b"", b" " * 5_000 + b"}"])
+def test_on_a_full_disk_the_state_is_written_over_the_one_before(layout, monkeypatch, before):
+    layout.var.mkdir()
+    layout.server_state.write_bytes(before)
+    monkeypatch.setattr("serving.server.write_atomically", full)
+    state = Server(layout).start(Endpoints(grpc_port=7001), [])
+    assert Server(layout).remembered() == state
+    assert layout.server_state.stat().st_size >= len(before), "written in one piece, and nothing cut off after it"
+
+
+@pytest.mark.usefixtures("echoing")
+def test_the_logs_of_the_servers_before_are_kept(layout, monkeypatch):
     starts = iter(range(8))
     monkeypatch.setattr("serving.server.server_command", lambda *_: ["echo", f"start {next(starts)}"])
     for _ in range(8):

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from deploy_helpers import ENDPOINTS, Shop
+from live_repository_helpers import full
 
 from serving.__main__ import main
 from serving.canary.ensemble import new_canary, write_canary
 from serving.canary.evidence import Requests
 from serving.deploy import roll_back
 from serving.errors import PreflightError, ServerError
+from serving.feedback_model import stage_feedback
 from serving.healing import Healer
 from serving.layout import Layout
+from serving.live_repository import read_config
 from serving.server import Server
 from serving.start import start
 
@@ -74,6 +77,62 @@ def test_it_listens_elsewhere_if_told(shop: Shop) -> None:
         start(shop.layout, {"http_port": 8802})
 
 
+def moved_with_feedback(shop: Shop) -> Layout:
+    """A VAR that took feedback where it was deployed, and lies elsewhere now."""
+    shop.deploy(1)
+    stage_feedback(shop.layout)
+    shop.crash(forget=True)
+    shop.layout = Layout(shop.layout.var.rename(shop.layout.var.with_name("moved")))
+    return shop.layout
+
+
+def store_folder(layout: Layout) -> str:
+    config = read_config(layout.live / "feedback" / "config.pbtxt")
+    return str(config.parameters["folder"].string_value)
+
+
+def test_a_var_that_was_moved_takes_its_feedback_along(shop: Shop) -> None:
+    before = shop.layout
+    layout = moved_with_feedback(shop)
+    assert store_folder(layout) == str(before.feedback)
+    started = start(layout, {})
+    assert started.is_new
+    assert store_folder(layout) == str(layout.feedback)
+
+
+def test_a_watcher_takes_the_feedback_of_a_moved_var_along_too(shop: Shop) -> None:
+    layout = moved_with_feedback(shop)
+    layout.stopped_server_state.replace(layout.server_state)
+    [said] = Healer(layout).look()
+    assert said.startswith("tritonserver is gone: server started afresh")
+    assert store_folder(layout) == str(layout.feedback)
+
+
+def test_recommendations_come_back_where_feedback_cannot_be_led_to_its_store(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = moved_with_feedback(shop)
+    monkeypatch.setattr("serving.step_configs.write_atomically", full)
+    assert start(layout, {}).is_new
+    assert "feedback goes where it went before: cannot write" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_the_server_is_asked_where_it_listens_unless_told_otherwise(shop: Shop) -> None:
+    def url(*told: str) -> str:
+        return run(shop, "url", *told).output
+
+    assert url() == "127.0.0.1:8001\n"
+    shop.deploy(1)
+    assert url() == "127.0.0.1:7001\n"
+    shop.crash(forget=True)
+    assert url() == "127.0.0.1:7001\n"
+    assert url("--grpc-port", "9001") == "127.0.0.1:9001\n"
+    assert url("--host", "10.0.0.7") == "10.0.0.7:7001\n"
+    start(shop.layout, {"host": "0.0.0.0"})  # noqa: S104 - nothing binds here
+    assert url() == "127.0.0.1:7001\n", "as a client on this machine reaches it"
+
+
 def test_where_nothing_is_live_a_deploy_is_due(shop: Shop) -> None:
     with pytest.raises(ServerError, match=r"no release is live in .*run `make deploy`"):
         start(shop.layout, {})
@@ -103,6 +162,27 @@ def test_a_start_in_vain_is_forgotten(shop: Shop, monkeypatch: pytest.MonkeyPatc
             start(shop.layout, {"grpc_port": 8801})
     assert not shop.layout.server_state.exists(), "a watcher would try again"
     assert start(shop.layout, {}).endpoints == ENDPOINTS
+
+
+@pytest.mark.parametrize("content", ["", '{"pid": 7, "ident'])
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_watcher_starts_a_server_of_which_nothing_readable_is_written_down(
+    shop: Shop, content: str, seen: bool
+) -> None:
+    shop.deploy(1)
+    shop.crash(forget=True)
+    elsewhere = ENDPOINTS.model_copy(update={"grpc_port": 8801})
+    start(shop.layout, {"grpc_port": 8801})
+    healer = Healer(shop.layout)
+    if seen:
+        assert healer.look() == []
+    shop.layout.server_state.write_text(content)
+    [said] = healer.look()
+    assert said.startswith("tritonserver is gone: server started afresh")
+    state = shop.server.state()
+    assert state is not None
+    assert state.endpoints == (elsewhere if seen else ENDPOINTS), "else where the one before it listened"
+    assert healer.look() == []
 
 
 def test_a_release_that_is_silent_or_cannot_be_asked_is_told(shop: Shop) -> None:

@@ -14,8 +14,10 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from serving import healing, process_tree
+from serving.embedded import Endpoints
 from serving.healing import Healer, StubPlace, Stubs, find_stubs, loaded_steps
 from serving.layout import Layout
+from serving.server import ServerState
 
 ENCODER = StubPlace("shop_encoder", 1)
 
@@ -102,6 +104,24 @@ def test_all_stopped_stubs_of_a_step_are_killed(layout: Layout, monkeypatch: pyt
     assert said.startswith("a stub of shop_encoder version 1 hangs: loaded anew")
     assert killed == stubs
     assert reloaded == [("shop_encoder", [1])]
+
+
+def test_the_stubs_of_a_server_that_was_started_under_another_path_are_left_alone(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through a link, by older code, or the folder was moved and a link left: its processes carry another name."""
+    state = ServerState(pid=1, identity="running", started="2026-01-01T00:00:00+00:00", endpoints=Endpoints())
+    client = Triton({ENCODER: [{"count": 1}]})
+    reloaded: list[str] = []
+    monkeypatch.setattr(healing.Server, "state", lambda _: state)
+    monkeypatch.setattr(healing, "admin_client", lambda *_: nullcontext(client))
+    monkeypatch.setattr(healing, "reload_step", lambda _, __, model, ___: reloaded.append(model))
+    healer = Healer(layout)
+    assert [healer.look() for _ in range(3)] == [[], [], []]
+    assert reloaded == []
+    [said] = caplog.messages
+    assert f"another path than {layout.var}" in said
+    assert "run `make stop start`" in said
 
 
 def test_a_step_that_is_unloaded_meanwhile_needs_no_stub_and_a_hung_server_is_told(layout: Layout) -> None:

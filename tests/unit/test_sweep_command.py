@@ -52,6 +52,10 @@ def test_what_the_command_line_sets_is_written_with_what_was_measured_with_it(sw
     assert "mode: fused" in output
     output, serving = sweep("serving.mode=fused")
     assert "has the best settings already" in output
+    output, _ = sweep("serving.mode=ensemble", "--no-write")
+    assert "better" not in output
+    assert "given, and not compared with what" in output
+    assert "had: mode\n" in output
     output, serving = sweep("serving.mode=ensemble")
     assert serving["mode"] == "ensemble"
     assert "has the best settings already" not in output

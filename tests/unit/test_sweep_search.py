@@ -45,7 +45,7 @@ def speed_of(candidate: Candidate) -> float:
 
 def test_each_question_is_asked_around_the_best_so_far() -> None:
     asked: list[tuple[str, list[ServingSettings]]] = []
-    outcome = search(ServingSettings(max_queue_size=0), 1, measuring(speed_of, asked))
+    outcome = search(ServingSettings(max_queue_size=1), 1, measuring(speed_of, asked))
     assert outcome.after == ServingSettings(mode="fused", max_batch_size=64, max_queue_size=224)
     changed = {"mode": "fused", "max_batch_size": 64, "max_queue_size": 224}
     assert outcome.changes(outcome.before) == changed
@@ -70,6 +70,22 @@ def test_buckets_end_where_they_ended() -> None:
     search(ServingSettings(length_buckets=(16, 96)), 1, measuring(lambda _: 1.0, asked))
     tried = {one.length_buckets for one in dict(asked)["length buckets"]}
     assert tried == {(16, 96), (16, 32, 64, 96), (8, 16, 24, 32, 40, 48, 64, 96)}
+
+
+@pytest.mark.parametrize(
+    ("buckets", "expected"),
+    [
+        ((8,), {(8,)}),
+        ((16,), {(16,), (8, 16)}),
+        ((17,), {(17,), (16, 17), (8, 16, 17)}),
+        ((16, 32), {(16, 32), (8, 16, 24, 32)}),
+    ],
+)
+def test_short_buckets_are_no_trouble(buckets: tuple[int, ...], expected: set[tuple[int, ...]]) -> None:
+    asked: list[tuple[str, list[ServingSettings]]] = []
+    search(ServingSettings(length_buckets=buckets), 1, measuring(lambda _: 1.0, asked))
+    tried = dict(asked).get("length buckets", [ServingSettings(length_buckets=buckets)])
+    assert {one.length_buckets for one in tried} == expected
 
 
 def outcome_of(fused: Sequence[float], ensemble: Sequence[float]) -> Outcome:
@@ -111,7 +127,7 @@ def test_given_settings_stay_as_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "bound", "expected"), [(250, 256, 256), (500, 256, 512), (10, 256, 64), (210, 0, 224)]
+    ("rate", "bound", "expected"), [(250, 256, 256), (500, 256, 512), (10, 256, 64), (210, 1, 224), (210, 0, 0)]
 )
 def test_the_longest_queue_is_worked_off_in_a_second(rate: float, bound: int, expected: int) -> None:
     outcome = search(

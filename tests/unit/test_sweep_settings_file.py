@@ -97,6 +97,17 @@ def test_line_ends_and_odd_characters_elsewhere_stay(tmp_path: Path) -> None:
     )
 
 
+def test_a_link_stays_one_and_the_file_keeps_its_mode(tmp_path: Path) -> None:
+    path, link = tmp_path / "shared.yaml", tmp_path / "shop.yaml"
+    path.write_text("serving:\n  mode: ensemble\n")
+    path.chmod(0o640)
+    link.symlink_to(path.name)
+    write_settings(link, {"mode": "fused"})
+    assert link.is_symlink()
+    assert path.read_text() == "serving:\n  mode: fused\n"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_file_that_is_not_there_is_an_error_with_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="No such file"):
         write_settings(tmp_path / "none.yaml", {"mode": "fused"})

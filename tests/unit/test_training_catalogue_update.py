@@ -183,8 +183,8 @@ def test_newer_events_alone_are_learned_as_a_training_would(
     edit(tiny_data, lambda rows: rows[1:])
     last = update(tuned)
     assert last is not None
-    assert lines[-4].startswith("catalogue: 0 added, 0 changed, 1 removed")
-    assert lines[-3] == f"events: {EVENTS} changed"
+    assert lines[-3].startswith("catalogue: 0 added, 0 changed, 1 removed")
+    assert lines[-2] == f"events: {EVENTS} changed"
     ignoring = "sources.main.interactions.unknown_items=ignore"
     taught_alike(last, finished(train("third", ignoring, *LEARNED)))
     np.testing.assert_array_equal(last.item_vectors(), run.item_vectors()[1:])
