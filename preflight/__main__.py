@@ -10,7 +10,7 @@ import click
 from continual.settings import ContinualSettings
 from export.errors import ExportError
 from export.settings import PRECISIONS, Precision, read_settings
-from loadtest.sla import parse_sla
+from loadtest.sla import read_sla
 from serving.gates import settings as gates
 from training.config_loading import load_config
 from training.options import config_option, overrides_argument
@@ -30,7 +30,7 @@ def main(config: Path, precision: str, overrides: tuple[str, ...]) -> None:
     gates.read_settings(config, overrides)
     ContinualSettings.read(settings.continual)
     if settings.sla:  # optional until there is a load test
-        parse_sla(settings.sla, where=str(config))
+        read_sla(config, overrides)
 
 
 if __name__ == "__main__":
