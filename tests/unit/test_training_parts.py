@@ -1,5 +1,6 @@
 """The parts of training: config and overrides, encoder source, ranking fit, metrics."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.atomic import new_folder
-from training.config import EncoderConfig, TrainingConfig
+from training.config import READ_LATER, DomainConfig, EncoderConfig, TrainingConfig
 from training.config_loading import load_config
 from training.dataset import Interaction
 from training.encoder_source import locate_encoder, weights_sha256
@@ -104,6 +105,15 @@ def test_a_copied_config_whose_domain_is_still_the_other_one_is_refused(tiny_con
     ):
         load_config(copied)
     assert load_config(copied, ["domain=films"]).domain == "films"
+
+
+def test_the_sections_of_later_rooms_are_those_that_training_does_not_validate(tiny_config: Path) -> None:
+    for section in DomainConfig.model_fields:
+        with contextlib.suppress(ConfigError):
+            load_config(tiny_config, [f"{section}={{no_such_key: 1}}"])
+            assert section in READ_LATER
+    for section in READ_LATER:
+        load_config(tiny_config, [f"{section}={{no_such_key: 1}}"])
 
 
 # --- encoder --------------------------------------------------------------------------------------------------------
