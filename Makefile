@@ -87,7 +87,7 @@ TRITON_MODELS := $(wildcard model_repository/*/1/model.py serving/backends/*/mod
 .SUFFIXES:
 # `make export deploy` means one after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback erase-feedback tune follow start stop loadtest bench tune-serving test lint format lock clean running tensorrt
+.PHONY: help setup data train search tensorboard evaluate shots export catalogue deploy canary canary-verdict canary-drop rollback releases diff status logs recommend feedback erase-feedback tune follow start stop loadtest bench tune-serving test lint format lock clean running preflight tensorrt
 
 help:  ## List the verbs
 	@echo "Usage: make <verb> [VARIABLE=value …]"
@@ -104,7 +104,8 @@ setup: $(INSTALLED)  ## Create the virtual environment and install everything (d
 $(INSTALLED): pyproject.toml client/pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Error: Python 3.10 to 3.13 is needed, this is %d.%d; name another with PYTHON=" % v)'
 	@echo "setting up $(VENV): a few minutes the first time …"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@# By pip, which comes last: a setup that was cut off may have left a venv without it.
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e client -e '.[dev]'
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
 	@if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))'; then \
@@ -112,10 +113,14 @@ $(INSTALLED): pyproject.toml client/pyproject.toml $(wildcard requirements/*.txt
 		cp requirements/stub-python3.13.pth "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
 	@touch $@
 
-data: setup  ## Check the dataset under DATA and show what is in it
+# Before a run is trained: a wrong setting of what comes after the training is said at once.
+preflight: setup
+	@$(PY) -m preflight --config $(CONFIG) --precision $(PRECISION) $(SERVED) $(SET)
+
+data: preflight  ## Check the dataset under DATA and show what is in it
 	@$(TUNE) data --config $(CONFIG) --data $(DATA) $(SET)
 
-train: setup  ## Tune the instruction model: dataset to run
+train: preflight  ## Tune the instruction model: dataset to run
 	@$(TUNE) train --config $(CONFIG) --data $(DATA) --var $(VAR) $(SET)
 
 shots: setup  ## Measure tuning on few labelled instructions: SHOTS=1,2,5,10 DRAWS=5, with INIT_FROM=<run> another run's encoder too
@@ -135,7 +140,7 @@ tensorboard: setup  ## Watch the curves of tunings and searches in the browser (
 tensorrt: setup
 	@$(PY) -m export.tensorrt check
 
-export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),setup,train)  ## Make the run (or RUN=folder or id) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
+export: $(if $(filter trt-%,$(PRECISION)),tensorrt) $(if $(RUN),preflight,train)  ## Make the run (or RUN=folder or id) into a verified release (PRECISION=int8|fp32|fp16|trt-fp16|trt-int8, SERVING=ensemble|fused, ENGINE=onnxruntime|openvino)
 	@$(PY) -m export --config $(CONFIG) --data $(DATA) --var $(VAR) --precision $(PRECISION) $(if $(RUN),--run $(RUN)) $(if $(filter no,$(REUSE)),--no-reuse) $(SERVED) $(SET)
 
 catalogue: setup  ## Bring new, changed and removed items of DATA, and what newer events teach, into a release, with the encoder and head that answer now (RUN, SHRINK=yes)

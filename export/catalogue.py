@@ -11,8 +11,8 @@ import click
 from export.errors import ExportError
 from export.followed import Followed
 from export.kept_settings import precision_of, served_as
-from export.release import export_release, read_settings
-from export.settings import PRECISIONS, Precision
+from export.release import export_release
+from export.settings import PRECISIONS, Precision, read_settings
 from export.tensorrt.module import require_gpu_build
 from serving.canary.journal import CanaryJournal
 from serving.journal import Journal

@@ -17,7 +17,7 @@ from export.kept_graph import KeptGraph, ReadyGraphs
 from export.model_config import MODEL_REPOSITORY
 from export.release_builder import ReleaseBuilder
 from export.reuse import TRAINING_ROOM, encoder_origin, reuse_encoder
-from export.settings import ExportSettings, Precision, ServingSettings, read_section
+from export.settings import ExportSettings, Precision, ServingSettings, read_settings
 from export.shared_steps import borrowed_encoder
 from export.step_code import STEPS_CODE
 from export.tensorrt.module import gpu_failures_in_one_line, load_tensorrt
@@ -122,21 +122,6 @@ def export_release(
                 builder = ReleaseBuilder(run, serving, settings, number, releases, staged, layout.var)
                 builder.build(graphs, precision, fingerprint).write(staged)
         return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
-
-
-def read_settings(config: DomainConfig, precision: Precision) -> tuple[ServingSettings, ExportSettings]:
-    """The sections of a config that an export reads.
-
-    Raises:
-        ExportError: a setting is wrong, or the way of serving has no place for an encoder of that precision.
-    """
-    serving = read_section(ServingSettings, "serving", config.serving)
-    if precision.startswith("trt-") and (serving.mode == "fused" or serving.engine == "openvino"):
-        raise ExportError(
-            f"{precision} is an encoder of its own on a GPU: set serving.mode to ensemble and serving.engine to "
-            f"onnxruntime, not {serving.mode} and {serving.engine}"
-        )
-    return serving, read_section(ExportSettings, "export", config.export)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from export.errors import ExportError
+from training.config import DomainConfig
 
 Precision = Literal["fp32", "int8", "fp16", "trt-fp16", "trt-int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16", "trt-fp16", "trt-int8")
@@ -125,3 +126,18 @@ def read_section(kind: type[Section], name: str, values: dict[str, Any]) -> Sect
         where = ".".join([name, *(str(part) for part in first["loc"])])
         known = ", ".join(kind.model_fields)
         raise ExportError(f"config: {where}: {first['msg']} (the section knows {known})") from None
+
+
+def read_settings(config: DomainConfig, precision: Precision) -> tuple[ServingSettings, ExportSettings]:
+    """The sections of a config that an export reads.
+
+    Raises:
+        ExportError: a setting is wrong, or the way of serving has no place for an encoder of that precision.
+    """
+    serving = read_section(ServingSettings, "serving", config.serving)
+    if precision.startswith("trt-") and (serving.mode == "fused" or serving.engine == "openvino"):
+        raise ExportError(
+            f"{precision} is an encoder of its own on a GPU: set serving.mode to ensemble and serving.engine to "
+            f"onnxruntime, not {serving.mode} and {serving.engine}"
+        )
+    return serving, read_section(ExportSettings, "export", config.export)

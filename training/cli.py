@@ -20,6 +20,9 @@ from training.run import Run
 from training.search_command import search
 from training.shots_command import shots
 
+COMPARED_BY = 50
+"""Test instructions that two releases must share, unless the YAML says otherwise: the default of that setting."""
+
 
 class _TrainByDefault(click.Group):
     """A group whose first argument need not be a command: then the command is `train`."""
@@ -105,9 +108,21 @@ def _dataset_table(config: DomainConfig, dataset: Dataset) -> Table:
     table.add_row("people", f"{len({event.user_id for event in dataset.interactions}):,}")
     for name, digest in dataset.files.items():
         table.add_row(name, f"sha256 {digest[:16]}…")
-    for note in dataset.notes:
+    for note in (*dataset.notes, *_note_gates(config, dataset)):
         table.add_row("note", note)
     return table
+
+
+def _note_gates(config: DomainConfig, dataset: Dataset) -> list[str]:
+    """That a later release cannot be compared with the first one, where that is so."""
+    needed = config.gates.get("min_instructions", COMPARED_BY)
+    tested = len(dataset.split("test"))
+    if not isinstance(needed, int) or tested >= needed:  # what is no number is refused by the room that reads it
+        return []
+    return [
+        f"{tested} test instructions: a release that replaces a live one is compared with it on {needed} "
+        "(gates.min_instructions), so it will need FORCE=yes; mark more rows as test, or set a lower number"
+    ]
 
 
 def _metrics_table(run: Run) -> Table:

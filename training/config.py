@@ -11,6 +11,8 @@ from training.history_config import HistoryConfig
 from training.search_config import SearchConfig
 
 Pooling = Literal["mean", "cls", "last"]
+READ_LATER = frozenset({"export", "serving", "continual", "sla", "gates", "canary"})
+"""The sections that the rooms after training read and validate; no run depends on them."""
 
 
 class CatalogueConfig(TableConfig):
@@ -230,7 +232,7 @@ class TrackingConfig(Section):
 
 
 class DomainConfig(Section):
-    """A whole domain. The last sections, from `export` on, are validated by the rooms that read them."""
+    """A whole domain. The last sections (`READ_LATER`) are validated by the rooms that read them."""
 
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)

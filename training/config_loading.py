@@ -12,14 +12,30 @@ from training.config import DomainConfig
 from training.errors import ConfigError
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml's is ten times as fast
+    """A safe loader that refuses a key that stands twice in a mapping; PyYAML takes the last and drops the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, whose keys differ."""
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise yaml.YAMLError(f"line {line}: the key {key.value!r} stands twice; keep one")
+                seen.add((key.tag, key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def read_yaml(text: str) -> Any:
-    """What a YAML text holds; read by libyaml where PyYAML has it, which is ten times as fast.
+    """What a YAML text holds.
 
     Raises:
-        yaml.YAMLError: It is not valid YAML.
+        yaml.YAMLError: It is not valid YAML, or a key stands twice in a mapping.
     """
     try:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
     except ValueError as error:  # what looks like a date is made one: 2024-13-01 is none
         raise yaml.YAMLError(f"{error}; put a text that looks like a date or a number in quotes") from None
 
@@ -30,12 +46,19 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
     A list entry is addressed by its index or its `name`: `sources.sample.catalogue.file=shop.csv`.
 
     Raises:
-        ConfigError: The file cannot be read, a key is unknown (the message names the near match), a value is wrong.
+        ConfigError: The file cannot be read, a key is unknown (the message names the near match), a value is wrong, or
+            the domain is not what the file is named after.
     """
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree, where=str(path))
+    config = parse_config(tree, where=str(path))
+    if config.domain != path.stem:  # of a copied file, it would become the next release of another domain
+        raise ConfigError(
+            f"{path}: domain: is {config.domain!r}, the file's name says {path.stem!r}; write domain: {path.stem}, or "
+            f"name the file {config.domain}.yaml"
+        )
+    return config
 
 
 def change_config(config: DomainConfig, values: Mapping[str, Any], *, where: str) -> DomainConfig:
@@ -66,7 +89,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give an existing file (--config; DOMAIN= of make)"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.YAMLError as error:

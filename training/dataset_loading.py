@@ -25,7 +25,9 @@ def choose_source(config: DomainConfig, data: Path) -> SourceConfig:
         if (data / source.catalogue.file).is_file():
             return source
     looked_for = ", ".join(str(data / source.catalogue.file) for source in config.sources)
-    raise DatasetError(f"no dataset for {config.domain}: none of {looked_for} exists; give the directory with --data")
+    raise DatasetError(
+        f"no dataset for {config.domain}: none of {looked_for} exists; give the directory (--data, DATA=)"
+    )
 
 
 def fingerprint(source: SourceConfig, data: Path) -> tuple[str, dict[str, str]]:

@@ -20,6 +20,8 @@ from training.errors import DatasetError
 
 Texts = Sequence[str]
 LATEST = 7_258_118_400  # 2200-01-01 in seconds since 1970: numbers above are no seconds
+LONGEST_ID = 256  # bytes; feedback on an item takes no longer id, and no control character in one
+CONTROL = r"[\x00-\x1f\x7f]"
 DATE_DIGITS = r"(?:19|20|21)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 
 
@@ -35,6 +37,10 @@ def read_items(table: Table, config: CatalogueConfig) -> tuple[list[Item], list[
     item_ids = table.column(config.item_id)
     table.reject(item_ids == "", config.item_id, "empty item id", "give every item an id")
     table.reject(item_ids.duplicated(), config.item_id, "the item id appears before", "make the ids unique")
+    fix = "write ids without line breaks, tabs and the like"
+    table.reject(item_ids.str.contains(CONTROL), config.item_id, "a control character in the item id", fix)
+    too_long = [len(item_id.encode()) > LONGEST_ID for item_id in item_ids]
+    table.reject(too_long, config.item_id, f"an item id of more than {LONGEST_ID} bytes", "shorten it")
     table.reject([not label for label in labels], config.label.column, "empty label", "give every item a label")
     titles, notes = _titles(table, config)
     texts = _render(table, config.text)

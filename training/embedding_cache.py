@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 LOOKUP = 10_000  # keys asked for in one query
 CHUNK = 1_024  # texts embedded between two commits: what a killed run may lose
 USUAL_BATCH_SIZE = 16  # of `training.embedding_batch_size`
+ADVICE = "free some space, or check its rights"
 Vectors = npt.NDArray[np.float32]
 
 
@@ -48,11 +49,18 @@ class EmbeddingCache:
     def __init__(
         self, folder: Path, encoder: str, pooling: str, max_length: int, usual_batch_size: int = USUAL_BATCH_SIZE
     ) -> None:
-        """Open, or create, in `folder` the file of the encoder with this fingerprint, pooling and truncation."""
+        """Open, or create, in `folder` the file of the encoder with this fingerprint, pooling and truncation.
+
+        Raises:
+            TrainingError: The folder cannot be made.
+        """
         # Vectors of batches of other shapes, as they were made before, differ in their last bits.
         made = f"{encoder} {pooling} {max_length} in batches of one length"
         fingerprint = hashlib.sha256(made.encode()).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be made ({error.strerror}); {ADVICE}") from None
         self.path = folder / f"{fingerprint[:32]}.sqlite3"
         self._usual_batch_size = usual_batch_size
 
@@ -128,18 +136,14 @@ class EmbeddingCache:
         try:
             connection = self._open()
         except sqlite3.OperationalError as error:
-            raise TrainingError(
-                f"{self.path}: cannot be used ({error}); free some space, or check its rights"
-            ) from None
+            raise TrainingError(f"{self.path}: cannot be used ({error}); {ADVICE}") from None
         except sqlite3.DatabaseError as error:
             self._set_aside(error)
             connection = self._open()
         try:
             yield connection
         except sqlite3.OperationalError as error:
-            raise TrainingError(
-                f"{self.path}: cannot be used ({error}); free some space, or check its rights"
-            ) from None
+            raise TrainingError(f"{self.path}: cannot be used ({error}); {ADVICE}") from None
         finally:
             connection.close()
 

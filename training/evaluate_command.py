@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from training.config import DomainConfig
+from training.config import READ_LATER, DomainConfig
 from training.config_loading import load_config
 from training.errors import ConfigError
 from training.optional_packages import require
@@ -34,9 +34,10 @@ def evaluate(config: Path, data: Path, var: Path, run_name: str | None, override
         require(package, "evaluation")
     from training.evaluation.report import evaluate_run  # noqa: PLC0415 - loads torch and matplotlib
 
-    if run_name is not None and overrides:
+    trained_with = [one for one in overrides if one.partition("=")[0].partition(".")[0] not in READ_LATER]
+    if run_name is not None and trained_with:  # what is meant for `make evaluate export` may stand here too
         raise ConfigError(
-            f"{overrides[0]}: changes nothing of a run that is finished; leave it out, or name no run (--run, RUN=)"
+            f"{trained_with[0]}: changes nothing of a run that is finished; leave it out, or name no run (--run, RUN=)"
         )
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()

@@ -67,7 +67,9 @@ def named_run(name: str, runs: Path, domain: str) -> Run:
     Raises:
         RunError: There is no such run, it is damaged, or it is of another domain.
     """
-    run = open_run(name, runs, "--run")
+    run = open_run(name, runs, "--run, RUN=")
     if run.domain != domain:
-        raise RunError(f"--run: {run.path} is a run of {run.domain}, the config is of {domain}; name its own config")
+        raise RunError(
+            f"--run, RUN=: {run.path} is a run of {run.domain}, the config is of {domain}; name its own config"
+        )
     return run

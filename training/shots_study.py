@@ -92,7 +92,8 @@ def _left_to_measure(dataset: Dataset, split: Split, most: int, seed: int) -> li
         stopping = {one.instruction_id for one in draw_shots(instructions, most, seed)}
         instructions = [one for one in instructions if one.instruction_id not in stopping]
     if not instructions:
-        advice = "it has none" if split == "test" else f"early stopping takes all at {most} shots, try --split test"
+        taken = f"early stopping takes all at {most} shots, try --split test (SPLIT=test)"
+        advice = "it has none" if split == "test" else taken
         raise DatasetError(f"{dataset.source}: no instruction of the {split} split is left to measure on; {advice}")
     return instructions
 

@@ -202,7 +202,8 @@ def _tracker(plan: Plan, say: Say, name: str) -> Tracker:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); set tracking.backend=none") from None
+        advice = "check its rights, or set tracking.backend=none"
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); {advice}") from None
     return WandbTracker(folder, plan, name) if settings.backend == "wandb" else TensorBoardTracker(folder)
 
 

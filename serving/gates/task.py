@@ -83,12 +83,12 @@ def compare_task(
         elif len(before) >= settings.min_instructions:  # or a release would pass by results that it leaves out
             raise NotComparableError(
                 f"of {metric} the two share {len(keys)} test instructions, {settings.min_instructions} are needed "
-                f"(live {len(before)}, new {len(after)})"
+                f"(gates.min_instructions; live {len(before)}, new {len(after)})"
             )
     if not found:
         raise NotComparableError(
             f"the two share {shared} test instructions, {settings.min_instructions} are needed "
-            f"(live {len(live.instructions)}, new {len(candidate.instructions)})"
+            f"(gates.min_instructions; live {len(live.instructions)}, new {len(candidate.instructions)})"
         )
     return found
 

@@ -1,6 +1,7 @@
 """What a person sees who types the README's commands."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,21 @@ def test_a_folder_name_with_a_space_is_refused_before_anything_is_removed(tmp_pa
     assert "VAR must be one word" in done.stderr
 
 
+def test_a_setup_that_was_cut_off_before_pip_was_there_begins_anew(tmp_path: Path) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")  # the interpreter is there, pip is not
+    maker = tmp_path / "python"
+    maker.write_text('#!/bin/sh\n[ "$1" = -c ] || { echo "told: $*"; exit 1; }\n')
+    for path in (python, maker):
+        path.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={maker}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode != 0
+    assert f"told: -m venv --clear {tmp_path / 'venv'}" in done.stdout
+
+
 def test_status_and_logs(server: Project) -> None:
     assert re.search(r"release 1 answers a real instruction in [\d.]+ ms", server.make("status").stdout)
     assert "Started GRPCInferenceService" in server.make("logs").stdout
@@ -60,7 +76,7 @@ def test_help_lists_every_verb_and_variable() -> None:
     printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     makefile = (ROOT / "Makefile").read_text()
     [verbs] = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.MULTILINE)
-    steps = {"running", "tensorrt"}  # of other verbs, not meant to be typed
+    steps = {"running", "preflight", "tensorrt"}  # of other verbs, not meant to be typed
     for verb in set(verbs.split()) - steps:
         assert re.search(rf"^  {verb} +\S", printed, flags=re.MULTILINE), verb
     described = printed.partition("Variables: ")[2]

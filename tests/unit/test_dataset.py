@@ -13,6 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feedback.errors import InvalidEventError
+from feedback.events import read_events
 from training.config import DomainConfig
 from training.config_loading import load_config
 from training.dataset import Dataset
@@ -94,6 +96,20 @@ def test_parquet_without_pyarrow_says_how_to_get_it(
 CELLS = [
     ("items.csv", 3, "id", "item-0", r"row 3 \(line 4\), column 'id': the item id appears before, got 'item-0'; make"),
     ("items.csv", 2, "id", "", r"row 2 \(line 3\), column 'id': empty item id"),
+    (
+        "items.csv",
+        2,
+        "id",
+        "a\tb",
+        r"row 2 \(line 3\), column 'id': a control character in the item id, got 'a\\tb'; wr",
+    ),
+    (
+        "items.csv",
+        2,
+        "id",
+        "é" * 129,
+        r"row 2 \(line 3\), column 'id': an item id of more than 256 bytes, got 'é+…'; sh",
+    ),
     ("items.csv", 2, "name", " ", r"row 2 \(line 3\), column 'name': the title is empty"),
     ("items.csv", 2, "kind", "", r"row 2 \(line 3\), column 'kind': empty label"),
     (
@@ -146,6 +162,22 @@ def test_a_bad_cell_is_named(
     with pytest.raises(DatasetError, match=rf"^shop/{file}: {message}") as caught:
         load(tiny_config, tiny_data)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("item_id", ["a b/1:ü", "a\x7fb", "a\x1fb", "a\x85b", "é" * 128, "é" * 128 + "a"])
+def test_an_item_id_is_taken_where_feedback_on_it_is(tiny_config: Path, tiny_data: Path, item_id: str) -> None:
+    event = {"event_id": "1", "domain": "shop", "event": "click", "item_id": item_id}
+    tensors = {name: np.array([[text.encode()]], dtype=object) for name, text in event.items()}
+    # No events of the dataset's own: they are of the item as it was called before.
+    settings = ["sources.main.interactions=null"]
+    edit(tiny_data / "shop/items.csv", 2, "id", item_id)
+    try:
+        read_events(tensors.get)
+    except InvalidEventError:
+        with pytest.raises(DatasetError, match="item id"):
+            load(tiny_config, tiny_data, *settings)
+    else:
+        assert load(tiny_config, tiny_data, *settings).items[1].item_id == item_id
 
 
 def test_several_bad_rows_give_the_first_and_the_count(tiny_config: Path, tiny_data: Path) -> None:

@@ -28,7 +28,8 @@ def load(config: Path, data: Path, **sections: dict[str, Any]) -> Dataset:
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
     for name, keys in sections.items():
         tree["sources"][0][name].update(keys)
-    changed = config.with_name("changed.yaml")
+    changed = config.parent / "changed" / config.name
+    changed.parent.mkdir(exist_ok=True)
     changed.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return load_dataset(load_config(changed), data)
 
@@ -238,7 +239,8 @@ def with_two_tables(config: Path, data: Path, **second: Any) -> Dataset:
     source = tree["sources"][0]
     commands = {"file": "shop/commands.csv", "text": "say", "label": "type", "split": {"draw": {"train": 1}}, **second}
     source["instructions"] = [source["instructions"], commands]
-    changed = config.with_name("two.yaml")
+    changed = config.parent / "two" / config.name
+    changed.parent.mkdir(exist_ok=True)
     changed.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return load_dataset(load_config(changed), data)
 
@@ -276,7 +278,7 @@ def test_item_ids_are_translated(tiny_config: Path, tiny_data: Path) -> None:
     after = load(tiny_config, tiny_data, interactions={**VIA, "unknown_items": "ignore"})
     assert after.interactions == tuple(event for event in before.interactions if event.item_id != "item-31")
     assert "shop/ids.csv" in after.files
-    config = load_config(tiny_config.with_name("changed.yaml"))
+    config = load_config(tiny_config.parent / "changed" / tiny_config.name)
     digest, _ = fingerprint(config.sources[0], tiny_data)
     (tiny_data / "shop/ids.csv").write_text("code,id\ncode-0,item-1\n", encoding="utf-8")
     assert fingerprint(config.sources[0], tiny_data)[0] != digest

@@ -96,7 +96,9 @@ def test_the_command_trains_first_and_says_weak(tiny_config: Path, tiny_data: Pa
     missing = invoke("evaluate", *common, "--run", tmp_path)
     assert missing.output.startswith("Error: ")
     assert missing.output.count("\n") == 1
-    changed = invoke("evaluate", *common, "--run", run, "training.seed=5")
+    meant_for_export = "export.calibration_texts=64"
+    assert invoke("evaluate", *common, "--run", run, meant_for_export).exit_code == 0
+    changed = invoke("evaluate", *common, "--run", run, meant_for_export, "training.seed=5")
     assert changed.exit_code == 1
     assert changed.output.startswith("Error: training.seed=5: changes nothing of a run that is finished")
     assert changed.output.count("\n") == 1
@@ -122,7 +124,10 @@ def test_a_distilled_encoder_is_not_called_frozen(train: Callable[..., Run], tin
     tree = measure_run(run, tiny_data, tmp_path / "var", QUICK)
     assert tree["run"]["encoder_method"] == "distilled"
     assert tree["run"]["distillation"] == {"teacher": teacher.run_id, "teacher_layers": 2, "layers": [1]}
-    assert f", distilled from {teacher.run_id}, layers 1 of its 2 (from 0) |" in render(tree, {})
+    text = render(tree, {})
+    assert f", distilled from {teacher.run_id}, layers 1 of its 2 (from 0) |" in text
+    assert "| distilled encoder |" in text
+    assert "tuned encoder" not in text
 
     def described(other: Run) -> str:
         return render({**tree, **describe_run(read_inputs(other, tmp_path / "var", QUICK))}, {})

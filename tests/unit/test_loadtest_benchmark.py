@@ -16,7 +16,7 @@ import pytest
 from instructrec_client._wire import encode
 from tritonclient.grpc import service_pb2
 
-from loadtest.benchmark.__main__ import measure
+from loadtest.benchmark.__main__ import Measurement, measure, show
 from loadtest.benchmark.bare_encoder import feeds_of, joined
 from loadtest.benchmark.contenders import ask_service, keep_asking
 from loadtest.benchmark.cores import Cores, listener
@@ -243,3 +243,18 @@ def test_a_queue_that_is_too_short_for_the_load_is_named_as_the_setting_that_it_
         with pytest.raises(LoadTestError, match=said):
             asyncio.run(ask_service(url, "shop", queries, in_flight=2, seconds=0.1))
     assert "\n" not in raised.value.message
+
+
+def test_no_number_is_cut_where_the_output_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    what = "the service by the project's own Python client, 32 in flight"
+    row = Measurement(
+        what=what, p50_ms=1110.25, over_encoder_ms=110.5, asking=0.75, per_second=12345, ratio=0.875, ratios=(0.875,)
+    )
+    show("bench", [row, row.model_copy(update={"what": "the service, 1 in flight"})])
+    printed = capsys.readouterr().out
+    for whole in (what, "1110.25", "+110.50", "0.75", "12345", "texts a second", "ratio to the encoder's best"):
+        assert whole in printed
+    assert "…" not in printed

@@ -1,6 +1,7 @@
 """Training end to end on a tiny encoder, and the command line around it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from serving.gates.settings import GateSettings
 from training.cli import main
 from training.config import EncoderConfig
 from training.config_loading import load_config
@@ -149,6 +151,50 @@ def test_a_failed_write_leaves_nothing(
     result = invoke("--config", tiny_config, "--data", tiny_data, "--var", tmp_path / "var")
     assert result.exit_code == 1
     assert list((tmp_path / "var/runs/shop").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "search", "shots"])
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_the_place_of_var_is_named(tiny_config: Path, tiny_data: Path, command: str, below: str) -> None:
+    place = tiny_data / "shop/items.csv"
+    result = invoke(command, "--config", tiny_config, "--data", tiny_data, "--var", place / below)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {place / below}: cannot be used ({place} is a file)")
+    assert "VAR=" in result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_var_that_cannot_be_written_is_named(tiny_config: Path, tiny_data: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    result = invoke("train", "--config", tiny_config, "--data", tiny_data, "--var", closed / "var")
+    assert result.output.startswith(f"Error: {closed / 'var'}: cannot be written")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["cache", "logs"])
+def test_a_part_of_var_that_cannot_be_made_is_one_line(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path, part: str
+) -> None:
+    (tmp_path / part).touch()
+    result = invoke("train", "--config", tiny_config, "--data", tiny_data, "--var", tmp_path)
+    assert result.exit_code == 1
+    [error] = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert error.startswith(f"Error: {tmp_path / part}/")
+    assert "rights" in error
+    assert result.exc_info is not None and result.exc_info[0] is SystemExit
+
+
+def test_too_few_test_instructions_to_compare_releases_are_noted(
+    tiny_config: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    common = ("data", "--config", tiny_config, "--data", tiny_data)
+    note = "16 test instructions: a release that replaces a live one is compared with it on {} (gates.min_instructions)"
+    assert note.format(GateSettings().min_instructions) in invoke(*common).output
+    assert note.format(17) in invoke(*common, "gates.min_instructions=17").output
+    assert "FORCE" not in invoke(*common, "gates.min_instructions=16").output
 
 
 def test_data_shows_what_a_dataset_holds(tiny_config: Path, tiny_data: Path) -> None:

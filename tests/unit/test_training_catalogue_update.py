@@ -225,7 +225,8 @@ def test_the_table_that_translates_the_ids_of_events_counts_as_they_do(
         tree = yaml.safe_load(tiny_config.read_text(encoding="utf-8"))
         via = {"file": "shop/ids.csv", "key": "theirs", "value": "ours"}
         tree["sources"][0]["interactions"]["item_id"] = {"column": "item", "via": via}
-        path = tmp_path / "translated.yaml"
+        path = tmp_path / "translated" / tiny_config.name
+        path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
         return update_catalogue(now[-1], load_config(path), tiny_data, tmp_path / "var", say=lines.append)
 

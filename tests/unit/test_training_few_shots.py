@@ -148,10 +148,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def other(invoke: Any, kept: Path, tmp_path: Path) -> Run:
+def other(invoke: Any, kept: Path, tiny_config: Path, tmp_path: Path) -> Run:
     """A run of another domain with an encoder of its own; it is made once and copied for each test."""
     if not list(kept.iterdir()):
-        run = finished(invoke("train", "domain=music", "training.epochs=1", *TUNED))
+        music = tiny_config.with_name("music.yaml")
+        music.write_text(tiny_config.read_text(encoding="utf-8").replace("domain: shop", "domain: music"))
+        run = finished(invoke("train", "--config", music, "training.epochs=1", *TUNED))
         shutil.copytree(run.path, kept / run.run_id)
     (source,) = kept.iterdir()
     target = tmp_path / "var/runs/music" / source.name
@@ -227,7 +229,7 @@ def test_a_command_is_told_its_run_by_folder_or_id(other: Run) -> None:
         assert named_run(name, runs, other.domain).path == other.path
     with pytest.raises(RunError, match="is a run of music, the config is of shop; name its own config"):
         named_run(other.run_id, runs, "shop")
-    with pytest.raises(RunError, match="--run: nobody is neither the folder of a run nor the id of one"):
+    with pytest.raises(RunError, match="--run, RUN=: nobody is neither the folder of a run nor the id of one"):
         named_run("nobody", runs, "music")
 
 
@@ -268,7 +270,7 @@ def test_a_study_measures_on_what_no_head_was_stopped_on(invoke: Any) -> None:
     assert [one["instructions"] for one in study["measurements"]] == [[4]] * 4  # 16 less 3 of each of the 4 labels
     nothing_left = invoke("shots", "--shots", "9", "--draws", "1")
     assert nothing_left.exit_code == 1
-    assert "early stopping takes all at 9 shots, try --split test" in nothing_left.output
+    assert "early stopping takes all at 9 shots, try --split test (SPLIT=test)" in nothing_left.output
 
 
 @pytest.mark.parametrize("counts", ["", "a", "1,,2", "-1"])

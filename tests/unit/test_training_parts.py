@@ -1,5 +1,6 @@
 """The parts of training: config and overrides, encoder source, ranking fit, metrics."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.atomic import new_folder
-from training.config import EncoderConfig, TrainingConfig
+from training.config import READ_LATER, DomainConfig, EncoderConfig, TrainingConfig
 from training.config_loading import load_config
 from training.dataset import Interaction
 from training.encoder_source import locate_encoder, weights_sha256
@@ -84,6 +85,8 @@ def test_an_override_of_a_list_changes_the_entry_of_its_index(tiny_config: Path)
         (b"- 1", "mapping"),
         (b"\xff", "UTF-8"),
         (b"a: 2024-13-01", r"not valid YAML: month must be in 1\.\.12; put a text .* in quotes"),
+        (b"a: 1\nb: {}\na: 2", "line 3: the key 'a' stands twice"),
+        (b"a:\n  b: 1\n  b: 1", "line 3: the key 'b' stands twice"),
     ],
 )
 def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -93,6 +96,24 @@ def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: 
         load_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_copied_config_whose_domain_is_still_the_other_one_is_refused(tiny_config: Path) -> None:
+    copied = tiny_config.rename(tiny_config.with_name("films.yaml"))
+    with pytest.raises(
+        ConfigError, match=r"films\.yaml: domain: is 'shop'.* write domain: films, or name .* shop\.yaml"
+    ):
+        load_config(copied)
+    assert load_config(copied, ["domain=films"]).domain == "films"
+
+
+def test_the_sections_of_later_rooms_are_those_that_training_does_not_validate(tiny_config: Path) -> None:
+    for section in DomainConfig.model_fields:
+        with contextlib.suppress(ConfigError):
+            load_config(tiny_config, [f"{section}={{no_such_key: 1}}"])
+            assert section in READ_LATER
+    for section in READ_LATER:
+        load_config(tiny_config, [f"{section}={{no_such_key: 1}}"])
 
 
 # --- encoder --------------------------------------------------------------------------------------------------------

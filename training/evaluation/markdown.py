@@ -233,7 +233,8 @@ def _learning_curve(tree: Tree) -> str:
     part = tree["learning_curve"]
     if part is None:
         return "Fewer than two labels have a training instruction, or none is held out.\n"
-    titles = {"base": "the run's encoder (frozen)" if part["frozen"] else "base encoder", "tuned": "tuned encoder"}
+    own = f"{'distilled' if tree['run']['encoder_method'] == 'distilled' else 'tuned'} encoder"
+    titles = {"base": "the run's encoder (frozen)" if part["frozen"] else "base encoder", "tuned": own}
     rows = []
     for points in zip(*part["curves"].values(), strict=True):
         shots = "all" if points[0]["shots"] is None else points[0]["shots"]
@@ -245,7 +246,7 @@ def _learning_curve(tree: Tree) -> str:
     )
     if not part["frozen"]:
         text += (
-            "\nThe tuned encoder has seen all training instructions. Its curve says how well its vectors tell labels "
+            f"\nThe {own} has seen all training instructions. Its curve says how well its vectors tell labels "
             "apart, not what a tuning with so few would reach.\n"
         )
     return table(header, rows) + text

@@ -223,7 +223,8 @@ def _learning_curve(tree: Tree) -> Figure | None:
     figure.suptitle(_title(tree, "Learning curve", part["split"], part["instructions"]))
     axis = figure.subplots()
     base = "the run's encoder (frozen)" if part["frozen"] else "base encoder"
-    names = {"base": (f"{base} + logistic regression", BEST), "tuned": ("tuned encoder + logistic regression", TUNED)}
+    own = f"{'distilled' if tree['run']['encoder_method'] == 'distilled' else 'tuned'} encoder"
+    names = {"base": (f"{base} + logistic regression", BEST), "tuned": (f"{own} + logistic regression", TUNED)}
     for curve, points in part["curves"].items():
         name, colour = names[curve]
         deviations = [point["standard_deviation"] or 0.0 for point in points]
