@@ -118,7 +118,7 @@ def _verification(evidence: Evidence | None) -> Finding:
     failed = [f"{one.graph}: {', '.join(one.failed)}" for one in evidence.verification if one.failed]
     if failed or not evidence.verification:
         return Finding("verification", False, f"its own report says that it failed ({'; '.join(failed) or 'empty'})")
-    return Finding("verification", True, f"passed ({', '.join(one.graph for one in evidence.verification)})")
+    return Finding("verification", True, ", ".join(one.graph for one in evidence.verification))
 
 
 def _results_of(live: Release) -> TaskResults | None:
