@@ -17,7 +17,9 @@ def metrics_of(skill: OldSkill, trial: Trial) -> dict[str, Any]:
     from training.metrics import label_accuracy, rounded  # noqa: PLC0415 - loads scikit-learn, which a refusal has no need of
 
     was = skill.run.manifest.metrics
-    metrics: dict[str, Any] = {name: was[name] for name in ("weak_labels", "notes") if name in was}
+    # How the encoder came to be stays true of a run that keeps it.
+    kept = ("weak_labels", "notes", "encoder_tuning", "distillation")
+    metrics: dict[str, Any] = {name: was[name] for name in kept if name in was}
     for split, examples in (("validation", skill.validation), ("test", skill.test)):
         if len(examples):
             logits = trial.head.logits(examples.vectors).astype(np.float32)

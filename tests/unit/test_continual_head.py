@@ -1,5 +1,8 @@
 """A head learns what is new, near the head it was."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from continual.evaluation import Comparison, Judgement, compare_heads
 from continual.head_update import Anchor, Examples, HeadWeights, choose_head, distance, mean_loss, update_head
+from continual.turn_record import metrics_of
 
 LABELS, WIDTH = 4, 6
 
@@ -144,3 +148,12 @@ def test_few_words_of_people_decide_nothing() -> None:
     assert worse.change is not None
     assert worse.change.value < -50
     assert judged(earlier=worse, new=worse).reason_against(1.0, 3.0) is None
+
+
+def test_a_turn_of_the_head_alone_still_says_how_the_encoder_came_to_be():
+    was = {"encoder_tuning": {"method": "lora"}, "distillation": {"teacher": "t"}, "test": {"labels": {}}, "notes": []}
+    run: Any = SimpleNamespace(run=SimpleNamespace(manifest=SimpleNamespace(metrics=was)), validation=(), test=())
+    nothing = SimpleNamespace(old=Comparison(0), new=Comparison(0))
+    trial: Any = SimpleNamespace(head=None, encoder=None, until=3, judgement=nothing)
+    metrics = metrics_of(run, trial)
+    assert {name: metrics.get(name) for name in was} == {**was, "test": None}
