@@ -19,13 +19,16 @@ from export.catalogue import main as update_catalogue
 from export.catalogue import release_before
 from export.errors import ExportError, VerificationError
 from export.head_graph import export_head
+from export.kept_settings import served_as
 from export.release import Exported, export_release
+from export.served_parts import check_tokens
 from serving.canary.journal import CanaryJournal
 from serving.journal import Journal
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.manifest import MANIFEST_NAME
 from serving.steps.text_encoder import Head
+from serving.steps.tokenization import InstructionTokenizer
 from training.config_loading import load_config
 from training.dataset import Instruction, Item
 from training.derived_run import derive_run
@@ -146,6 +149,23 @@ def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(shop: Shop, monkeypatc
     weight, bias = shop.run.head()
     with pytest.raises(VerificationError, match="texts with other tokens than at training is 8"):
         shop.export(derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias)))
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "fused"])
+def test_texts_are_served_as_long_as_they_were_at_training(shop: Shop, mode: str) -> None:
+    """The run reads 32 tokens, whatever the longest bucket of the config is."""
+    shorter = "serving.length_buckets=[8]"
+    release = shop.export(shop.run, shorter, f"serving.mode={mode}").release
+    texts = [one.text for one in shop.run.instructions()]
+    trained = shop.run.load_model().tokenizer
+    wanted = [encoding.ids for encoding in trained.encode_batch(texts)]
+    assert max(map(len, wanted)) > 8
+    [file] = release.models.rglob("tokenizer.json")
+    limit = served_as(release).max_length
+    assert limit == 32
+    assert InstructionTokenizer(file, [limit]).encode(texts) == wanted
+    assert check_tokens(shop.run, file, (8, 32), texts).passed
+    assert not check_tokens(shop.run, file, (8,), texts).passed
 
 
 @pytest.mark.parametrize("mode", ["ensemble", "fused"])
