@@ -117,6 +117,12 @@ def test_what_goes_with_the_encoder_stands_in_the_report(shop: Shop) -> None:
     assert checks["difference of the head as it is served"] < 1e-5
 
 
+def test_a_release_carries_how_much_of_a_history_counts(shop: Shop) -> None:
+    header = json.loads((shop.releases / "1/models/shop_topk/1/catalogue.json").read_text(encoding="utf-8"))
+    history, training = shop.run.config.history, shop.run.config.training
+    assert (header["exclude_history"], header["max_history"]) == (history.exclude_seen, training.max_history)
+
+
 FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rolled": lambda vectors: np.roll(vectors, 1, axis=0),
     "zeros": np.zeros_like,
