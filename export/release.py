@@ -109,7 +109,7 @@ def export_release(
         number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             origin = encoder_origin(run, precision, serving, settings, number, borrowed)
-            graphs = None
+            graphs, kept = None, None
             if reuse:
                 graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
             if graphs is None:
@@ -121,6 +121,8 @@ def export_release(
             with new_folder(folder / str(number)) as staged:
                 builder = ReleaseBuilder(run, serving, settings, number, releases, staged, layout.var)
                 builder.build(graphs, precision, fingerprint).write(staged)
+            if kept is not None and graphs.fp32 is not None:  # last, when nothing else wants the room
+                kept.keep(*graphs.fp32)
         return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
 
 

@@ -1,7 +1,9 @@
 """From a run to a release: what is verified beside the graph, what a killed or damaged export leaves, and for whom."""
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -284,6 +286,23 @@ def test_the_reports_of_all_that_was_tried_are_kept(shop: Shop, monkeypatch: pyt
     assert str(shop.var / "logs/verification-shop-int8.md") in caught.value.message
     for graph in ("encoder-fp32.onnx: passed", "encoder-int8.onnx: FAILED", "encoder-int8-down-fp32.onnx: FAILED"):
         assert f"### {graph}" in kept
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_with_room_for_the_release_alone_gets_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = shop.var / "cache/graphs/shop-fp32.onnx"
+    kept.unlink()
+
+    def with_room_for_one(source: Path, target: Path) -> None:
+        if kept.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        shutil.copyfile(source, target)
+
+    monkeypatch.setattr("export.release_builder.link_or_copy", with_room_for_one)
+    assert shop.export(shop.run, "serving.length_buckets=[8]").release.number == 2
+    assert kept.exists(), "left for the next precision, once the release is there"
 
 
 # --- the next number ------------------------------------------------------------------------------------------------
