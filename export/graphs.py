@@ -125,7 +125,8 @@ class _EncoderBuilder:
         # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
         self.cache.embed(self.model, self.texts, self.batch_size)
         tokenizer = self.folder / "tokenizer.json"
-        self.model.tokenizer.save(str(tokenizer))
+        # Written here: what the library raises of a full disk is no OSError.
+        tokenizer.write_text(self.model.tokenizer.to_str(pretty=True), encoding="utf-8")
         return EncoderGraphs(
             path, self.buckets, self.hidden_size, tokenizer, tuple(reports), self.item_checks, origin, engine
         )

@@ -60,9 +60,14 @@ def _one_line_of_disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        advice = ": free some space or check the rights" if error.errno in OF_THE_DISK else ""
-        raise ExportError(f"{where}{error.strerror or error}; no release was made{advice}") from error
+        where, what = error.filename, error.strerror or str(error)
+        if isinstance(error, shutil.Error):  # a folder's copy: of each file that failed, source, target and why
+            _, where, what = error.args[0][0]
+        elif error.errno is None:  # numpy's, which counts what it could write
+            what = f"the disk did not take all of a file ({what})"
+        unclear = error.errno is None or error.errno in OF_THE_DISK
+        advice = ": free some space or check the rights" if unclear else ""
+        raise ExportError(f"{f'{where}: ' if where else ''}{what}; no release was made{advice}") from error
 
 
 @_one_line_of_disk_errors()

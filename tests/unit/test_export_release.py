@@ -1,12 +1,10 @@
 """From a run to a release: what is verified beside the graph, what a killed or damaged export leaves, and for whom."""
 
-import errno
 import fcntl
 import json
-import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from run_helpers import made_run
+from export_helpers import INSTRUCTIONS, ITEMS, OVERRIDES, Shop, made_shop
 from tokenizers import Tokenizer
 
 from export.catalogue import main as update_catalogue
@@ -32,71 +30,9 @@ from serving.manifest import MANIFEST_NAME
 from serving.steps.text_encoder import Head
 from serving.steps.tokenization import InstructionTokenizer
 from training.config_loading import load_config
-from training.dataset import Instruction, Item
 from training.derived_run import derive_run
-from training.model import InstructionModel
-from training.run import Run
 
-KINDS = ("Bags", "Hats", "Shirts", "Shoes")
-ITEMS = [
-    Item(f"id-{n}", f"{colour} {kind}", f"a {colour} {kind[:-1].lower()} {n}", kind, 1.0, {})
-    for n, (kind, colour) in enumerate((kind, colour) for kind in KINDS for colour in ("blue", "red", "green", "black"))
-]
-INSTRUCTIONS = [
-    Instruction(f"ask-{n}", f"i want {item.text}", item.label, {}, {}, ("train", "test")[n % 2])
-    for n, item in enumerate(ITEMS)
-]
 GRAPH = "models/shop_encoder/1/model.onnx"
-OVERRIDES = ("serving.length_buckets=[16,32]",)
-
-
-def write_config(folder: Path) -> Path:
-    catalogue = "{file: shop/items.csv, item_id: id, title: name, text: '{name}. {text}', label: kind}"
-    instructions = "{file: shop/asks.csv, instruction_id: id, text: words, label: kind, split: split}"
-    path = folder / "shop.yaml"
-    path.write_text(
-        "domain: shop\nencoder: {name: unused}\nsources:\n  - name: main\n"
-        f"    catalogue: {catalogue}\n    instructions: {instructions}\n",
-        encoding="utf-8",
-    )
-    return path
-
-
-class Shop:
-    """One domain in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.var, self.config = folder / "var", folder / "shop.yaml"
-        self.layout = Layout(self.var)
-        self.releases = self.layout.releases("shop")
-        self.said: list[str] = []
-
-    @property
-    def run(self) -> Run:
-        return Run.open(self.var / "runs/shop/20260101T000000000Z-aaaaaaaa")
-
-    def export(self, run: Run, *overrides: str, reuse: bool = True) -> Exported:
-        config = load_config(self.config, (*OVERRIDES, *overrides))
-        return export_release(run, config, self.layout, "fp32", reuse=reuse, say=self.said.append)
-
-    def run_with(self, vectors: np.ndarray) -> Run:
-        return derive_run(self.run, self.var, reason="test", catalogue=ITEMS, item_vectors=vectors)
-
-
-def made_shop(
-    folder: Path, encoder: Path, instructions: Sequence[Instruction] = INSTRUCTIONS, items: Sequence[Item] = ITEMS
-) -> Shop:
-    model = InstructionModel.from_folder(encoder, "mean", 32, 1)
-    embed: Callable[[Sequence[str]], np.ndarray] = lambda texts: model.embed(list(texts))  # noqa: E731
-    made_run(write_config(folder), folder / "var", items, instructions, encoder=encoder, embed=embed)
-    return Shop(folder)
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shop = made_shop(tmp_path_factory.mktemp("exported"), tiny_encoder)
-    assert shop.export(shop.run).is_new
-    return shop.var.parent
 
 
 @pytest.fixture
@@ -286,23 +222,6 @@ def test_the_reports_of_all_that_was_tried_are_kept(shop: Shop, monkeypatch: pyt
     assert str(shop.var / "logs/verification-shop-int8.md") in caught.value.message
     for graph in ("encoder-fp32.onnx: passed", "encoder-int8.onnx: FAILED", "encoder-int8-down-fp32.onnx: FAILED"):
         assert f"### {graph}" in kept
-
-
-# --- a full disk ----------------------------------------------------------------------------------------------------
-
-
-def test_a_disk_with_room_for_the_release_alone_gets_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = shop.var / "cache/graphs/shop-fp32.onnx"
-    kept.unlink()
-
-    def with_room_for_one(source: Path, target: Path) -> None:
-        if kept.exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        shutil.copyfile(source, target)
-
-    monkeypatch.setattr("export.release_builder.link_or_copy", with_room_for_one)
-    assert shop.export(shop.run, "serving.length_buckets=[8]").release.number == 2
-    assert kept.exists(), "left for the next precision, once the release is there"
 
 
 # --- the next number ------------------------------------------------------------------------------------------------
