@@ -16,7 +16,7 @@ from export.errors import ExportError, VerificationError
 from export.kept_graph import KeptGraph, ReadyGraphs
 from export.model_config import MODEL_REPOSITORY
 from export.release_builder import ReleaseBuilder
-from export.reuse import TRAINING_ROOM, encoder_origin, reuse_encoder
+from export.reuse import TRAINING_ROOM, encoder_origin, libraries_and_code, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_section
 from export.shared_steps import borrowed_encoder
 from export.step_code import STEPS_CODE
@@ -218,7 +218,7 @@ def _kept_graph(run: Run, serving: ServingSettings, settings: ExportSettings, la
 def _fingerprint(
     run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, borrowed: Path | None
 ) -> str:
-    """Of all that determines a release's content: the run, the settings, the code that makes it and that it ships."""
+    """Of all that determines a release's content: run, settings, libraries, what code makes it and what it ships."""
     digest = hashlib.sha256()
     for part in (
         run.run_id,
@@ -229,9 +229,10 @@ def _fingerprint(
         sha256_of(borrowed) if borrowed else "",
         # An engine is of one machine: the same export elsewhere is another release.
         str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
+        *libraries_and_code(),
     ):
         digest.update(part.encode() + b"\0")
-    _add_code(digest, (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY))
+    _add_code(digest, (STEPS_CODE, MODEL_REPOSITORY))
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from export.errors import ExportError, VerificationError
 from export.head_graph import export_head
 from export.kept_settings import served_as
 from export.release import Exported, export_release
+from export.reuse import ENCODER_CODE
 from export.served_parts import check_tokens
 from serving.canary.journal import CanaryJournal
 from serving.journal import Journal
@@ -157,6 +158,25 @@ def test_a_whole_release_is_up_to_date_until_it_is_to_be_made_anew(shop: Shop) -
     again = shop.export(shop.run, reuse=False)
     assert (again.is_new, again.release.number) == (True, 2)
     assert again.taken_from is None
+
+
+def another_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("export.reuse.library_version", lambda name: f"newer {name}")
+
+
+def another_tokenizer_code(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    changed = folder / "tokenizer.py"
+    [at] = [row for row, path in enumerate(ENCODER_CODE) if path.parts[-2:] == ("training", "tokenizer.py")]
+    changed.write_bytes(ENCODER_CODE[at].read_bytes() + b"# other\n")
+    monkeypatch.setattr("export.reuse.ENCODER_CODE", (*ENCODER_CODE[:at], changed, *ENCODER_CODE[at + 1 :]))
+
+
+@pytest.mark.parametrize("change", [another_library, another_tokenizer_code])
+def test_what_makes_the_encoder_makes_another_release(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch, Path], None]
+) -> None:
+    change(monkeypatch, shop.var)
+    assert (shop.export(shop.run).is_new, shop.export(shop.run).is_new) == (True, False)
 
 
 def cut(path: Path) -> None:
