@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from export_helpers import INSTRUCTIONS, ITEMS, OVERRIDES, Shop, made_shop
 from tokenizers import Tokenizer
 
+from export.__main__ import main as export
 from export.catalogue import main as update_catalogue
 from export.catalogue import release_before
 from export.errors import ExportError, VerificationError
@@ -147,6 +148,24 @@ def test_a_run_without_instructions_says_what_to_do(tiny_encoder: Path, tmp_path
     shop = made_shop(tmp_path, tiny_encoder, [])
     with pytest.raises(ExportError, match=r"has no instructions.*add some to the dataset .* and train again"):
         shop.export(shop.run)
+
+
+# --- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_refused_in_any_engine_is_not_said_to_be_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, taken = "encoder-int8.onnx", "encoder-int8-down-fp32.onnx"
+    checks = {"mean cosine": 1.0}
+    on_the_way = ["encoder-fp32.onnx", f"{refused} in openvino"]
+    said = dict.fromkeys([*on_the_way, taken, f"{taken} in openvino", "item vectors, head and tokens"], checks)
+    release = SimpleNamespace(number=2, path="there", manifest=SimpleNamespace(verification=said))
+    monkeypatch.setattr(
+        "export.release.export_release", lambda *_, **__: SimpleNamespace(release=release, is_new=True, taken_from=None)
+    )
+    asked = ["--config", str(shop.config), "--data", str(shop.var), "--var", str(shop.var), "--run", shop.run.run_id]
+    printed = CliRunner().invoke(export, asked).output
+    for graph in said:
+        assert f"  {graph} ({'on the way' if graph in on_the_way else 'taken'}): mean cosine 1" in printed
 
 
 # --- what is there already ------------------------------------------------------------------------------------------
