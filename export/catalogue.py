@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from export.errors import ExportError
-from export.kept_settings import precision_of, served_as
+from export.kept_settings import overrides_of, precision_of
 from export.release import export_release, read_settings
 from export.settings import PRECISIONS, Precision
 from export.tensorrt.module import require_gpu_build
@@ -55,7 +55,7 @@ def main(
     started = time.monotonic()
     layout, domain = Layout(var), load_config(config).domain
     before = release_before(layout, domain)
-    kept = () if before is None else served_as(before).overrides
+    kept = () if before is None else overrides_of(before)
     settings = load_config(config, (*kept, *overrides))
     run = named_run(run_name, layout.var / "runs", domain) if run_name else _run_of(layout, domain, before)
     wanted = precision or ("int8" if before is None else precision_of(before))

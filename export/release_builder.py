@@ -126,6 +126,7 @@ class ReleaseBuilder:
             run_fingerprint=run.manifest.fingerprint,
             export_fingerprint=fingerprint,
             precision=precision,
+            export_settings=self.settings.model_dump(mode="json"),
             items=len(run.catalogue()),
             labels=len(run.labels),
             metrics=run.manifest.metrics,

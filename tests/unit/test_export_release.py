@@ -15,12 +15,13 @@ from click.testing import CliRunner
 from export_helpers import INSTRUCTIONS, ITEMS, OVERRIDES, Shop, made_shop
 from tokenizers import Tokenizer
 
+from continual.exporting import export_after
 from export.__main__ import main as export
 from export.catalogue import main as update_catalogue
 from export.catalogue import release_before
 from export.errors import ExportError, VerificationError
 from export.head_graph import export_head
-from export.kept_settings import served_as
+from export.kept_settings import overrides_of, served_as
 from export.release import Exported, export_release
 from export.reuse import ENCODER_CODE
 from export.served_parts import check_tokens
@@ -29,10 +30,12 @@ from serving.journal import Journal
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.manifest import MANIFEST_NAME
+from serving.releases import ReleaseStore
 from serving.steps.text_encoder import Head
 from serving.steps.tokenization import InstructionTokenizer
 from training.config_loading import load_config
 from training.derived_run import derive_run
+from training.run import Run
 
 GRAPH = "models/shop_encoder/1/model.onnx"
 
@@ -302,6 +305,42 @@ def test_where_the_live_releases_folder_is_gone_the_newest_goes_before(
     assert found is not None
     assert found.number == 1
     assert release_before(Layout(shop.var / "elsewhere"), "shop") is None
+
+
+def test_what_was_asked_of_an_export_is_kept_by_the_releases_after_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias = shop.run.head()
+    first = shop.export(shop.run, "export.int8.reduce_range=true", "export.verification_texts=7").release
+    assert first.manifest.export_settings["int8"] == {"reduce_range": True}
+
+    def derived(*_: object, **__: object) -> Run:
+        return derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias))
+
+    monkeypatch.setattr("export.catalogue.update_catalogue", derived)
+    arguments = ["--config", str(shop.config), "--data", str(shop.var), "--var", str(shop.var), *OVERRIDES]
+    kept = CliRunner().invoke(update_catalogue, arguments)
+    assert f"encoder of release {first.number}" in kept.output
+    changed = CliRunner().invoke(update_catalogue, [*arguments, "export.int8.reduce_range=false"])
+    assert changed.exit_code == 0, changed.output
+    tuned = export_after(
+        derive_run(shop.run, shop.var, reason="test", head=(weight + 2, bias)),
+        first,
+        load_config(shop.config, OVERRIDES),
+        shop.layout,
+    )
+    store = ReleaseStore(shop.releases)
+    after, other = (store.open(first.number + step).manifest.export_settings for step in (1, 2))
+    assert after == first.manifest.export_settings == tuned.manifest.export_settings
+    assert other == after | {"int8": {"reduce_range": False}}
+
+
+def test_a_release_of_before_its_settings_were_written_down_goes_by_the_config(shop: Shop) -> None:
+    path = shop.releases / "1" / MANIFEST_NAME
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["export_settings"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert overrides_of(ReleaseStore(shop.releases).open(1)) == ("serving.mode=ensemble", "serving.engine=onnxruntime")
 
 
 @pytest.mark.parametrize("asked", ["serving.mode=fused", "export.calibration_texts=none"])
