@@ -55,22 +55,24 @@ OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 
 @contextmanager
-def _one_line_of_disk_errors() -> Iterator[None]:
-    """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left."""
+def _one_line_of_disk_errors(folder: Path) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left.
+
+    The releases' folder is named where the error names no file.
+    """
     try:
         yield
     except OSError as error:
-        where, what = error.filename, error.strerror or str(error)
+        where, what = error.filename or folder, error.strerror or str(error)
         if isinstance(error, shutil.Error):  # a folder's copy: of each file that failed, source, target and why
             _, where, what = error.args[0][0]
         elif error.errno is None:  # numpy's, which counts what it could write
             what = f"the disk did not take all of a file ({what})"
         unclear = error.errno is None or error.errno in OF_THE_DISK
         advice = ": free some space or check the rights" if unclear else ""
-        raise ExportError(f"{f'{where}: ' if where else ''}{what}; no release was made{advice}") from error
+        raise ExportError(f"{where}: {what}; no release was made{advice}") from error
 
 
-@_one_line_of_disk_errors()
 @gpu_failures_in_one_line()
 def export_release(
     run: Run,
@@ -101,8 +103,8 @@ def export_release(
     """
     serving, settings = read_settings(config, precision)
     folder = layout.releases(run.domain)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder, say), _kept_reports(layout.var / "logs" / f"verification-{run.domain}-{precision}.md"):
+    reports = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
+    with _one_line_of_disk_errors(folder), _exclusive(folder, say), _kept_reports(reports):
         for left in folder.glob(f"{SCRATCH}*"):  # by an export that was killed: this one has the lock
             shutil.rmtree(left, ignore_errors=True)
         store = ReleaseStore(folder)
@@ -149,6 +151,7 @@ def read_settings(config: DomainConfig, precision: Precision) -> tuple[ServingSe
 @contextmanager
 def _exclusive(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """One export a domain at a time; a dead exporter's lock is gone with it."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

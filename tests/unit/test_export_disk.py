@@ -41,7 +41,7 @@ def numbers_do_not_fit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
         raise OSError("4 requested and 0 written")
 
     monkeypatch.setattr("serving.steps.catalogue.np.save", full)
-    return r"the disk did not take all of a file \(4 requested and 0 written\)"
+    return rf"^{folder}/releases/shop: the disk did not take all of a file \(4 requested and 0 written\)"
 
 
 def code_does_not_fit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
@@ -56,12 +56,12 @@ def tokenizer_does_not_fit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str
     scratch.mkdir()
     (scratch / "tokenizer.json").symlink_to("/dev/full")
     monkeypatch.setattr("export.release.tempfile", SimpleNamespace(TemporaryDirectory=lambda **_: nullcontext(scratch)))
-    return "No space left on device"
+    return rf"^{folder}/releases/shop: No space left on device"
 
 
 def index_does_not_fit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     monkeypatch.setattr("export.item_index.CODES", "/dev/full")
-    return "No space left on device"
+    return rf"^{folder}/releases/shop: No space left on device"
 
 
 @pytest.mark.parametrize(
