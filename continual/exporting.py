@@ -16,11 +16,17 @@ def export_after(run: Run, before: Release, config: DomainConfig, layout: Layout
     Args:
         run: with another head.
         before: the release of the run that it was derived from.
-        config: the domain's config; mode and engine are as in `before`.
+        config: the domain's config; mode, engine and how graphs are made are as in `before`.
         layout: where releases lie.
     """
     served = served_as(before)
+    kept = dict(before.manifest.export_settings)
+    if config.continual.get("encoder", "frozen") != "frozen":
+        kept.pop("encoder_from", None)  # the run has an encoder of its own
     config = config.model_copy(
-        update={"serving": {**config.serving, "mode": served.mode, "engine": served.engine}},
+        update={
+            "serving": {**config.serving, "mode": served.mode, "engine": served.engine},
+            "export": {**config.export, **kept},
+        },
     )
     return export_release(run, config, layout, precision_of(before)).release

@@ -64,9 +64,11 @@ def main(
         seconds = time.monotonic() - started
         click.echo(f"run {run.run_id} exported as {precision}{taken} and verified in {seconds:.1f} s")
         verification = release.manifest.verification
-        on_the_way = [graph for graph in verification if graph.endswith(".onnx")][:-1]
+        # A report of another engine than ONNX Runtime names it behind the file.
+        files = {graph: graph.partition(" in ")[0] for graph in verification}
+        on_the_way = list(dict.fromkeys(file for file in files.values() if file.endswith(".onnx")))[:-1]
         for graph, checks in verification.items():
-            verdict = "on the way" if graph in on_the_way else "taken"
+            verdict = "on the way" if files[graph] in on_the_way else "taken"
             click.echo(
                 f"  {graph} ({verdict}): " + ", ".join(f"{name} {measured:.5g}" for name, measured in checks.items())
             )

@@ -10,7 +10,7 @@ import click
 
 from export.errors import ExportError
 from export.followed import Followed
-from export.kept_settings import precision_of, served_as
+from export.kept_settings import overrides_of, precision_of
 from export.release import export_release
 from export.settings import PRECISIONS, Precision, read_settings
 from export.tensorrt.module import require_gpu_build
@@ -58,7 +58,7 @@ def main(
     started = time.monotonic()
     layout, domain = Layout(var), load_config(config).domain
     followed, before = Followed.now(layout, domain), release_before(layout, domain)
-    kept = () if before is None else served_as(before).overrides
+    kept = () if before is None else overrides_of(before)
     settings = load_config(config, (*kept, *overrides))
     run = named_run(run_name, layout.var / "runs", domain) if run_name else _run_of(layout, domain, before)
     wanted = precision or ("int8" if before is None else precision_of(before))

@@ -30,6 +30,7 @@ class EncoderGraphs:
         origin: what it was made of, and where it was held against torch first.
         engine: built of that graph on this machine, for TensorRT precisions.
         taken_from: the release that it was taken over from; None for a new one.
+        fp32: the FP32 graph that it was made of, in the same folder, and that one's reports; None where none was made.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class EncoderGraphs:
     origin: EncoderOrigin
     engine: EngineFile | None = None
     taken_from: int | None = None
+    fp32: tuple[Path, tuple[VerificationReport, ...]] | None = None
 
     def markdown(self) -> str:
         """All reports as one Markdown page."""

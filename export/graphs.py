@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,7 +97,7 @@ class _EncoderBuilder:
         """Make the graph of a precision, by way of FP32."""
         with tqdm(desc="export", bar_format="{desc}: {postfix} ({elapsed})", disable=None) as progress:
             path, reports = self._fp32(kept, progress)
-            fp32, engine = (path, reports), None
+            fp32, engine = (path, tuple(reports)), None
             if precision == "int8":
                 path, reports = self._int8(path, reports, progress)
             elif precision == "fp32":
@@ -105,12 +106,10 @@ class _EncoderBuilder:
                 made = self._gpu().build(precision, path, progress.set_postfix_str)
                 path, engine, reports = made.path, made.engine, [*reports, *made.reports]
                 reports += self._verify_served(path, FP16_BUDGET)
-            if kept is not None:  # last, when no other graph wants the room
-                kept.keep(*fp32)
-        return self._graphs(path, reports, origin, engine)
+        return replace(self._graphs(path, reports, origin, engine), fp32=fp32)
 
     def _fp32(self, kept: KeptGraph | None, progress: tqdm[NoReturn]) -> tuple[Path, list[VerificationReport]]:
-        """The FP32 graph, verified in ONNX Runtime: the one that was kept, or a new one, which is."""
+        """The FP32 graph, verified in ONNX Runtime: the one that was kept, or a new one."""
         path = self.folder / "encoder-fp32.onnx"
         if kept is not None and (reports := kept.take(path)) is not None:
             return path, reports
@@ -126,7 +125,8 @@ class _EncoderBuilder:
         # A later release that takes the graph over finds torch's vectors there, and need not load torch for them.
         self.cache.embed(self.model, self.texts, self.batch_size)
         tokenizer = self.folder / "tokenizer.json"
-        self.model.tokenizer.save(str(tokenizer))
+        # Written here: what the library raises of a full disk is no OSError.
+        tokenizer.write_text(self.model.tokenizer.to_str(pretty=True), encoding="utf-8")
         return EncoderGraphs(
             path, self.buckets, self.hidden_size, tokenizer, tuple(reports), self.item_checks, origin, engine
         )

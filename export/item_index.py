@@ -110,7 +110,9 @@ def write_items(
     if not report.passed:
         raise VerificationError(report)
     ordered.write(folder)
-    _faiss().write_index(codes, str(folder / CODES))
+    faiss = _faiss()
+    with (folder / CODES).open("wb") as stream:  # by itself FAISS raises no OSError, and passes over a failing close
+        faiss.write_index(codes, faiss.PyCallbackIOWriter(stream.write))
     np.save(folder / STEPS, steps)
     size = (folder / CODES).stat().st_size
     header = IndexHeader(items=len(order), width=codes.d, probes=index.probes, slack=index.slack, codes_bytes=size)

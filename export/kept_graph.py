@@ -55,7 +55,7 @@ class KeptGraph:
             self._graph.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self._graph)
             write_atomically(self._record, json.dumps(record).encode())
-        except OSError:  # a full disk must not fail an export that is about to succeed, nor be kept full
+        except OSError:  # a full disk must not fail an export that has made its release, nor be kept full
             with contextlib.suppress(OSError):
                 self._graph.unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from serving.live_repository import CONFIG_NAME, read_config
 from serving.releases import Release
 from serving.steps.encoder_engine import ENGINES
 
-__all__ = ["ServedAs", "precision_of", "served_as"]
+__all__ = ["ServedAs", "overrides_of", "precision_of", "served_as"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,6 @@ class ServedAs:
     mode: Mode
     engine: Engine
     max_length: int
-
-    @property
-    def overrides(self) -> tuple[str, str]:
-        """Mode and engine as overrides of a domain's YAML."""
-        return f"serving.mode={self.mode}", f"serving.engine={self.engine}"
 
 
 def precision_of(release: Release) -> Precision:
@@ -71,6 +67,17 @@ def served_as(release: Release) -> ServedAs:
         raise ExportError(
             f"{release.path}: does not say how it is served ({error}); export the release again"
         ) from None
+
+
+def overrides_of(release: Release) -> tuple[str, ...]:
+    """What makes a release like this one, as overrides of the domain's YAML: mode, engine and the section `export`.
+
+    Raises:
+        ExportError: as `served_as`.
+    """
+    served, exported = served_as(release), release.manifest.export_settings
+    settings = (f"export.{key}={json.dumps(value)}" for key, value in exported.items())
+    return f"serving.mode={served.mode}", f"serving.engine={served.engine}", *settings
 
 
 def _config(release: Release, step: str) -> model_config_pb2.ModelConfig:

@@ -16,7 +16,7 @@ from export.errors import ExportError, VerificationError
 from export.kept_graph import KeptGraph, ReadyGraphs
 from export.model_config import MODEL_REPOSITORY
 from export.release_builder import ReleaseBuilder
-from export.reuse import TRAINING_ROOM, encoder_origin, reuse_encoder
+from export.reuse import TRAINING_ROOM, encoder_origin, libraries_and_code, reuse_encoder
 from export.settings import ExportSettings, Precision, ServingSettings, read_settings
 from export.shared_steps import borrowed_encoder
 from export.step_code import STEPS_CODE
@@ -55,17 +55,24 @@ OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 
 @contextmanager
-def _one_line_of_disk_errors() -> Iterator[None]:
-    """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left."""
+def _one_line_of_disk_errors(folder: Path) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written: no release is made, and half of one is not left.
+
+    The releases' folder is named where the error names no file.
+    """
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        advice = ": free some space or check the rights" if error.errno in OF_THE_DISK else ""
-        raise ExportError(f"{where}{error.strerror or error}; no release was made{advice}") from error
+        where, what = error.filename or folder, error.strerror or str(error)
+        if isinstance(error, shutil.Error):  # a folder's copy: of each file that failed, source, target and why
+            _, where, what = error.args[0][0]
+        elif error.errno is None:  # numpy's, which counts what it could write
+            what = f"the disk did not take all of a file ({what})"
+        unclear = error.errno is None or error.errno in OF_THE_DISK
+        advice = ": free some space or check the rights" if unclear else ""
+        raise ExportError(f"{where}: {what}; no release was made{advice}") from error
 
 
-@_one_line_of_disk_errors()
 @gpu_failures_in_one_line()
 def export_release(
     run: Run,
@@ -96,8 +103,8 @@ def export_release(
     """
     serving, settings = read_settings(config, precision)
     folder = layout.releases(run.domain)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder, say), _kept_reports(layout.var / "logs" / f"verification-{run.domain}-{precision}.md"):
+    reports = layout.var / "logs" / f"verification-{run.domain}-{precision}.md"
+    with _one_line_of_disk_errors(folder), _exclusive(folder, say), _kept_reports(reports):
         for left in folder.glob(f"{SCRATCH}*"):  # by an export that was killed: this one has the lock
             shutil.rmtree(left, ignore_errors=True)
         store = ReleaseStore(folder)
@@ -109,7 +116,7 @@ def export_release(
         number = _next_number(folder, layout, run.domain)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             origin = encoder_origin(run, precision, serving, settings, number, borrowed)
-            graphs = None
+            graphs, kept = None, None
             if reuse:
                 graphs = reuse_encoder(run, precision, serving, settings, origin, releases, layout.var, say)
             if graphs is None:
@@ -121,12 +128,15 @@ def export_release(
             with new_folder(folder / str(number)) as staged:
                 builder = ReleaseBuilder(run, serving, settings, number, releases, staged, layout.var)
                 builder.build(graphs, precision, fingerprint).write(staged)
+            if kept is not None and graphs.fp32 is not None:  # last, when nothing else wants the room
+                kept.keep(*graphs.fp32)
         return Exported(store.open(number), is_new=True, taken_from=graphs.taken_from)
 
 
 @contextmanager
 def _exclusive(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """One export a domain at a time; a dead exporter's lock is gone with it."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +206,7 @@ def _kept_graph(run: Run, serving: ServingSettings, settings: ExportSettings, la
 def _fingerprint(
     run: Run, precision: Precision, serving: ServingSettings, settings: ExportSettings, borrowed: Path | None
 ) -> str:
-    """Of all that determines a release's content: the run, the settings, the code that makes it and that it ships."""
+    """Of all that determines a release's content: run, settings, libraries, what code makes it and what it ships."""
     digest = hashlib.sha256()
     for part in (
         run.run_id,
@@ -207,9 +217,10 @@ def _fingerprint(
         sha256_of(borrowed) if borrowed else "",
         # An engine is of one machine: the same export elsewhere is another release.
         str(Fingerprint.here(load_tensorrt().__version__)) if precision.startswith("trt-") else "",
+        *libraries_and_code(),
     ):
         digest.update(part.encode() + b"\0")
-    _add_code(digest, (Path(__file__).parent, STEPS_CODE, MODEL_REPOSITORY))
+    _add_code(digest, (STEPS_CODE, MODEL_REPOSITORY))
     return digest.hexdigest()
 
 

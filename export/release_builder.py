@@ -126,6 +126,7 @@ class ReleaseBuilder:
             run_fingerprint=run.manifest.fingerprint,
             export_fingerprint=fingerprint,
             precision=precision,
+            export_settings=self.settings.model_dump(mode="json"),
             items=len(run.catalogue()),
             labels=len(run.labels),
             metrics=run.manifest.metrics,
@@ -183,6 +184,7 @@ class ReleaseBuilder:
             score_weights=ScoreWeights(**weights.model_dump()),
             history_vectors=self.run.history_vectors(),
             exclude_history=self.run.config.history.exclude_seen,
+            max_history=self.run.config.training.max_history,
         )
         wanted = wants_index(len(items), self.serving.topk)
         requests = held_out_requests(self.run, catalogue) if wanted else None

@@ -35,7 +35,7 @@ from training.embedding_cache import EmbeddingCache
 from training.encoder_source import EncoderSource, weights_sha256
 from training.run import Run
 
-__all__ = ["encoder_origin", "reuse_encoder"]
+__all__ = ["encoder_origin", "libraries_and_code", "reuse_encoder"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,8 +71,7 @@ def encoder_origin(
         settings.model_dump_json(),
         sha256_of(borrowed) if borrowed else "",
         serving.engine,  # what ran the graph when it was verified
-        *(f"{name} {library_version(name)}" for name in LIBRARIES),
-        *(sha256_of(path) for path in ENCODER_CODE),
+        *libraries_and_code(),
     ):
         digest.update(part.encode() + b"\0")
     texts = [one.text for one in verified_instructions(run, settings.verification_texts)]
@@ -81,6 +80,12 @@ def encoder_origin(
         release=number,
         texts=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     )
+
+
+def libraries_and_code() -> list[str]:
+    """What makes a graph of an encoder and measures it: the libraries' versions, and the sha256 of each file."""
+    versions = (f"{name} {library_version(name)}" for name in LIBRARIES)
+    return [*versions, *(sha256_of(path) for path in ENCODER_CODE)]
 
 
 def reuse_encoder(

@@ -32,8 +32,8 @@ def check_head(run: Run, step: str, folder: Path) -> Check:
 
 
 def check_tokens(run: Run, file: Path, buckets: Sequence[int], texts: Sequence[str]) -> Check:
-    """That a text is cut into the tokens, and to the length, that it was at training; at most to the last bucket."""
-    trained = load_tokenizer(run.path / "encoder", buckets[-1])
+    """That a text is cut into the tokens, and to the length, that it was at training."""
+    trained = load_tokenizer(run.path / "encoder", run.manifest.encoder.max_length)
     wanted = [encoding.ids for encoding in trained.encode_batch(list(texts))]
     found = InstructionTokenizer(file, buckets).encode(texts)
     others = sum(one != other for one, other in zip(wanted, found, strict=True))

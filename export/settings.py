@@ -45,7 +45,7 @@ class ServingSettings(_Section):
     Attributes:
         mode: four steps that Triton joins, or all in one; the same answers (docs/serving.md).
         engine: what runs the encoder on the CPU.
-        length_buckets: ascending padded lengths, in tokens; the last is cut to the encoder's limit.
+        length_buckets: ascending padded lengths, in tokens; the last one served is always the encoder's limit.
         max_batch_size: rows in one execution of a step, and in one request.
         max_queue_delay_microseconds: how long the encoder, or the fused step, waits for a batch to
             fill while it is idle.
@@ -76,9 +76,11 @@ class ServingSettings(_Section):
         return buckets
 
     def buckets_up_to(self, limit: int) -> tuple[int, ...]:
-        """The buckets of an encoder that reads at most `limit` tokens; the last bucket is that limit or below it."""
-        kept = tuple(bucket for bucket in self.length_buckets if bucket < limit)
-        return (*kept, min(limit, self.length_buckets[-1])) if kept != self.length_buckets else kept
+        """The buckets of an encoder that reads at most `limit` tokens.
+
+        The last is that limit, so that no text is cut shorter when served than it was at training.
+        """
+        return (*(bucket for bucket in self.length_buckets if bucket < limit), limit)
 
 
 class Int8Section(_Section):

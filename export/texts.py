@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from export.errors import ExportError
-from serving.steps.tokenization import is_blank
+from serving.steps.tokenization import MAX_INSTRUCTION_BYTES, is_blank
 from training.dataset import Instruction, Item
 from training.run import Run
 
@@ -68,9 +68,13 @@ def _held_out(run: Run) -> list[Instruction]:
             f"{run.path}: has no instructions, so no release of it can be verified; add some to the dataset "
             "(docs/datasets.md) and train again"
         )
-    # The served steps refuse a blank text, so one of these would say that a sound release does not answer.
-    asked = [one for one in instructions if not is_blank(one.text)] or instructions
+    # The served steps refuse a blank text and a very long one: it would say that a sound release does not answer.
+    asked = [one for one in instructions if _is_answered(one.text)] or instructions
     return [one for one in asked if one.split != "train"] or asked
+
+
+def _is_answered(text: str) -> bool:
+    return len(text.encode()) <= MAX_INSTRUCTION_BYTES and not is_blank(text)
 
 
 def _in_turn(rows: Sequence[Labelled], group: Callable[[Labelled], Hashable]) -> list[Labelled]:

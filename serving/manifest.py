@@ -62,6 +62,8 @@ class Manifest(BaseModel):
         export_fingerprint: of everything that determined the release's content; exporting the same again makes no new
             release.
         precision: of the encoder's graph.
+        export_settings: what else its graphs were made and verified by, so that a release after it can be made alike;
+            empty in releases from before this was written down.
         items: how many the catalogue has.
         labels: how many the head knows.
         metrics: of the run, for the history of releases.
@@ -83,6 +85,7 @@ class Manifest(BaseModel):
     run_fingerprint: str
     export_fingerprint: str
     precision: str
+    export_settings: dict[str, Any] = {}
     items: int
     labels: int
     metrics: dict[str, Any]

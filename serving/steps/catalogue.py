@@ -50,6 +50,8 @@ class Catalogue:
         score_weights: the weights of the score's terms.
         history_vectors: float32 [N, D], what the history term multiplies; None where that is `item_vectors`.
         exclude_history: whether the items of a request's history are left out of its answer.
+        max_history: how many of a history's newest items its vector is made of; None: all, as before this was written
+            down.
         place: int32 [N], each item's place in the dataset's catalogue, which decides between equal scores; None where
             that is the row itself.
         lookup: finds the rows of item ids; None until the catalogue is written.
@@ -66,6 +68,7 @@ class Catalogue:
     score_weights: ScoreWeights
     history_vectors: npt.NDArray[np.float32] | None = None
     exclude_history: bool = False
+    max_history: int | None = None
     place: npt.NDArray[np.int32] | None = None
     lookup: RowLookup | None = None
     folder: Path | None = None
@@ -114,6 +117,7 @@ class Catalogue:
             score_weights=ScoreWeights(**header["score_weights"]),
             history_vectors=map_array(folder / HISTORY_VECTORS) if (folder / HISTORY_VECTORS).is_file() else None,
             exclude_history=header.get("exclude_history", False),
+            max_history=header.get("max_history"),
             place=map_array(folder / PLACE) if (folder / PLACE).is_file() else None,
             lookup=RowLookup.open(folder, "item_ids", item_ids),
             folder=folder,
@@ -155,6 +159,7 @@ class Catalogue:
             "labels": list(self.labels),
             "score_weights": vars(self.score_weights),
             "exclude_history": self.exclude_history,
+            "max_history": self.max_history,
         }
         (folder / "catalogue.json").write_text(
             json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"

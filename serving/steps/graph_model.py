@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from .batching import answer_batch, tensor
 from .encoder_engine import Engine, TensorInfo
+from .invalid_request import InvalidRequestError
 from .length_runs import TOKENS_A_RUN, split_into_runs
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -64,13 +65,20 @@ class GraphModel:
         self.variable_inputs = [one["name"] for one in config["input"] if -1 in map(int, one["dims"])]
         fixed_outputs = not any(-1 in map(int, one["dims"]) for one in config["output"])
         self.reads_texts = batched and fixed_outputs and sorted(self.input_names) == sorted(TEXT_INPUTS)
+        self.longest_text = longest_warm_up(config) if self.reads_texts else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with the graph's outputs, or with an error of its own."""
         return answer_batch(requests, self._read, self._run, self._write)
 
     def _read(self, request: Any) -> Tensors:
-        return {name: tensor(request, name) for name in self.input_names}
+        feed = {name: tensor(request, name) for name in self.input_names}
+        if self.longest_text is not None and (places := max(one.shape[1] for one in feed.values())) > self.longest_text:
+            raise InvalidRequestError(
+                f"a text has {places:,} tokens; this encoder is served texts of at most {self.longest_text:,}: "
+                "cut it as the tokenizer step does"
+            )
+        return feed
 
     def _run(self, feeds: list[Tensors]) -> list[Tensors]:
         return self._run_texts(feeds) if self.reads_texts else self._run_shapes(feeds)
@@ -137,6 +145,15 @@ def text_lengths(mask: npt.NDArray[Any]) -> list[int]:
     counts = mask != 0
     lengths = mask.shape[1] - counts[:, ::-1].argmax(axis=1)
     return np.where(counts.any(axis=1), lengths, 1).tolist()  # type: ignore[no-any-return]
+
+
+def longest_warm_up(config: dict[str, Any]) -> int | None:
+    """The length of the longest text that a config warms up: the last bucket, so that no tokenizer step sends more.
+
+    None where it warms nothing up. What a caller sends by itself could cost any time and memory.
+    """
+    samples = (sample["inputs"] for sample in config.get("model_warmup", []))
+    return max((int(inputs[MASK]["dims"][0]) for inputs in samples if MASK in inputs), default=None)
 
 
 def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

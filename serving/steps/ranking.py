@@ -86,10 +86,12 @@ class Ranker:
         return cls(catalogue, ItemIndex.open(folder, catalogue) if ItemIndex.is_in(folder) else None)
 
     def history_vectors(self, histories: Sequence[Sequence[bytes]]) -> Vectors:
-        """The decayed mean of each row's known items, zero where there are none.
+        """The decayed mean of each row's newest known items, zero where there are none.
 
         Args:
-            histories: item ids of each row, newest first; `b""` is padding, unknown ids are passed over.
+            histories: item ids of each row, newest first; `b""` is padding, unknown ids are passed over. The newest
+                `max_history` of the release count, each item once where the history is left out of the answer: the
+                weights of the score were learned on such histories.
 
         Returns:
             float32 [rows, D], D the width of the catalogue's history vectors.
@@ -99,11 +101,16 @@ class Ranker:
     def mean_vectors(self, histories: Sequence[Sequence[int]]) -> Vectors:
         """`history_vectors` of histories from `known_rows`."""
         vectors = np.zeros((len(histories), self.catalogue.history_side.shape[1]), dtype=np.float32)
-        for row, known in enumerate(histories):
-            if known:
+        for row, entries in enumerate(histories):
+            if known := self._counted(entries):
                 weight = self.catalogue.score_weights.history_decay ** np.arange(len(known), dtype=np.float32)
                 vectors[row] = weight @ self._history_side(np.array(known)) / weight.sum()
         return vectors
+
+    def _counted(self, known: Sequence[int]) -> list[int]:
+        """The rows of a history that its vector is made of, as `training.history` has them."""
+        rows = dict.fromkeys(known) if self.catalogue.exclude_history else known
+        return list(rows)[: self.catalogue.max_history]
 
     def known_rows(self, histories: Sequence[Sequence[bytes]]) -> list[list[int]]:
         """The catalogue rows of each history, newest first, without padding and unknown ids."""
@@ -124,7 +131,7 @@ class Ranker:
         return self.excluded(self.known_rows(histories) if self.catalogue.exclude_history else [[] for _ in histories])
 
     def excluded(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
-        """`excluded_rows` of histories from `known_rows`."""
+        """`excluded_rows` of histories from `known_rows`; all of a history counts, not its newest items alone."""
         if not self.catalogue.exclude_history:
             return [[] for _ in histories]
         spare = len(self.catalogue.item_vectors) - MAX_TOP_K

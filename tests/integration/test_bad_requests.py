@@ -96,6 +96,19 @@ def test_text_beyond_the_encoder_is_truncated(server: Project) -> None:
     np.testing.assert_array_equal(first.result.as_numpy("item_id"), second.result.as_numpy("item_id"))
 
 
+def test_the_encoder_takes_no_text_that_the_tokenizer_would_have_cut(server: Project) -> None:
+    """Whoever reaches the port may ask any step."""
+
+    def tokens(length: int) -> dict[str, np.ndarray]:
+        return dict.fromkeys(("input_ids", "attention_mask"), np.ones((1, length), dtype=np.int64))
+
+    encoder = f"{server.domain}_encoder"
+    good, bad = send_together(server.grpc_url, encoder, [tokens(64), tokens(10_000)])
+    assert good.status == "OK", good.error
+    assert bad.status == "INVALID_ARGUMENT"
+    assert "a text has 10,000 tokens" in str(bad.error)
+
+
 def test_an_answer_does_not_depend_on_who_shares_the_batch(server: Project) -> None:
     texts = [b"a blue shirt", b"mug", b"something warm that my daughter can wear on the way to school in winter " * 4]
     alone = [send_together(server.grpc_url, server.domain, [request([text], k=10)])[0] for text in texts]

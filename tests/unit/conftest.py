@@ -161,3 +161,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     install(None)
     return install
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an `export_helpers.Shop` with one release; to be copied, not changed."""
+    from export_helpers import made_shop  # noqa: PLC0415 - see `tiny_encoder`
+
+    shop = made_shop(tmp_path_factory.mktemp("exported"), tiny_encoder)
+    assert shop.export(shop.run).is_new
+    return shop.var.parent

@@ -4,7 +4,7 @@ import fcntl
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,86 +12,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from run_helpers import made_run
+from export_helpers import INSTRUCTIONS, ITEMS, OVERRIDES, Shop, made_shop
 from tokenizers import Tokenizer
 
+from continual.exporting import export_after
+from export.__main__ import main as export
 from export.catalogue import main as update_catalogue
 from export.catalogue import release_before
 from export.errors import ExportError, VerificationError
 from export.head_graph import export_head
+from export.kept_settings import overrides_of, served_as
 from export.release import Exported, export_release
+from export.reuse import ENCODER_CODE
+from export.served_parts import check_tokens
 from serving.canary.journal import CanaryJournal
 from serving.journal import Journal
 from serving.layout import Layout
 from serving.live_repository import LiveRepository
 from serving.manifest import MANIFEST_NAME
+from serving.releases import ReleaseStore
 from serving.steps.text_encoder import Head
+from serving.steps.tokenization import InstructionTokenizer
 from training.config_loading import load_config
-from training.dataset import Instruction, Item
 from training.derived_run import derive_run
-from training.model import InstructionModel
 from training.run import Run
 
-KINDS = ("Bags", "Hats", "Shirts", "Shoes")
-ITEMS = [
-    Item(f"id-{n}", f"{colour} {kind}", f"a {colour} {kind[:-1].lower()} {n}", kind, 1.0, {})
-    for n, (kind, colour) in enumerate((kind, colour) for kind in KINDS for colour in ("blue", "red", "green", "black"))
-]
-INSTRUCTIONS = [
-    Instruction(f"ask-{n}", f"i want {item.text}", item.label, {}, {}, ("train", "test")[n % 2])
-    for n, item in enumerate(ITEMS)
-]
 GRAPH = "models/shop_encoder/1/model.onnx"
-OVERRIDES = ("serving.length_buckets=[16,32]",)
-
-
-def write_config(folder: Path) -> Path:
-    catalogue = "{file: shop/items.csv, item_id: id, title: name, text: '{name}. {text}', label: kind}"
-    instructions = "{file: shop/asks.csv, instruction_id: id, text: words, label: kind, split: split}"
-    path = folder / "shop.yaml"
-    path.write_text(
-        "domain: shop\nencoder: {name: unused}\nsources:\n  - name: main\n"
-        f"    catalogue: {catalogue}\n    instructions: {instructions}\n",
-        encoding="utf-8",
-    )
-    return path
-
-
-class Shop:
-    """One domain in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.var, self.config = folder / "var", folder / "shop.yaml"
-        self.layout = Layout(self.var)
-        self.releases = self.layout.releases("shop")
-        self.said: list[str] = []
-
-    @property
-    def run(self) -> Run:
-        return Run.open(self.var / "runs/shop/20260101T000000000Z-aaaaaaaa")
-
-    def export(self, run: Run, *overrides: str, reuse: bool = True) -> Exported:
-        config = load_config(self.config, (*OVERRIDES, *overrides))
-        return export_release(run, config, self.layout, "fp32", reuse=reuse, say=self.said.append)
-
-    def run_with(self, vectors: np.ndarray) -> Run:
-        return derive_run(self.run, self.var, reason="test", catalogue=ITEMS, item_vectors=vectors)
-
-
-def made_shop(
-    folder: Path, encoder: Path, instructions: Sequence[Instruction] = INSTRUCTIONS, items: Sequence[Item] = ITEMS
-) -> Shop:
-    model = InstructionModel.from_folder(encoder, "mean", 32, 1)
-    embed: Callable[[Sequence[str]], np.ndarray] = lambda texts: model.embed(list(texts))  # noqa: E731
-    made_run(write_config(folder), folder / "var", items, instructions, encoder=encoder, embed=embed)
-    return Shop(folder)
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shop = made_shop(tmp_path_factory.mktemp("exported"), tiny_encoder)
-    assert shop.export(shop.run).is_new
-    return shop.var.parent
 
 
 @pytest.fixture
@@ -112,6 +58,12 @@ def test_what_goes_with_the_encoder_stands_in_the_report(shop: Shop) -> None:
     assert checks["minimum cosine of an item's vector and its text's"] > 0.9999
     assert checks["texts with other tokens than at training"] == 0
     assert checks["difference of the head as it is served"] < 1e-5
+
+
+def test_a_release_carries_how_much_of_a_history_counts(shop: Shop) -> None:
+    header = json.loads((shop.releases / "1/models/shop_topk/1/catalogue.json").read_text(encoding="utf-8"))
+    history, training = shop.run.config.history, shop.run.config.training
+    assert (header["exclude_history"], header["max_history"]) == (history.exclude_seen, training.max_history)
 
 
 FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -146,6 +98,23 @@ def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(shop: Shop, monkeypatc
     weight, bias = shop.run.head()
     with pytest.raises(VerificationError, match="texts with other tokens than at training is 8"):
         shop.export(derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias)))
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "fused"])
+def test_texts_are_served_as_long_as_they_were_at_training(shop: Shop, mode: str) -> None:
+    """The run reads 32 tokens, whatever the longest bucket of the config is."""
+    shorter = "serving.length_buckets=[8]"
+    release = shop.export(shop.run, shorter, f"serving.mode={mode}").release
+    texts = [one.text for one in shop.run.instructions()]
+    trained = shop.run.load_model().tokenizer
+    wanted = [encoding.ids for encoding in trained.encode_batch(texts)]
+    assert max(map(len, wanted)) > 8
+    [file] = release.models.rglob("tokenizer.json")
+    limit = served_as(release).max_length
+    assert limit == 32
+    assert InstructionTokenizer(file, [limit]).encode(texts) == wanted
+    assert check_tokens(shop.run, file, (8, 32), texts).passed
+    assert not check_tokens(shop.run, file, (8,), texts).passed
 
 
 @pytest.mark.parametrize("mode", ["ensemble", "fused"])
@@ -184,6 +153,24 @@ def test_a_run_without_instructions_says_what_to_do(tiny_encoder: Path, tmp_path
         shop.export(shop.run)
 
 
+# --- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_refused_in_any_engine_is_not_said_to_be_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, taken = "encoder-int8.onnx", "encoder-int8-down-fp32.onnx"
+    checks = {"mean cosine": 1.0}
+    on_the_way = ["encoder-fp32.onnx", f"{refused} in openvino"]
+    said = dict.fromkeys([*on_the_way, taken, f"{taken} in openvino", "item vectors, head and tokens"], checks)
+    release = SimpleNamespace(number=2, path="there", manifest=SimpleNamespace(verification=said))
+    monkeypatch.setattr(
+        "export.release.export_release", lambda *_, **__: SimpleNamespace(release=release, is_new=True, taken_from=None)
+    )
+    asked = ["--config", str(shop.config), "--data", str(shop.var), "--var", str(shop.var), "--run", shop.run.run_id]
+    printed = CliRunner().invoke(export, asked).output
+    for graph in said:
+        assert f"  {graph} ({'on the way' if graph in on_the_way else 'taken'}): mean cosine 1" in printed
+
+
 # --- what is there already ------------------------------------------------------------------------------------------
 
 
@@ -193,6 +180,25 @@ def test_a_whole_release_is_up_to_date_until_it_is_to_be_made_anew(shop: Shop) -
     again = shop.export(shop.run, reuse=False)
     assert (again.is_new, again.release.number) == (True, 2)
     assert again.taken_from is None
+
+
+def another_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("export.reuse.library_version", lambda name: f"newer {name}")
+
+
+def another_tokenizer_code(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    changed = folder / "tokenizer.py"
+    [at] = [row for row, path in enumerate(ENCODER_CODE) if path.parts[-2:] == ("training", "tokenizer.py")]
+    changed.write_bytes(ENCODER_CODE[at].read_bytes() + b"# other\n")
+    monkeypatch.setattr("export.reuse.ENCODER_CODE", (*ENCODER_CODE[:at], changed, *ENCODER_CODE[at + 1 :]))
+
+
+@pytest.mark.parametrize("change", [another_library, another_tokenizer_code])
+def test_what_makes_the_encoder_makes_another_release(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch, Path], None]
+) -> None:
+    change(monkeypatch, shop.var)
+    assert (shop.export(shop.run).is_new, shop.export(shop.run).is_new) == (True, False)
 
 
 def cut(path: Path) -> None:
@@ -335,6 +341,42 @@ def test_a_catalogue_that_waits_for_a_deploy_is_not_made_again(
     newer = catalogue()
     assert newer.exit_code == 0, newer.output
     assert (shop.releases / "3").is_dir()
+
+
+def test_what_was_asked_of_an_export_is_kept_by_the_releases_after_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias = shop.run.head()
+    first = shop.export(shop.run, "export.int8.reduce_range=true", "export.verification_texts=7").release
+    assert first.manifest.export_settings["int8"] == {"reduce_range": True}
+
+    def derived(*_: object, **__: object) -> Run:
+        return derive_run(shop.run, shop.var, reason="test", head=(weight + 1, bias))
+
+    monkeypatch.setattr("export.catalogue.update_catalogue", derived)
+    arguments = ["--config", str(shop.config), "--data", str(shop.var), "--var", str(shop.var), *OVERRIDES]
+    kept = CliRunner().invoke(update_catalogue, arguments)
+    assert f"encoder of release {first.number}" in kept.output
+    changed = CliRunner().invoke(update_catalogue, [*arguments, "export.int8.reduce_range=false"])
+    assert changed.exit_code == 0, changed.output
+    tuned = export_after(
+        derive_run(shop.run, shop.var, reason="test", head=(weight + 2, bias)),
+        first,
+        load_config(shop.config, OVERRIDES),
+        shop.layout,
+    )
+    store = ReleaseStore(shop.releases)
+    after, other = (store.open(first.number + step).manifest.export_settings for step in (1, 2))
+    assert after == first.manifest.export_settings == tuned.manifest.export_settings
+    assert other == after | {"int8": {"reduce_range": False}}
+
+
+def test_a_release_of_before_its_settings_were_written_down_goes_by_the_config(shop: Shop) -> None:
+    path = shop.releases / "1" / MANIFEST_NAME
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["export_settings"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert overrides_of(ReleaseStore(shop.releases).open(1)) == ("serving.mode=ensemble", "serving.engine=onnxruntime")
 
 
 @pytest.mark.parametrize("asked", ["serving.mode=fused", "export.calibration_texts=none"])

@@ -3,7 +3,12 @@
 import random
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
 from export.texts import calibration_texts, held_out_texts, sample, spread, verified_instructions
+from serving.steps.invalid_request import InvalidRequestError
+from serving.steps.tokenization import MAX_INSTRUCTION_BYTES, decode_instructions
 from training.dataset import Instruction, Item
 
 LABELS = [f"label {n}" for n in range(31)]
@@ -45,10 +50,15 @@ def test_fewer_texts_than_labels_are_of_as_many_labels() -> None:
     assert spread([], 16) == []
 
 
-def test_a_text_that_the_served_steps_refuse_as_blank_is_asked_nowhere() -> None:
-    invisible = [Instruction(f"{n}", text, "label 1", {}, {}, "test") for n, text in enumerate(["\u200b", "\ue000"])]
-    run = run_of([*invisible, *ASKED[-4:]])
-    asked = {one.text for one in ASKED[-4:] if one.split == "test"}
+def test_a_text_that_the_served_steps_refuse_is_asked_nowhere() -> None:
+    refused = ["\u200b", "\ue000", "a" * (MAX_INSTRUCTION_BYTES + 1), "ä" * (MAX_INSTRUCTION_BYTES // 2 + 1)]
+    for text in refused:
+        with pytest.raises(InvalidRequestError):
+            decode_instructions(np.array([[text.encode()]], dtype=np.object_))
+    longest = Instruction("longest", "a" * MAX_INSTRUCTION_BYTES, "label 1", {}, {}, "test")
+    rows = [Instruction(f"{n}", text, "label 1", {}, {}, "test") for n, text in enumerate(refused)]
+    run = run_of([*rows, longest, *ASKED[-4:]])
+    asked = {one.text for one in (longest, *ASKED[-4:]) if one.split == "test"}
     assert set(held_out_texts(run, 10)) == asked  # type: ignore[arg-type]
     assert {one.text for one in verified_instructions(run, 10)} == asked  # type: ignore[arg-type]
 

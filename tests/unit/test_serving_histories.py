@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving_helpers import catalogue_of
 
 from serving.steps.catalogue import Catalogue, ScoreWeights
 from serving.steps.ranking import MAX_TOP_K, Ranker
+from training.dataset import Interaction
+from training.history import history_examples
 from training.score import CatalogueSide
 
 ITEMS, WIDTH, DEPTH = 150, 6, 4
@@ -46,6 +50,24 @@ def test_the_history_term_is_that_of_training_over_vectors_of_another_width() ->
     assert (np.diff(best.score, axis=1) <= 0).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 12), st.booleans())
+def test_the_history_vector_is_that_of_the_history_that_training_makes_of_the_same_events(
+    chosen: list[int], longest: int, exclude: bool
+) -> None:
+    """Events in the order of time; the last one, of an item that is new, is what training asks for."""
+    rows = {f"item-{row}": row for row in range(ITEMS)}
+    events = [Interaction("u", f"item-{row}", 1.0, float(day)) for day, row in enumerate([*chosen, ITEMS - 1])]
+    (example,) = history_examples(events, rows, longest, exclude_seen=exclude)
+    made = catalogue(exclude_history=exclude, max_history=longest)
+    sent = [f"item-{row}".encode() for row in reversed(chosen)]
+    side = CatalogueSide(made.item_vectors, made.label_index.astype(np.int64), made.prior, made.history_vectors)
+    ranker = Ranker(made)
+    found = ranker.history_vectors([[b"no such item", *sent, b""]])[0]
+    np.testing.assert_allclose(found, side.history_vector(example.history, 0.5), rtol=1e-5, atol=1e-6)
+    assert ranker.excluded_rows([sent])[0] == sorted(example.excluded)
+
+
 def test_the_best_items_are_the_best_of_all() -> None:
     made = catalogue()
     everything = rank(made, [[b"item-3"]], k=ITEMS)
@@ -75,12 +97,12 @@ def test_answers_are_never_shorter_for_a_history() -> None:
 
 
 def test_a_catalogue_comes_back_with_what_its_histories_need(tmp_path: Path) -> None:
-    made = catalogue(exclude_history=True)
+    made = catalogue(exclude_history=True, max_history=20)
     made.write(tmp_path)
     opened = Catalogue.open(tmp_path)
     assert opened.history_vectors is not None
     np.testing.assert_array_equal(opened.history_vectors, made.history_vectors)
-    assert opened.exclude_history
+    assert (opened.exclude_history, opened.max_history) == (True, 20)
     np.save(tmp_path / "history_vectors.npy", np.zeros((ITEMS - 1, DEPTH), np.float32))
     with pytest.raises(ValueError, match="history_vectors"):
         Catalogue.open(tmp_path)
@@ -89,10 +111,11 @@ def test_a_catalogue_comes_back_with_what_its_histories_need(tmp_path: Path) -> 
 def test_a_release_of_before_behaviour_vectors_opens_and_ranks_as_it_did(tmp_path: Path) -> None:
     catalogue(history_vectors=None).write(tmp_path)
     header = json.loads((tmp_path / "catalogue.json").read_text())
-    del header["exclude_history"]
+    del header["exclude_history"], header["max_history"]
     (tmp_path / "catalogue.json").write_text(json.dumps(header))
     opened = Catalogue.open(tmp_path)
     assert opened.history_vectors is None
     assert opened.history_side is opened.item_vectors
+    assert opened.max_history is None
     assert Ranker(opened).excluded_rows([[b"item-1"]]) == [[]]
     assert rank(opened, [[b"item-1"]]).reason[0, :, 2].any()

@@ -163,20 +163,24 @@ TEXT_CONFIG = config(
 )
 
 
-@pytest.fixture
-def text_model(backend: Any, tmp_path: Path) -> Any:
-    save_text_graph(tmp_path / "text" / "1" / "model.onnx")
+def load_text_model(backend: Any, folder: Path, **changes: Any) -> Any:
+    save_text_graph(folder / "text" / "1" / "model.onnx")
     model = backend.TritonPythonModel()
     model.initialize(
         {
-            "model_config": json.dumps(TEXT_CONFIG),
-            "model_repository": str(tmp_path / "text"),
+            "model_config": json.dumps(TEXT_CONFIG | changes),
+            "model_repository": str(folder / "text"),
             "model_version": "1",
             "model_name": "text",
             "model_instance_kind": "CPU",
         }
     )
     return model
+
+
+@pytest.fixture
+def text_model(backend: Any, tmp_path: Path) -> Any:
+    return load_text_model(backend, tmp_path)
 
 
 def texts(lengths: list[int], bucket: int) -> Request:
@@ -209,6 +213,35 @@ def test_a_text_is_computed_without_the_padding_of_its_bucket(text_model):
     long, short = text_model.execute([texts([60, 60], 64), texts([5, 5], 16)])
     assert long.outputs["width"].tolist() == [[60], [60]]
     assert short.outputs["width"].tolist() == [[5], [5]]
+
+
+def warm_up(*lengths: int) -> list[dict[str, Any]]:
+    """As a release has it, a sample a bucket."""
+    inputs = ("input_ids", "attention_mask")
+    return [
+        {"batch_size": 1, "inputs": {name: {"data_type": "TYPE_INT64", "dims": [length]} for name in inputs}}
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_text_longer_than_the_last_bucket_is_refused_alone(monkeypatch, tmp_path, name):
+    """The tokenizer step sends none, and what a caller sends by itself would cost any time."""
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    install_triton(monkeypatch)
+    backend = load_model_file(ROOT / "serving" / "backends" / name / "model.py", tmp_path / name)
+    model = load_text_model(backend, tmp_path, model_warmup=warm_up(16, 32))
+    long = texts([3], 33)
+    uneven = Request(input_ids=np.ones((1, 16), np.int64), attention_mask=np.ones((1, 9_000), np.int64))
+    good, *bad, last = model.execute([texts([20], 32), long, uneven, texts([5, 16], 16)])
+    assert good.outputs["total"].shape == (1, 1)
+    assert last.outputs["total"].shape == (2, 1)
+    for response, tokens in zip(bad, ("33", "9,000"), strict=True):
+        assert response.error.code == "INVALID_ARG"
+        assert f"a text has {tokens} tokens; this encoder is served texts of at most 32" in response.error.message
+    [without] = load_text_model(backend, tmp_path).execute([texts([3], 9_000)])
+    assert without.error is None, "a config that warms nothing up does not say how long texts get"
 
 
 def test_requests_of_one_shape_run_as_one_batch(load):
