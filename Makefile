@@ -104,8 +104,8 @@ setup: $(INSTALLED)  ## Create the virtual environment and install everything (d
 $(INSTALLED): pyproject.toml client/pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Error: Python 3.10 to 3.13 is needed, this is %d.%d; name another with PYTHON=" % v)'
 	@echo "setting up $(VENV): a few minutes the first time …"
-	@# By pip, which comes last: a setup that was cut off may have left a venv without it.
-	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@# By pip, which comes last: a setup that was cut off may have left a venv without it, which a second call completes.
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e client -e '.[dev]'
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/no-deps.txt
 	@if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))'; then \

@@ -94,7 +94,7 @@ def open_tuner(config: Path, var: Path, overrides: tuple[str, ...], say: Say) ->
     def export(run: Run, before: Release) -> Release:
         from .exporting import export_after  # noqa: PLC0415 - loads torch, which a turn without feedback does without
 
-        return export_after(run, before, settings, Layout(var))
+        return export_after(run, before, config, overrides, Layout(var))
 
     return Tuner(settings, var, export, say)
 

@@ -1,32 +1,29 @@
-"""A derived run becomes the release after the one it was derived from: same precision, same way of serving."""
+"""A derived run becomes the release after the one it was derived from: exported alike, unless asked otherwise."""
 
 from __future__ import annotations
 
-from export.kept_settings import precision_of, served_as
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.kept_settings import overrides_of, precision_of
 from export.release import export_release
 from serving.layout import Layout
 from serving.releases import Release
-from training.config import DomainConfig
+from training.config_loading import load_config
 from training.run import Run
 
 
-def export_after(run: Run, before: Release, config: DomainConfig, layout: Layout) -> Release:
+def export_after(run: Run, before: Release, config: Path, overrides: Sequence[str], layout: Layout) -> Release:
     """Export a run as the release `before` was exported.
 
     Args:
         run: with another head.
         before: the release of the run that it was derived from.
-        config: the domain's config; mode, engine and how graphs are made are as in `before`.
+        config: the domain's YAML; mode, engine and how graphs are made are as in `before`.
+        overrides: what is asked for beside the YAML; it counts before what `before` has.
         layout: where releases lie.
     """
-    served = served_as(before)
-    kept = dict(before.manifest.export_settings)
-    if config.continual.get("encoder", "frozen") != "frozen":
-        kept.pop("encoder_from", None)  # the run has an encoder of its own
-    config = config.model_copy(
-        update={
-            "serving": {**config.serving, "mode": served.mode, "engine": served.engine},
-            "export": {**config.export, **kept},
-        },
-    )
-    return export_release(run, config, layout, precision_of(before)).release
+    kept = overrides_of(before)
+    if load_config(config, overrides).continual.get("encoder", "frozen") != "frozen":
+        kept = (*kept, "export.encoder_from=null")  # the run has an encoder of its own
+    return export_release(run, load_config(config, (*kept, *overrides)), layout, precision_of(before)).release

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from .errors import StoreError
@@ -24,14 +25,16 @@ def is_there(path: Path) -> bool:
 
 
 def why(error: OSError, path: Path) -> str:
-    """What the system says of a file and, where it is or lies in another user's, whose and what to do."""
+    """What the system says of a file and, where rights are missing, whose it or its folder is and what to do."""
     said = error.strerror or str(error)
     if not isinstance(error, PermissionError):
         return said
     for one in (path, *path.absolute().parents):  # a file that is not there, or hidden, is its folder's owner's
         with contextlib.suppress(OSError):
-            owner = str(one.stat().st_uid)
+            number = one.stat().st_uid
+            owner = str(number)
             with contextlib.suppress(KeyError):  # a user whom this machine has no name for
                 owner = one.owner()
-            return f"{said}; {one} belongs to the user {owner}: run this as that user"
+            remedy = "change its rights" if number == os.geteuid() else "run this as that user"
+            return f"{said}; {one} belongs to the user {owner}: {remedy}"
     return said

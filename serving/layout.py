@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Layout:
 
         The server outlives the command that started it, and its working folder; and its processes are told by the name.
         """
-        object.__setattr__(self, "var", self.var.resolve())
+        object.__setattr__(self, "var", Path(os.path.realpath(self.var)))  # which passes over a link to itself
 
     def releases(self, domain: str) -> Path:
         """A domain's numbered releases."""

@@ -74,6 +74,15 @@ def kill(tree: Iterable[psutil.Process], *, timeout_seconds: float = 10.0) -> li
     return waiting
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """A process and those that it started, directly or not; none if there is no such process."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)

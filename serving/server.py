@@ -295,8 +295,11 @@ class Server:
                 self._reap(state.pid)
                 time.sleep(0.05)
         killed, regions = process_tree.sweep(prefix)
+        stubborn = process_tree.family(state.pid) if state is not None and self.state() is not None else []
+        killed += len(stubborn)  # one that was started under another path of VAR has another prefix
+        left = process_tree.kill(stubborn)
         self._reap(state.pid if state else None)
-        if left := process_tree.processes(prefix):
+        if left := [*left, *process_tree.processes(prefix)]:
             raise ServerError(f"process {left[0].pid} cannot be killed; the machine may need a restart")
         if forget:
             with contextlib.suppress(FileNotFoundError):
@@ -381,6 +384,8 @@ def _read_state(path: Path) -> ServerState | None:
         return ServerState.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+    except PermissionError:
+        raise ServerError(f"{path} is another user's, and cannot be read: run this as that user") from None
 
 
 def tail(path: Path, lines: int) -> str:

@@ -17,7 +17,8 @@ def _writable(_context: click.Context, _option: click.Parameter, var: Path) -> P
         raise TrainingError(f"{var}: cannot be used ({error.strerror}); {advice}") from None
     if not nearest.is_dir():
         raise TrainingError(f"{var}: cannot be used ({nearest} is a file); name a folder (--var, VAR=)")
-    if not os.access(nearest, os.W_OK | os.X_OK):
+    # Of a folder that is there, those below may be writable though it is not, as of a volume's.
+    if nearest != var.absolute() and not os.access(nearest, os.W_OK | os.X_OK):
         raise TrainingError(f"{var}: cannot be written (no right to write in {nearest}); {advice}")
     return var
 

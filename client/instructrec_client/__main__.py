@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deadline = Deadline(Timeout(options.timeout))
         with Client(options.url, domain=options.domain) as client:
             # Connects, so that the latency below is that of the answer alone.
-            client.ready(timeout=deadline.remaining())
+            client.ready(timeout=deadline.remaining() / 2)
             start = time.perf_counter()
             answer = client.recommend(options.instruction, history=history, k=options.k, timeout=deadline.remaining())
             latency_ms = (time.perf_counter() - start) * 1000

@@ -14,7 +14,7 @@ __all__ = ["Tls"]
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted connection: PEM files, read once, when a client is made with them.
+    """An encrypted connection: PEM files, read when a client is made with them; for mutual TLS they are no pipes.
 
     Attributes:
         root_certificates: Whom to trust; the system's roots where None.
@@ -44,10 +44,10 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how strong keys have to be is for gRPC to say
         for name in ("root_certificates", "certificate_chain"):
-            path = getattr(self, name)
-            if path is not None:
-                with _naming(f"{name} {os.fspath(path)} holds no certificate that is whole"):
-                    context.load_verify_locations(path)
+            held = content[name]
+            if held is not None:
+                with _naming(f"{name} {os.fspath(getattr(self, name))} holds no certificate that is whole"):
+                    context.load_verify_locations(cadata=held.decode("ascii", errors="ignore"))
         if self.private_key is not None and self.certificate_chain is not None:
             chain, key = os.fspath(self.certificate_chain), os.fspath(self.private_key)
             with _naming(f"private_key {key} does not hold the key of {chain}, whole and without a password"):
@@ -59,7 +59,7 @@ class Tls:
 def _naming(what: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # which an SSLError is
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise ValueError(f"tls: {what} ({getattr(error, 'reason', None) or error})") from None
 
 

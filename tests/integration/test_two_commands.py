@@ -64,7 +64,7 @@ def test_a_setup_that_was_cut_off_before_pip_was_there_begins_anew(tmp_path: Pat
     command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={maker}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode != 0
-    assert f"told: -m venv --clear {tmp_path / 'venv'}" in done.stdout
+    assert f"told: -m venv {tmp_path / 'venv'}" in done.stdout
 
 
 def test_status_and_logs(server: Project) -> None:

@@ -373,6 +373,7 @@ def test_another_users_folder_is_named_with_its_owner(taught_shop: Shop, monkeyp
 
     tuner, folder = taught_shop.tuner(), taught_shop.var / "continual"
     monkeypatch.setattr(Path, "open", denied)  # by mode alone nothing keeps root out
+    monkeypatch.setattr("os.geteuid", lambda: 12_345)
     said = f"{folder}/shop.lock: cannot be written: Permission denied; {folder} belongs to the user"
     with pytest.raises(ContinualError, match=f"{said} .*: run this as that user"), only_one(tuner):
         pass

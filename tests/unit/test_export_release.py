@@ -359,16 +359,15 @@ def test_what_was_asked_of_an_export_is_kept_by_the_releases_after_it(
     assert f"encoder of release {first.number}" in kept.output
     changed = CliRunner().invoke(update_catalogue, [*arguments, "export.int8.reduce_range=false"])
     assert changed.exit_code == 0, changed.output
-    tuned = export_after(
-        derive_run(shop.run, shop.var, reason="test", head=(weight + 2, bias)),
-        first,
-        load_config(shop.config, OVERRIDES),
-        shop.layout,
-    )
+
+    def tuned(number: int, *asked: str) -> dict[str, object]:
+        run = derive_run(shop.run, shop.var, reason="test", head=(weight + number, bias))
+        return export_after(run, first, shop.config, (*OVERRIDES, *asked), shop.layout).manifest.export_settings
+
     store = ReleaseStore(shop.releases)
     after, other = (store.open(first.number + step).manifest.export_settings for step in (1, 2))
-    assert after == first.manifest.export_settings == tuned.manifest.export_settings
-    assert other == after | {"int8": {"reduce_range": False}}
+    assert after == first.manifest.export_settings == tuned(2)
+    assert other == after | {"int8": {"reduce_range": False}} == tuned(3, "export.int8.reduce_range=false")
 
 
 def test_a_release_of_before_its_settings_were_written_down_goes_by_the_config(shop: Shop) -> None:

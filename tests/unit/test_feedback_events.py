@@ -158,7 +158,7 @@ def test_no_two_runs_of_the_benchmark_send_an_event_of_the_same_id(monkeypatch):
             seen.extend(deserialize_bytes_tensor(ids))
             return service_pb2.ModelInferResponse(raw_output_contents=[np.ones(1, "<i4").tobytes()]).SerializeToString()
 
-    monkeypatch.setattr("grpc.aio.insecure_channel", lambda _: Channel())
+    monkeypatch.setattr("grpc.aio.insecure_channel", lambda *_, **__: Channel())
 
     async def runs():
         for _ in range(1_000):

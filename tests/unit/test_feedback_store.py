@@ -290,6 +290,7 @@ def test_another_users_store_is_named_with_its_owner(tmp_path, monkeypatch):
         return stat_of(path, **options)
 
     monkeypatch.setattr(Path, "stat", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
     said = CliRunner().invoke(main, ["--var", str(tmp_path)])
     assert said.exit_code == 1
     assert said.output == (
@@ -300,7 +301,7 @@ def test_another_users_store_is_named_with_its_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "events.sqlite")
     said = CliRunner().invoke(main, ["--var", str(tmp_path)])
     assert said.exit_code == 1
-    assert said.output.endswith(f"events.sqlite belongs to the user {owner}: run this as that user\n")
+    assert said.output.endswith(f"events.sqlite belongs to the user {owner}: change its rights\n")
 
 
 @pytest.mark.parametrize("days", ["nan", "inf", "1e12", "-1"])

@@ -159,6 +159,13 @@ def test_stop_kills_what_does_not_end(layout, start):
     assert stub.wait(60) == -signal.SIGKILL
 
 
+def test_stop_kills_also_a_server_that_was_started_under_another_path(layout, start):
+    server = start_stubborn(start, "/opt/tritonserver", f"instructrec_{uuid.uuid4().hex[:12]}_")
+    remember(layout, server.pid)
+    assert Server(layout).stop(drain_seconds=0.3).startswith("stopped; swept away")
+    assert not psutil.pid_exists(server.pid)
+
+
 def test_sweep_takes_our_processes_and_regions_and_no_others(layout, start):
     ours, other = layout.shared_memory_prefix, f"instructrec_{uuid.uuid4().hex[:12]}_"
     stub = start_stubborn(start, "triton_python_backend_stub", ours)
@@ -275,14 +282,14 @@ def test_a_var_of_another_user_is_one_line_that_names_the_user(layout, monkeypat
     done = CliRunner().invoke(main, [verb, "--var", str(layout.var)])
     assert (done.exit_code, done.output) == (
         1,
-        f"Error: cannot write {lock} (Permission denied): {lock if made else layout.var} belongs to {owner}; "
-        f"run this as {owner}, or choose another VAR\n",
+        f"Error: cannot write {lock}: Permission denied; {lock if made else layout.var} belongs to the user {owner}: "
+        "run this as that user\n",
     )
 
 
 def test_a_lock_that_its_own_user_cannot_write_is_told(layout, monkeypatch):
     locked_out(monkeypatch)
-    with pytest.raises(PreflightError, match="make it writable for yourself"), Server(layout).lock():
+    with pytest.raises(PreflightError, match="change its rights"), Server(layout).lock():
         pytest.fail("held a lock that cannot be opened")
     layout.var.rmdir()
     layout.var.touch()

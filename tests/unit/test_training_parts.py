@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from training.atomic import new_folder
 from training.config import READ_LATER, DomainConfig, EncoderConfig, TrainingConfig
-from training.config_loading import load_config
+from training.config_loading import load_config, read_yaml
 from training.dataset import Interaction
 from training.encoder_source import locate_encoder, weights_sha256
 from training.errors import ConfigError, EncoderError
@@ -96,6 +96,12 @@ def test_a_bad_config_file_is_one_line(tmp_path: Path, content: bytes, message: 
         load_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_key_that_is_merged_and_written_stands_once() -> None:
+    merged = "x:\n  y: &b\n    <<: {a: 1}\n    a: 2\nleaf:\n  <<: *b\n  c: 3"
+    assert read_yaml(merged) == {"x": {"y": {"a": 2}}, "leaf": {"a": 2, "c": 3}}
+    assert read_yaml("") is None
 
 
 def test_a_copied_config_whose_domain_is_still_the_other_one_is_refused(tiny_config: Path) -> None:
