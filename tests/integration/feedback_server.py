@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 from project import free_ports
+from tritonclient.utils import InferenceServerException
 
 from feedback.location import Location
 from feedback.reader import FeedbackReader
@@ -61,8 +62,13 @@ class FeedbackServer:
     def restart_stub(self) -> None:
         """Bring back a stub that was killed: Triton does not notice that it is gone until the model looks changed."""
         os.utime(next((self.layout.live / MODEL).glob("*/model.py")))
-        with admin_client(self.layout, self.url) as client:
-            client.load_model(MODEL)
+        try:
+            with admin_client(self.layout, self.url) as client:
+                client.load_model(MODEL)
+        except InferenceServerException:
+            if Server(self.layout).state() is not None:
+                raise
+            self.start()  # Triton itself ends at this once in a while; then the watcher, which is not here, starts it
 
 
 def feedback_server(var: Path) -> FeedbackServer:
