@@ -20,7 +20,7 @@ def export_after(run: Run, before: Release, config: Path, overrides: Sequence[st
         run: with another head.
         before: the release of the run that it was derived from.
         config: the domain's YAML; mode, engine and how graphs are made are as in `before`.
-        overrides: what is asked for beside the YAML; it counts before what `before` has.
+        overrides: what is asked for beside the YAML; it wins over what `before` has.
         layout: where releases lie.
     """
     kept = overrides_of(before)

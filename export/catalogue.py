@@ -70,16 +70,16 @@ def main(
         refuse_to_undo_a_rollback(layout, domain)
         return
     # Repeated before a deploy, it would make another release of the same.
-    before_it = equal_run(derived, layout.var / "runs" / domain)
-    if before_it is not None:
+    earlier = equal_run(derived, layout.var / "runs" / domain)
+    if earlier is not None:
         shutil.rmtree(derived.path, ignore_errors=True)
-    made = before_it or derived
+    made = earlier or derived
     click.echo(f"run: {made.path}")
     exporting = time.monotonic()
     try:
         exported = export_release(made, settings, layout, wanted, say=_warn)
     except BaseException:
-        if before_it is None:
+        if earlier is None:
             shutil.rmtree(derived.path, ignore_errors=True)  # the next try derives it again
         raise
     if not exported.is_new:

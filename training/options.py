@@ -18,7 +18,7 @@ def _writable(_context: click.Context, _option: click.Parameter, var: Path) -> P
     if not nearest.is_dir():
         raise TrainingError(f"{var}: cannot be used ({nearest} is a file); name a folder (--var, VAR=)")
     # Of a folder that is there, those below may be writable though it is not, as of a volume's.
-    if nearest != var.absolute() and not os.access(nearest, os.W_OK | os.X_OK):
+    if nearest != var and not os.access(nearest, os.W_OK | os.X_OK):
         raise TrainingError(f"{var}: cannot be written (no right to write in {nearest}); {advice}")
     return var
 

@@ -133,6 +133,23 @@ def test_the_server_is_asked_where_it_listens_unless_told_otherwise(shop: Shop) 
     assert url() == "127.0.0.1:7001\n", "as a client on this machine reaches it"
 
 
+def test_who_asks_needs_no_right_to_read_what_the_server_wrote_down(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.deploy(1)
+    read = Path.read_bytes
+
+    def closed(path: Path) -> bytes:
+        if path == shop.layout.server_state:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    assert run(shop, "url").output == "127.0.0.1:8001\n"
+    assert run(shop, "url", "--grpc-port", "9001").output == "127.0.0.1:9001\n"
+    assert "server.json is another user's, and cannot be read: run this as that user" in run(shop, "stop").output
+
+
 def test_where_nothing_is_live_a_deploy_is_due(shop: Shop) -> None:
     with pytest.raises(ServerError, match=r"no release is live in .*run `make deploy`"):
         start(shop.layout, {})

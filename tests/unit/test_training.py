@@ -173,6 +173,19 @@ def test_a_var_that_cannot_be_written_is_named(tiny_config: Path, tiny_data: Pat
     assert result.output.count("\n") == 1
 
 
+def test_a_var_that_is_there_needs_writable_folders_alone(
+    tiny_config: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume is root's, and what lies in it everybody's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "var").mkdir()
+    readable = os.access
+    monkeypatch.setattr("training.options.os.access", lambda path, mode: mode == os.R_OK and readable(path, mode))
+    refused = invoke("train", "--config", tiny_config, "--data", tiny_data, "--var", "other")
+    assert refused.output.startswith("Error: other: cannot be written")
+    assert invoke("train", "--config", tiny_config, "--data", tiny_data, "--var", "var").exit_code == 0
+
+
 @pytest.mark.parametrize("part", ["cache", "logs"])
 def test_a_part_of_var_that_cannot_be_made_is_one_line(
     tiny_config: Path, tiny_data: Path, tmp_path: Path, part: str
